@@ -1,0 +1,182 @@
+"""Class tables: what each raw label id means, and the class sets that models are trained and scored on.
+
+One literal table per raw encoding and per class set; every lookup is derived from them. Labels inside a model's class
+set run from 0 to K - 1; pixels that belong to no class carry ``IGNORE`` and never count.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+IGNORE = 255
+
+# Cityscapes classes in train id order: name, raw id, colour of the official palette.
+_CITYSCAPES = (
+    ("road", 7, (128, 64, 128)),
+    ("sidewalk", 8, (244, 35, 232)),
+    ("building", 11, (70, 70, 70)),
+    ("wall", 12, (102, 102, 156)),
+    ("fence", 13, (190, 153, 153)),
+    ("pole", 17, (153, 153, 153)),
+    ("light", 19, (250, 170, 30)),
+    ("sign", 20, (220, 220, 0)),
+    ("vegetation", 21, (107, 142, 35)),
+    ("terrain", 22, (152, 251, 152)),
+    ("sky", 23, (70, 130, 180)),
+    ("person", 24, (220, 20, 60)),
+    ("rider", 25, (255, 0, 0)),
+    ("car", 26, (0, 0, 142)),
+    ("truck", 27, (0, 0, 70)),
+    ("bus", 28, (0, 60, 100)),
+    ("train", 31, (0, 80, 100)),
+    ("motorcycle", 32, (0, 0, 230)),
+    ("bicycle", 33, (119, 11, 32)),
+)
+
+# SYNTHIA-RAND-CITYSCAPES classes that Cityscapes shares: name, raw id (method of the released code, 16 classes).
+_SYNTHIA = (
+    ("road", 3),
+    ("sidewalk", 4),
+    ("building", 2),
+    ("wall", 21),
+    ("fence", 5),
+    ("pole", 7),
+    ("light", 15),
+    ("sign", 9),
+    ("vegetation", 6),
+    ("sky", 1),
+    ("person", 10),
+    ("rider", 17),
+    ("car", 8),
+    ("bus", 19),
+    ("motorcycle", 12),
+    ("bicycle", 11),
+)
+
+# CamVid as in the SegNet tutorial: name, raw id, colour.
+_CAMVID = (
+    ("sky", 0, (128, 128, 128)),
+    ("building", 1, (128, 0, 0)),
+    ("pole", 2, (192, 192, 128)),
+    ("road", 3, (128, 64, 128)),
+    ("pavement", 4, (60, 40, 222)),
+    ("tree", 5, (128, 128, 0)),
+    ("sign", 6, (192, 128, 128)),
+    ("fence", 7, (64, 64, 128)),
+    ("car", 8, (64, 0, 128)),
+    ("pedestrian", 9, (64, 64, 0)),
+    ("bicyclist", 10, (0, 128, 192)),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelEncoding:
+    """How a dataset's label files encode classes.
+
+    Attributes:
+      ids: raw id -> class name, for the ids that are classes.
+      defined: every raw id that may occur in a correct label file, the void ones included.
+    """
+
+    ids: Mapping[int, str]
+    defined: frozenset[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassSet:
+    """The classes that a model predicts and is scored on.
+
+    Attributes:
+      name: key of the set in configs, checkpoints and results.
+      names: K class names in index order.
+      colors: K RGB triples, 0-255.
+      subset_13: indices of the 13 classes of mIoU* (SYNTHIA's second score), empty where the set has none.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...]
+    subset_13: tuple[int, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.names)
+
+    def palette(self) -> np.ndarray:
+        """Colours by label value, uint8 [256, 3]; labels outside the set are black."""
+        table = np.zeros((256, 3), np.uint8)
+        table[: self.num_classes] = self.colors
+        return table
+
+
+_CITYSCAPES_ENCODING = LabelEncoding({raw: name for name, raw, _ in _CITYSCAPES}, frozenset(range(34)))
+
+# Raw dataset -> encoding of its label files. Cross-City labels use the Cityscapes raw ids.
+ENCODINGS: Mapping[str, LabelEncoding] = {
+    "gta5": LabelEncoding(_CITYSCAPES_ENCODING.ids, frozenset(range(35))),
+    "cityscapes": _CITYSCAPES_ENCODING,
+    "crosscity": _CITYSCAPES_ENCODING,
+    "synthia": LabelEncoding({raw: name for name, raw in _SYNTHIA}, frozenset(range(23))),
+    "camvid": LabelEncoding({raw: name for name, raw, _ in _CAMVID}, frozenset(range(12))),
+}
+
+
+def _cityscapes_subset(set_name: str, without: tuple[str, ...], without_13: tuple[str, ...] = ()) -> ClassSet:
+    rows = [(name, color) for name, _, color in _CITYSCAPES if name not in without]
+    names = tuple(name for name, _ in rows)
+    subset = tuple(i for i, name in enumerate(names) if name not in without_13) if without_13 else ()
+    return ClassSet(set_name, names, tuple(color for _, color in rows), subset)
+
+
+CLASS_SETS: Mapping[str, ClassSet] = {
+    s.name: s
+    for s in (
+        _cityscapes_subset("cityscapes19", ()),
+        _cityscapes_subset("synthia16", ("terrain", "truck", "train"), ("wall", "fence", "pole")),
+        _cityscapes_subset("crosscity13", ("wall", "fence", "pole", "terrain", "truck", "train")),
+        ClassSet("camvid11", tuple(r[0] for r in _CAMVID), tuple(r[2] for r in _CAMVID)),
+    )
+}
+
+
+def get_class_set(name: str) -> ClassSet:
+    """The class set called ``name``.
+
+    Raises:
+      ValueError: no such set.
+    """
+    if name not in CLASS_SETS:
+        raise ValueError(f"unknown class set {name!r}: one of {', '.join(CLASS_SETS)}")
+    return CLASS_SETS[name]
+
+
+def label_table(dataset: str, class_set: str) -> np.ndarray:
+    """Lookup from a dataset's raw ids to the indices of a class set.
+
+    Args:
+      dataset: key of ``ENCODINGS``.
+      class_set: key of ``CLASS_SETS``.
+
+    Returns:
+      uint8 [256]: class index, ``IGNORE`` for every id that is no class of the set.
+
+    Raises:
+      ValueError: unknown names, or a class set of which the dataset labels no class at all.
+    """
+    if dataset not in ENCODINGS:
+        raise ValueError(f"unknown dataset {dataset!r}: one of {', '.join(ENCODINGS)}")
+    names = get_class_set(class_set).names
+    table = np.full(256, IGNORE, np.uint8)
+    for raw, name in ENCODINGS[dataset].ids.items():
+        if name in names:
+            table[raw] = names.index(name)
+    missing = [name for name in names if name not in ENCODINGS[dataset].ids.values()]
+    if missing:
+        raise ValueError(
+            f"dataset {dataset!r} has no labels for {', '.join(missing)} of class set {class_set!r}: "
+            "choose a class set that both domains share"
+        )
+    return table

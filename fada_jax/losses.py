@@ -1,0 +1,94 @@
+"""Losses of one FADA iteration, all in float32, as pure functions of logits.
+
+``z`` are classifier logits, ``P`` the discriminator's softmax over its channels: [0, K) source, [K, 2K) target
+(section 3.2). Every mean is over pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from fada_jax.classes import IGNORE
+
+KNOWLEDGE = ("soft", "hard", "binary")
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassKnowledge:
+    """How class knowledge ``a`` is taken from the classifier (section 3.3).
+
+    Attributes:
+      kind: 'soft' (equation 8), 'hard' (equation 7) or 'binary' (equations 1 and 4: the domain alone).
+      temperature: T, divides the logits before the softmax.
+      clip: soft entries are cut at this value and not renormalised (confidence clipping, table 6); 1 keeps all.
+      threshold: hard labels of pixels below this confidence are ignored.
+    """
+
+    kind: str = "soft"
+    temperature: float = 1.8
+    clip: float = 0.9
+    threshold: float = 0.9
+
+    def num_outputs(self, num_classes: int) -> int:
+        """Channels of the discriminator that fits this knowledge."""
+        return 2 if self.kind == "binary" else 2 * num_classes
+
+
+def segmentation_loss(logits: jax.Array, labels: jax.Array, temperature: float = 1.0) -> jax.Array:
+    """Mean cross entropy of ``softmax(logits / temperature)`` over labelled pixels (equation 3).
+
+    The released code divides by the temperature here too in the adversarial stage.
+
+    Args:
+      logits: float32 [N, H, W, K].
+      labels: integer [N, H, W]; ``IGNORE`` does not count.
+
+    Returns:
+      float32 scalar; 0 with zero gradient when no pixel is labelled.
+    """
+    valid = labels != IGNORE
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
+    one_hot = jnp.arange(logits.shape[-1]) == labels[..., None].astype(jnp.int32)
+    picked = jnp.sum(jnp.where(one_hot & valid[..., None], log_p, 0.0))
+    return -picked / jnp.maximum(jnp.sum(valid), 1).astype(jnp.float32)
+
+
+def class_knowledge(logits: jax.Array, knowledge: ClassKnowledge) -> jax.Array:
+    """Class knowledge ``a`` of each pixel, gradient stopped.
+
+    Args:
+      logits: float32 [N, H, W, K].
+
+    Returns:
+      float32 [N, H, W, K], or [N, H, W, 1] of ones for binary knowledge.
+    """
+    logits = jax.lax.stop_gradient(logits.astype(jnp.float32))
+    if knowledge.kind == "binary":
+        return jnp.ones((*logits.shape[:-1], 1), jnp.float32)
+    p = jax.nn.softmax(logits / knowledge.temperature)
+    if knowledge.kind == "soft":
+        return jnp.minimum(p, knowledge.clip)
+    one_hot = jax.nn.one_hot(jnp.argmax(p, axis=-1), p.shape[-1], dtype=jnp.float32)
+    return one_hot * (jnp.max(p, axis=-1, keepdims=True) >= knowledge.threshold)
+
+
+def domain_loss(d_logits: jax.Array, knowledge: jax.Array, domain: int) -> jax.Array:
+    """Mean over pixels of ``-sum_k a_k log P(d = domain, c = k | f)`` (equations 1, 4, 5, 6).
+
+    It serves L_adv (target features, domain 0) and both terms of L_D (each domain's own). Pixels without knowledge
+    (hard labels below the threshold) are left out of the mean.
+
+    Args:
+      d_logits: discriminator logits, float32 [N, H, W, 2K].
+      knowledge: a, float32 [N, H, W, K].
+      domain: 0 for source channels, 1 for target channels.
+    """
+    k = knowledge.shape[-1]
+    if d_logits.shape[-1] != 2 * k:
+        raise ValueError(f"discriminator has {d_logits.shape[-1]} outputs, knowledge of {k} classes needs {2 * k}")
+    log_p = jax.nn.log_softmax(d_logits.astype(jnp.float32))[..., domain * k : (domain + 1) * k]
+    counted = jnp.sum(jnp.any(knowledge > 0, axis=-1))
+    return -jnp.sum(knowledge * log_p) / jnp.maximum(counted, 1).astype(jnp.float32)

@@ -1,0 +1,168 @@
+"""Layers that PyTorch's defaults make different from Flax's: padding, normalisation, align_corners resizing."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Dtype = Any
+
+NORMS = ("frozen", "live", "group")
+
+
+def conv(
+    features: int,
+    kernel_size: int,
+    *,
+    stride: int = 1,
+    dilation: int = 1,
+    use_bias: bool = False,
+    dtype: Dtype = jnp.float32,
+    kernel_init: nn.initializers.Initializer | None = None,
+    name: str | None = None,
+) -> nn.Conv:
+    """A square convolution with PyTorch's symmetric padding ``dilation * (kernel_size - 1) / 2``.
+
+    Flax's 'SAME' pads only at the end for stride 2 on even sizes, which shifts every feature by a pixel against
+    weights trained in PyTorch.
+    """
+    pad = dilation * (kernel_size - 1) // 2
+    return nn.Conv(
+        features,
+        (kernel_size, kernel_size),
+        strides=stride,
+        padding=[(pad, pad), (pad, pad)],
+        kernel_dilation=dilation,
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=kernel_init or nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+        name=name,
+    )
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """3x3 max pooling with stride 2 and padding 1, rounding down (torchvision's ResNet stem)."""
+    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=[(1, 1), (1, 1)])
+
+
+class FrozenBatchNorm(nn.Module):
+    """``y = x * scale + bias`` with constants folded from four frozen tensors, without epsilon (released code).
+
+    The four tensors live in ``batch_stats`` (``scale``, ``bias``, ``mean``, ``var``) so that they can be exported
+    unchanged; what the network applies lives in the collection ``folded`` and is made by ``fold_batch_norm`` in NumPy,
+    because XLA flushes the denormal variances that trained networks contain to zero.
+    """
+
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        del train
+        shape = (x.shape[-1],)
+        for name, value in (("scale", 1.0), ("bias", 0.0), ("mean", 0.0), ("var", 1.0)):
+            self.variable("batch_stats", name, jnp.full, shape, value, jnp.float32)
+        scale = self.variable("folded", "scale", jnp.ones, shape, jnp.float32).value
+        bias = self.variable("folded", "bias", jnp.zeros, shape, jnp.float32).value
+        return x * scale.astype(self.dtype) + bias.astype(self.dtype)
+
+
+class LiveBatchNorm(nn.Module):
+    """Trainable batch norm with PyTorch's running statistics (momentum 0.1, unbiased running variance).
+
+    Statistics are taken over the global batch: under ``jax.jit`` with a sharded batch the mean is over all devices.
+    """
+
+    dtype: Dtype = jnp.float32
+    momentum: float = 0.1
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        shape = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones_init(), shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), shape, jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        if train:
+            x32 = x.astype(jnp.float32)
+            mean = jnp.mean(x32, axis=(0, 1, 2))
+            var = jnp.mean(jnp.square(x32 - mean), axis=(0, 1, 2))
+            if not self.is_initializing():
+                count = x.size // x.shape[-1]
+                unbiased = var * (count / max(count - 1, 1))
+                running_mean.value += self.momentum * (mean - running_mean.value)
+                running_var.value += self.momentum * (unbiased - running_var.value)
+        else:
+            mean, var = running_mean.value, running_var.value
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        return x * factor.astype(self.dtype) + (bias - mean * factor).astype(self.dtype)
+
+
+class GroupNorm(nn.Module):
+    """Group norm with groups of at least 8 channels: for training from random initialisation with small batches."""
+
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        del train
+        groups = max(1, min(32, x.shape[-1] // 8))
+        return nn.GroupNorm(num_groups=groups, epsilon=1e-5, dtype=self.dtype, name="norm")(x)
+
+
+def norm_layer(kind: str, dtype: Dtype) -> functools.partial:
+    """Constructor of the normalisation called ``kind``, one of ``NORMS``."""
+    return functools.partial({"frozen": FrozenBatchNorm, "live": LiveBatchNorm, "group": GroupNorm}[kind], dtype=dtype)
+
+
+def fold_batch_norm(batch_stats: Any) -> dict:
+    """The ``folded`` collection of every frozen batch norm in ``batch_stats``, computed in NumPy float32.
+
+    Args:
+      batch_stats: nested dict whose leaf dicts hold ``scale``, ``bias``, ``mean`` and ``var``, float32 [C].
+
+    Returns:
+      The same nesting with ``scale = weight / sqrt(var)`` and ``bias = bias - mean * scale``.
+    """
+    if "var" in batch_stats:
+        weight, bias, mean, var = (np.asarray(batch_stats[k], np.float32) for k in ("scale", "bias", "mean", "var"))
+        scale = weight * (np.float32(1.0) / np.sqrt(var))
+        return {"scale": scale, "bias": bias - mean * scale}
+    return {key: fold_batch_norm(value) for key, value in batch_stats.items()}
+
+
+def interpolation_matrix(size_in: int, size_out: int) -> np.ndarray:
+    """Weights of 1-D linear interpolation with ``align_corners=True``, float32 [size_out, size_in].
+
+    Built in float64: PyTorch's own float32 positions are off by up to 6e-5 at 1280 pixels.
+    """
+    if size_out == 1 or size_in == 1:
+        position = np.zeros(size_out)
+    else:
+        position = np.arange(size_out) * ((size_in - 1) / (size_out - 1))
+    low = np.minimum(np.floor(position).astype(int), size_in - 1)
+    high = np.minimum(low + 1, size_in - 1)
+    fraction = position - low
+    matrix = np.zeros((size_out, size_in))
+    np.add.at(matrix, (np.arange(size_out), low), 1.0 - fraction)
+    np.add.at(matrix, (np.arange(size_out), high), fraction)
+    return matrix.astype(np.float32)
+
+
+def resize_align_corners(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Bilinear resize of [N, h, w, C] to ``size`` = (H, W), corner pixels aligned, float32.
+
+    Written as two matrix products, so that forward and gradient run at matrix speed without gathers or scatters.
+    """
+    if x.shape[1:3] == tuple(size):
+        return x.astype(jnp.float32)
+    rows = interpolation_matrix(x.shape[1], size[0])
+    columns = interpolation_matrix(x.shape[2], size[1])
+    x = x.astype(jnp.float32)
+    x = jnp.einsum("oh,nhwc->nowc", rows, x, precision=jax.lax.Precision.HIGHEST)
+    return jnp.einsum("pw,nowc->nopc", columns, x, precision=jax.lax.Precision.HIGHEST)

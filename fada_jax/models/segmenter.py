@@ -1,0 +1,133 @@
+"""The segmentation network G = C o F (DeepLabV2) and the fine-grained discriminator D of the paper's section 3.2."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fada_jax.models import layers
+from fada_jax.models.resnet import DEPTHS, ResNet
+from fada_jax.models.vgg import VGG16
+
+BACKBONES = (*(f"resnet{depth}" for depth in DEPTHS), "vgg16")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """Everything that determines the shapes of G; it is stored in checkpoints.
+
+    Attributes:
+      backbone: one of ``BACKBONES``.
+      num_classes: K.
+      norm: normalisation of a ResNet, one of ``layers.NORMS``.
+      stage_sizes: blocks per ResNet stage; empty: those of the backbone's depth.
+      widths: channels per stage; empty: the backbone's own.
+      stem_width: channels of the ResNet stem.
+      stem_pool: whether the ResNet stem ends in a max-pool.
+      output_stride: input pixels per feature pixel (ResNet).
+      aspp_rates: dilations of the classifier's parallel convolutions.
+      dtype: compute type; parameters stay float32.
+    """
+
+    backbone: str
+    num_classes: int
+    norm: str = "frozen"
+    stage_sizes: tuple[int, ...] = ()
+    widths: tuple[int, ...] = ()
+    stem_width: int = 64
+    stem_pool: bool = True
+    output_stride: int = 8
+    aspp_rates: tuple[int, ...] = (6, 12, 18, 24)
+    dtype: str = "float32"
+
+
+class AsppClassifier(nn.Module):
+    """Classifier C of DeepLabV2: the sum of parallel 3x3 convolutions with growing dilation."""
+
+    num_classes: int
+    rates: Sequence[int] = (6, 12, 18, 24)
+    dtype: layers.Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """Logits at feature resolution, float32 [N, h, w, K]."""
+        total = 0.0
+        for i, rate in enumerate(self.rates):
+            branch = layers.conv(
+                self.num_classes,
+                3,
+                dilation=rate,
+                use_bias=True,
+                dtype=self.dtype,
+                kernel_init=nn.initializers.normal(0.01),
+                name=f"conv{i}",
+            )
+            total = total + branch(features).astype(jnp.float32)
+        return total
+
+
+class Segmenter(nn.Module):
+    """Feature extractor F followed by classifier C."""
+
+    spec: ModelSpec
+
+    def setup(self) -> None:
+        spec = self.spec
+        dtype = jnp.dtype(spec.dtype)
+        if spec.backbone == "vgg16":
+            widths = {"widths": spec.widths[:5], "fc_width": spec.widths[5]} if spec.widths else {}
+            self.feature_extractor = VGG16(**widths, dtype=dtype)
+        else:
+            block, stage_sizes = DEPTHS[int(spec.backbone.removeprefix("resnet"))]
+            self.feature_extractor = ResNet(
+                block=block,
+                stage_sizes=spec.stage_sizes or stage_sizes,
+                widths=spec.widths or (64, 128, 256, 512),
+                stem_width=spec.stem_width,
+                stem_pool=spec.stem_pool,
+                output_stride=spec.output_stride,
+                norm=spec.norm,
+                dtype=dtype,
+            )
+        self.classifier = AsppClassifier(spec.num_classes, spec.aspp_rates, dtype)
+
+    def __call__(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
+        """Logits and features at feature resolution.
+
+        Args:
+          images: normalised images, [N, H, W, 3].
+          train: batch norm uses and updates batch statistics (only norm 'live' knows the difference).
+
+        Returns:
+          logits float32 [N, h, w, K], features [N, h, w, C] in the compute type.
+        """
+        features = self.feature_extractor(images, train)
+        return self.classifier(features), features
+
+
+class Discriminator(nn.Module):
+    """Fine-grained discriminator D: 3x3 convolutions of 256, 128 and 2K channels, leaky ReLU 0.2 between.
+
+    Output channels [0, K) stand for the source classes and [K, 2K) for the target classes; with ``num_outputs`` 2 it
+    is the binary discriminator of equation 1.
+    """
+
+    num_outputs: int
+    widths: Sequence[int] = (256, 128)
+    dtype: layers.Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """Logits at feature resolution, float32 [N, h, w, num_outputs]."""
+        # The released code keeps PyTorch's default: uniform with variance 1 / (3 fan_in).
+        init = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
+        x = features.astype(self.dtype)
+        options: dict[str, Any] = {"use_bias": True, "dtype": self.dtype, "kernel_init": init}
+        for i, width in enumerate(self.widths):
+            x = nn.leaky_relu(layers.conv(width, 3, name=f"conv{i}", **options)(x), 0.2)
+        return layers.conv(self.num_outputs, 3, name="head", **options)(x).astype(jnp.float32)

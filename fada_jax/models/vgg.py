@@ -1,0 +1,44 @@
+"""VGG-16 feature extractor of DeepLab: output stride 8, dilated conv5, fc6 and fc7 as dilated convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fada_jax.models import layers
+
+# Convolutions per block, and whether the block is followed by a 2x2 max-pool (pool4 and pool5 are left out).
+_BLOCKS = ((2, True), (2, True), (3, True), (3, False), (3, False))
+
+
+class VGG16(nn.Module):
+    """13 convolutions of VGG-16 without normalisation, then fc6 and fc7 as 3x3 convolutions with dilation 4.
+
+    Attributes:
+      widths: channels of the five blocks.
+      fc_width: channels of fc6 and fc7, and so of the features.
+    """
+
+    widths: Sequence[int] = (64, 128, 256, 512, 512)
+    fc_width: int = 1024
+    dtype: layers.Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Features of normalised images: [N, H, W, 3] -> [N, floor(H / 8), floor(W / 8), fc_width]."""
+        del train
+        x = x.astype(self.dtype)
+        for block, ((convs, pool), width) in enumerate(zip(_BLOCKS, self.widths, strict=True), start=1):
+            for i in range(1, convs + 1):
+                dilation = 2 if block == 5 else 1
+                name = f"conv{block}_{i}"
+                x = layers.conv(width, 3, dilation=dilation, use_bias=True, dtype=self.dtype, name=name)(x)
+                x = nn.relu(x)
+            if pool:
+                x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        for name in ("fc6", "fc7"):
+            x = nn.relu(layers.conv(self.fc_width, 3, dilation=4, use_bias=True, dtype=self.dtype, name=name)(x))
+        return x

@@ -1,0 +1,38 @@
+"""Input normalisation that belongs to a set of weights and travels with them in every checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """``(channels in order * scale - mean) / std`` of uint8 RGB images.
+
+    Attributes:
+      channel_order: 'RGB' or 'BGR', the order the network expects.
+      scale: factor applied to 0-255 values first: 1/255 for networks trained on 0-1, 1 for 0-255.
+      mean, std: per channel in the network's order and range.
+    """
+
+    channel_order: str = "RGB"
+    scale: float = 1.0 / 255.0
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+IMAGENET = Preprocessing()
+CAFFE = Preprocessing("BGR", 1.0, (103.939, 116.779, 123.68), (1.0, 1.0, 1.0))
+
+
+def normalise(images: jax.Array, preprocessing: Preprocessing) -> jax.Array:
+    """Network input from images: uint8 or float 0-255 RGB [N, H, W, 3] -> float32 [N, H, W, 3]."""
+    x = images.astype(jnp.float32)
+    if preprocessing.channel_order == "BGR":
+        x = x[..., ::-1]
+    mean = jnp.asarray(preprocessing.mean, jnp.float32)
+    std = jnp.asarray(preprocessing.std, jnp.float32)
+    return (x * preprocessing.scale - mean) / std

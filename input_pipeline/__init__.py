@@ -1,0 +1,1 @@
+"""Raw datasets -> TFRecords -> batches. The only package here that imports TensorFlow."""
