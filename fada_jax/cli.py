@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
 
 from fada_jax.errors import UserError
 
@@ -37,7 +39,30 @@ def run(main: Callable[[list[str]], None]) -> None:
         sys.exit(130)
 
 
+def define_config() -> None:
+    """Defines ``--config``: a config file with its arguments after a colon, and ``--config.key=value`` overrides."""
+    config_flags.DEFINE_config_file("config", None, "Path of the config file, with its arguments after a colon.")
+
+
+def config() -> tuple[ConfigDict, str, dict]:
+    """The config of ``--config``, the path with arguments that names it, and its overrides.
+
+    Raises:
+      UserError: no config named, or the file is not there.
+    """
+    flag = flags.FLAGS["config"]
+    path = config_flags.get_config_filename(flag) if flag.value is not None else ""
+    if not path:
+        raise UserError("--config is missing: the path of a config file, for instance configs/gta5_to_cityscapes.py")
+    if not Path(path.partition(":")[0]).is_file():
+        raise UserError(f"--config={path}: no such file")
+    return flag.value, path, dict(config_flags.get_override_values(flag))
+
+
 def _fail(error: BaseException, status: int) -> None:
-    message = " ".join(str(error).strip("'\"").split())
-    print(f"error: {message}", file=sys.stderr)
+    # KeyError quotes its message, and ml_collections hands on whole tracebacks of which the last line tells.
+    message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    first, _, trace = message.partition("Traceback (most recent call last):")
+    message = first + trace.strip().splitlines()[-1] if trace else message
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(status)

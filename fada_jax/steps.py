@@ -106,7 +106,7 @@ def supervised_step(
 
     (loss, collections), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     state = state.apply_gradients(grads=grads, collections=collections)
-    return state, {"loss_seg": loss, "grad_norm": optax.global_norm(grads)}
+    return state, {"loss_seg": loss, "grad_norm": optax.tree.norm(grads)}
 
 
 def adversarial_step(
@@ -173,7 +173,7 @@ def adversarial_step(
         "loss_seg": loss_seg,
         "loss_adv": loss_adv,
         "loss_d": loss_d,
-        "grad_norm": optax.global_norm(grads),
+        "grad_norm": optax.tree.norm(grads),
     }
     generator = generator.apply_gradients(grads=grads, collections=collections)
     discriminator = discriminator.apply_gradients(grads=d_grads)

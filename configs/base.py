@@ -1,0 +1,196 @@
+"""Every config key with its meaning and its released value; the task files fill in data sets and sizes.
+
+Arguments after the colon of ``--config=configs/TASK.py:key=value,...`` choose a variant; ``--config.key=value`` then
+overrides any single key. Sizes are (width, height) in pixels.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+STAGES = ("source", "adversarial", "self_distillation")
+METHODS = ("fada", "hard", "binary", "control", "source_only", "oracle")
+SIZES = ("released", "miniature")
+BACKBONES = ("resnet101", "resnet50", "resnet34", "resnet18", "vgg16")
+ARGUMENTS = {"stage": "source", "method": "fada", "backbone": "resnet101", "size": "released"}
+
+
+def parse(text: str, **defaults: str) -> ConfigDict:
+    """Config arguments ``key=value,key=value`` over the defaults.
+
+    Raises:
+      ValueError: an argument or a value that does not exist.
+    """
+    arguments = {**ARGUMENTS, **defaults}
+    for item in filter(None, (text or "").split(",")):
+        key, separator, value = item.partition("=")
+        if not separator or key not in arguments:
+            raise ValueError(f"config argument {item!r}: expected key=value with a key of {', '.join(arguments)}")
+        arguments[key] = value
+    for key, allowed in (("stage", STAGES), ("method", METHODS), ("size", SIZES), ("backbone", BACKBONES)):
+        if arguments[key] not in allowed:
+            raise ValueError(f"config argument {key}={arguments[key]!r}: one of {', '.join(allowed)}")
+    return ConfigDict(arguments)
+
+
+def stream(dataset: str = "", split: str = "", size: tuple[int, int] = (0, 0), city: str = "") -> ConfigDict:
+    """One stream of images, without augmentation."""
+    config = ConfigDict()
+    config.dataset = dataset  # Data set under data_dir.
+    config.split = split  # Its split.
+    config.city = city  # Cross-City only: Rome, Rio, Tokyo or Taipei.
+    config.size = size  # The whole image is resized to this: bicubic with antialiasing, labels nearest.
+    config.flip = False  # Random horizontal flips.
+    config.scale = ()  # (low, high) of a random scale after resizing; empty: none.
+    config.crop = ()  # Random crop after scaling, padded with black and ignored labels; empty: none.
+    config.brightness = 0.0  # Colour jitter, by torchvision's definition.
+    config.contrast = 0.0
+    config.saturation = 0.0
+    config.hue = 0.0
+    return config
+
+
+def optimizer(**values: float | str) -> ConfigDict:
+    """Optimizer of one network, see ``fada_jax.optim.OptimizerSpec``."""
+    config = ConfigDict()
+    config.kind = "sgd"  # 'sgd' as in PyTorch, or 'adam'.
+    config.learning_rate = 5e-4  # At step 0. Paper: 2.5e-4 in every stage.
+    config.schedule_steps = 31_250  # Length of the poly decay, longer than the run: the rate never reaches 0.
+    config.power = 0.9  # Exponent of the poly decay.
+    config.weight_decay = 5e-4  # On every trainable tensor. Paper: 1e-4.
+    config.momentum = 0.9  # SGD.
+    config.b1 = 0.9  # Adam.
+    config.b2 = 0.99
+    config.eps = 1e-8
+    config.classifier_multiplier = 10.0  # The classifier's rate over the feature extractor's.
+    config.update(values)
+    return config
+
+
+def get_config(arguments: ConfigDict) -> ConfigDict:
+    """The released settings of a stage, with empty streams."""
+    stage, method = arguments.stage, arguments.method
+    adversarial = stage == "adversarial"
+    vgg = arguments.backbone == "vgg16"
+
+    config = ConfigDict()
+    config.data_dir = "data"  # Where scripts/convert_dataset.py put the TFRecords.
+    config.seed = 0  # Determines initialisation and every random choice of the input.
+    config.task = ""  # Name of the config file.
+    config.stage = stage
+    config.method = method
+    config.size = arguments.size  # 'released' or 'miniature'.
+    config.class_set = "cityscapes19"  # Classes trained and scored, see fada_jax/classes.py.
+    config.total_steps = 40_000 if adversarial else 20_000
+    config.batch_size = 8  # Global; adversarial stage: half source, half target.
+    config.checkpoint_every = 2_000  # Steps between checkpoints.
+    config.keep_checkpoints = 5  # The last ones that are kept.
+    config.log_every = 50  # Steps between log lines; nothing is fetched from the device in between.
+    config.init_from = ""  # Workdir whose weights start the stage; empty: random initialisation.
+    config.teacher_from = ""  # Self-distillation: workdir of the adapted model that labels the target images.
+    config.student_from_teacher = False  # Start the student from the teacher. Released: from ImageNet (init_from).
+    config.num_devices = 0  # Devices that share the batch; 0: all.
+
+    model = config.model = ConfigDict()
+    model.backbone = arguments.backbone
+    # Self-distillation from GTA5 trains batch norm; every other stage keeps it frozen.
+    model.norm = "live" if stage == "self_distillation" and not vgg else "frozen"  # 'frozen', 'live' or 'group'.
+    model.stage_sizes = ()  # ResNet blocks per stage; empty: the backbone's own.
+    model.widths = ()  # Channels per stage; empty: the backbone's own.
+    model.stem_width = 64
+    model.stem_pool = True  # Max-pool after the ResNet stem.
+    model.output_stride = 8
+    model.aspp_rates = (6, 12, 18, 24)  # Dilations of the classifier.
+    model.dtype = "bfloat16"  # Compute type on accelerators; 'float32' for parity. Parameters stay float32.
+
+    config.discriminator = ConfigDict()
+    config.discriminator.widths = (256, 128)  # Hidden channels of D.
+
+    config.preprocessing = ConfigDict()
+    config.preprocessing.channel_order = "BGR" if vgg else "RGB"  # VGG-16 starts from Caffe-style weights.
+    config.preprocessing.scale = 1.0 if vgg else 1.0 / 255.0
+    config.preprocessing.mean = (103.939, 116.779, 123.68) if vgg else (0.485, 0.456, 0.406)
+    config.preprocessing.std = (1.0, 1.0, 1.0) if vgg else (0.229, 0.224, 0.225)
+
+    config.generator_optimizer = optimizer()
+    if adversarial:
+        config.generator_optimizer.update(learning_rate=2.5e-4, schedule_steps=62_500)
+    config.discriminator_optimizer = optimizer(
+        kind="adam", learning_rate=1e-4, schedule_steps=62_500, weight_decay=0.0, classifier_multiplier=1.0
+    )
+
+    config.lambda_adv = 0.0 if method == "control" else 0.001  # Weight of L_adv; 0 is the control without adaptation.
+    config.knowledge = ConfigDict()
+    config.knowledge.kind = {"hard": "hard", "binary": "binary"}.get(method, "soft")  # 'soft', 'hard' or 'binary'.
+    config.knowledge.temperature = 1.8  # T, divides the logits, in L_seg too.
+    config.knowledge.clip = 0.9  # Confidence clipping of soft labels (table 6).
+    config.knowledge.threshold = 0.9  # Hard labels of pixels below this confidence are ignored.
+
+    config.source = stream()  # Labelled images.
+    config.target = stream()  # Images without labels; self-distillation trains on them with pseudo labels.
+    config.eval = stream()  # What the model is scored on, at the label's own size.
+    config.eval_batch_size = 1
+    config.multi_scale = (0.7, 1.0, 1.3)  # Scales of multi-scale testing, each also flipped.
+    return config
+
+
+def released_augmentation(config: ConfigDict) -> None:
+    """Augmentation as released: jitter in the last two stages, geometry only in self-distillation.
+
+    Paper: "random flip and color jittering" without saying where.
+    """
+    jitter = {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.2}
+    if config.stage == "adversarial":
+        config.source.update(jitter)
+    if config.stage == "self_distillation":
+        # Full-size images scaled by 0.5-1.5 and cut to 1024x512: the distilled model is tested at 2048x1024.
+        config.target.update(**jitter, flip=True, scale=(0.5, 1.5), crop=(1024, 512))
+        config.target.size = config.eval.size = (2048, 1024)
+
+
+def finish(config: ConfigDict) -> ConfigDict:
+    """Locks the keys, so that a misspelt override is refused."""
+    if config.method == "oracle":
+        # The upper bound: the source stage on labelled target images.
+        size = config.target.size
+        config.source = config.target.copy_and_resolve_references()
+        config.source.size = size
+    config.lock()
+    return config
+
+
+def miniature(config: ConfigDict) -> None:
+    """A narrow network from random initialisation that a laptop trains in minutes; every other key as released."""
+    adversarial = config.stage == "adversarial"
+    config.total_steps = 600 if adversarial else 1_200
+    config.checkpoint_every = 300
+    config.keep_checkpoints = 2
+    config.model.update(
+        backbone="resnet18",
+        norm="group",  # Batch norm would carry the source's statistics to the target.
+        stage_sizes=(1, 1, 1, 1),
+        widths=(16, 32, 48, 64),
+        stem_width=16,
+        output_stride=4,
+        aspp_rates=(1, 2, 4, 8),
+        dtype="float32",
+    )
+    config.discriminator.widths = (64, 64)
+    config.generator_optimizer.update(
+        kind="adam",
+        learning_rate=1e-3 if adversarial else 2e-3,
+        schedule_steps=config.total_steps + 1,
+        weight_decay=0.0,
+        classifier_multiplier=1.0,
+    )
+    config.discriminator_optimizer.update(learning_rate=1e-3, schedule_steps=config.total_steps + 1)
+    if config.lambda_adv:
+        config.lambda_adv = 0.1
+    config.eval_batch_size = 10
+
+
+def miniature_streams(config: ConfigDict, source: tuple[int, int], target: tuple[int, int] = (128, 64)) -> None:
+    """Streams at miniature size, without the augmentation that suits the released size."""
+    for name, size in (("source", source), ("target", target), ("eval", target)):
+        old = config[name]
+        config[name] = stream(old.dataset, old.split, size, old.city)

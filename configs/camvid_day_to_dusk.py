@@ -1,0 +1,35 @@
+"""CamVid day -> dusk, 11 classes: real photographs, 305 by day and 62 at dusk for training, 31 at dusk for the score.
+
+  python scripts/convert_dataset.py --dataset=camvid --raw_dir=CAMVID --data_dir=DATA
+  python scripts/run_recipe.py --config=configs/camvid_day_to_dusk.py --workdir=W --config.data_dir=DATA \
+      --config.init_from=IMAGENET
+  python scripts/run_recipe.py --config=configs/camvid_day_to_dusk.py:size=miniature --workdir=W --config.data_dir=DATA
+
+Arguments: stage, method, backbone, size (see configs/base.py). The released size is CamVid's own 480x360; 'miniature'
+trains a narrow network on 240x180 images from random initialisation on a CPU.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config(arguments: str = "") -> ConfigDict:
+    args = base.parse(arguments)
+    config = base.get_config(args)
+    config.task = "camvid_day_to_dusk"
+    config.class_set = "camvid11"
+    size = (480, 360)
+    config.source = base.stream("camvid", "train_day", size)
+    config.target = base.stream("camvid", "train_dusk", size)
+    config.eval = base.stream("camvid", "test_dusk", size)
+    base.released_augmentation(config)
+    if args.stage == "self_distillation":
+        config.target.update(size=size, crop=size)
+        config.eval.size = size
+    if args.size == "miniature":
+        base.miniature(config)
+        base.miniature_streams(config, (240, 180), (240, 180))
+        # Few images and a source stage that is long against their number: flips keep it from learning them by heart.
+        config.source.flip = config.target.flip = True
+    return base.finish(config)

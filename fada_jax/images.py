@@ -1,0 +1,64 @@
+"""Image files in and out, with Pillow: reading what users have, writing labels, colours and panels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
+
+from fada_jax.classes import ClassSet
+from fada_jax.errors import UserError
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """An image file as uint8 RGB [H, W, 3]; EXIF rotation is applied.
+
+    Raises:
+      UserError: not there, or not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such image") from error
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: not a readable image ({error})") from error
+
+
+def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [H, W, 3] to ``size`` = (width, height), bicubic with antialiasing, as in training."""
+    if (image.shape[1], image.shape[0]) == tuple(size):
+        return image
+    return np.asarray(Image.fromarray(image).resize(tuple(size), Image.Resampling.BICUBIC))
+
+
+def colorize(label: np.ndarray, class_set: ClassSet) -> np.ndarray:
+    """Class indices [H, W] in the set's colours, uint8 [H, W, 3]."""
+    return class_set.palette()[label]
+
+
+def panel(columns: Sequence[str], rows: Sequence[Sequence[np.ndarray]], class_set: ClassSet) -> Image.Image:
+    """A captioned grid of equally large uint8 RGB images with the class colours below (figure 5 of the paper)."""
+    height, width = rows[0][0].shape[:2]
+    factor = max(1, round(256 / width))
+    width, height, margin, caption = width * factor, height * factor, 6, 20
+    total_width = len(columns) * (width + margin) + margin
+    per_line = max(1, (total_width - margin) // 104)
+    legend_lines = -(-class_set.num_classes // per_line)
+    total_height = caption + len(rows) * (height + margin) + margin + legend_lines * 18 + margin
+    canvas = Image.new("RGB", (total_width, total_height), "white")
+    draw = ImageDraw.Draw(canvas)
+    for j, title in enumerate(columns):
+        draw.text((margin + j * (width + margin), 4), title, fill="black")
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row):
+            place = (margin + j * (width + margin), caption + i * (height + margin))
+            canvas.paste(Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST), place)
+    top = caption + len(rows) * (height + margin) + margin
+    for k, (name, color) in enumerate(zip(class_set.names, class_set.colors, strict=True)):
+        x, y = margin + (k % per_line) * 104, top + (k // per_line) * 18
+        draw.rectangle((x, y, x + 12, y + 12), fill=color)
+        draw.text((x + 17, y), name, fill="black")
+    return canvas

@@ -1,0 +1,106 @@
+"""From a ConfigDict to the frozen dataclasses that the rest of the library takes, with every value checked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from fada_jax import classes, losses
+from fada_jax.errors import UserError
+from fada_jax.models import BACKBONES, ModelSpec
+from fada_jax.models.layers import NORMS
+from fada_jax.optim import OptimizerSpec
+from fada_jax.preprocessing import Preprocessing
+
+# Keys that may differ between the run that wrote a checkpoint and the one that goes on from it.
+_FREE_ON_RESUME = ("checkpoint_every", "keep_checkpoints", "log_every", "data_dir", "num_devices", "eval_batch_size")
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses values that cannot work.
+
+    Raises:
+      UserError: naming the key, its value and what is allowed.
+    """
+    _one_of(config, "class_set", classes.CLASS_SETS)
+    _one_of(config.model, "backbone", BACKBONES, "model.")
+    _one_of(config.model, "norm", NORMS, "model.")
+    _one_of(config.model, "dtype", ("float32", "bfloat16"), "model.")
+    _one_of(config.knowledge, "kind", losses.KNOWLEDGE, "knowledge.")
+    for key in ("total_steps", "batch_size", "checkpoint_every", "log_every", "keep_checkpoints", "eval_batch_size"):
+        if config[key] < 1:
+            raise UserError(f"config.{key}={config[key]} must be at least 1")
+    if config.stage == "adversarial" and config.batch_size % 2:
+        raise UserError(f"config.batch_size={config.batch_size} must be even: half source, half target")
+    if config.lambda_adv < 0:
+        raise UserError(f"config.lambda_adv={config.lambda_adv} must not be negative")
+    for name in ("source", "target", "eval"):
+        if len(config[name].size) != 2 or min(config[name].size) < 8:
+            raise UserError(
+                f"config.{name}.size={tuple(config[name].size)} must be (width, height) of at least 8 pixels"
+            )
+    for name in ("generator_optimizer", "discriminator_optimizer"):
+        _one_of(config[name], "kind", ("sgd", "adam"), f"{name}.")
+        if config[name].schedule_steps < config.total_steps:
+            raise UserError(
+                f"config.{name}.schedule_steps={config[name].schedule_steps} is less than "
+                f"config.total_steps={config.total_steps}: the learning rate would be 0 before the end"
+            )
+
+
+def _one_of(config: ConfigDict, key: str, allowed: Any, prefix: str = "") -> None:
+    if config[key] not in allowed:
+        raise UserError(f"config.{prefix}{key}={config[key]!r} must be one of {', '.join(allowed)}")
+
+
+def model_spec(config: ConfigDict) -> ModelSpec:
+    """Shapes of G."""
+    values = {key: tuple(v) if isinstance(v, tuple | list) else v for key, v in config.model.items()}
+    return ModelSpec(num_classes=classes.get_class_set(config.class_set).num_classes, **values)
+
+
+def optimizer_spec(config: ConfigDict, network: str) -> OptimizerSpec:
+    """Optimizer of ``network``, 'generator' or 'discriminator'."""
+    return OptimizerSpec(**config[f"{network}_optimizer"])
+
+
+def preprocessing(config: ConfigDict) -> Preprocessing:
+    """Input normalisation."""
+    values = config.preprocessing.to_dict()
+    return Preprocessing(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+
+
+def knowledge(config: ConfigDict) -> losses.ClassKnowledge:
+    """Form of the class knowledge."""
+    return losses.ClassKnowledge(**config.knowledge)
+
+
+def plain(config: ConfigDict) -> dict[str, Any]:
+    """The config in JSON types."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def refuse_other_config(old: dict[str, Any], new: dict[str, Any], where: str | Path) -> None:
+    """Refuses to go on in a workdir that belongs to another config.
+
+    Raises:
+      UserError: naming every key that matters, with both values.
+    """
+    before, now = _flat(old), _flat(new)
+    changed = [
+        f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key.split(".")[0] not in _FREE_ON_RESUME
+    ]
+    if changed:
+        raise UserError(f"{where} belongs to another config ({'; '.join(changed)}): use another --workdir")
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat

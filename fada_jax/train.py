@@ -1,0 +1,444 @@
+"""Trains one stage: source, adversarial or self_distillation. The same command resumes where it stopped.
+
+  python -m fada_jax.train --config=configs/gta5_to_cityscapes.py:stage=source --workdir=W/source
+  python -m fada_jax.train --config=configs/gta5_to_cityscapes.py:stage=adversarial --workdir=W/adversarial \\
+      --config.init_from=W/source
+  python -m fada_jax.train --config=configs/gta5_to_cityscapes.py:stage=self_distillation \\
+      --workdir=W/self_distillation --config.teacher_from=W/adversarial
+
+--dry_run traces the step on the config's shapes and prints parameter counts and output shapes, without data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from fada_jax import checkpoints, classes, cli, inference, loop, settings, sharding, steps
+from fada_jax.errors import UserError
+from fada_jax.models import Segmenter
+
+States = dict[str, steps.TrainState]
+
+
+def is_adversarial(config: ConfigDict) -> bool:
+    """Whether the config's step has a discriminator; with lambda 0 it has no effect on G and is left out."""
+    return config.stage == "adversarial" and config.lambda_adv > 0
+
+
+def create_states(config: ConfigDict) -> States:
+    """Freshly initialised TrainStates of a stage; traceable."""
+    spec = settings.model_spec(config)
+    g_key, d_key = jax.random.split(jax.random.key(config.seed))
+    states = {"generator": steps.create_generator(spec, settings.optimizer_spec(config, "generator"), g_key)}
+    if is_adversarial(config):
+        generator = states["generator"]
+        images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+        _, features = jax.eval_shape(functools.partial(generator.apply_fn, train=False), generator.variables, images)
+        states["discriminator"] = steps.create_discriminator(
+            settings.knowledge(config).num_outputs(spec.num_classes),
+            features.shape[-1],
+            settings.optimizer_spec(config, "discriminator"),
+            d_key,
+            widths=tuple(config.discriminator.widths),
+            dtype=spec.dtype,
+        )
+    return states
+
+
+def make_step(config: ConfigDict) -> Callable[[States, Any], tuple[States, dict[str, jax.Array]]]:
+    """The pure step of a stage over ``{"generator", "discriminator"}`` and a batch with ``source`` and ``target``."""
+    preprocessing, knowledge = settings.preprocessing(config), settings.knowledge(config)
+    if is_adversarial(config):
+
+        def adversarial(states: States, batch: Any) -> tuple[States, dict[str, jax.Array]]:
+            generator, discriminator, metrics = steps.adversarial_step(
+                states["generator"],
+                states["discriminator"],
+                batch["source"],
+                batch["target"],
+                preprocessing=preprocessing,
+                knowledge=knowledge,
+                lambda_adv=config.lambda_adv,
+            )
+            return {"generator": generator, "discriminator": discriminator}, metrics
+
+        return adversarial
+    # Without adaptation the adversarial stage is the control: its own settings, the source half of its batch.
+    temperature = knowledge.temperature if config.stage == "adversarial" else 1.0
+
+    def supervised(states: States, batch: Any) -> tuple[States, dict[str, jax.Array]]:
+        generator, metrics = steps.supervised_step(
+            states["generator"], batch["source"], preprocessing=preprocessing, temperature=temperature
+        )
+        return {"generator": generator}, metrics
+
+    return supervised
+
+
+def streams(config: ConfigDict, pseudo_labels: str = "") -> dict[str, tuple[Any, int]]:
+    """Streams of a stage's batch by name, each with its share of the batch size."""
+    from input_pipeline import pipeline
+
+    if config.stage == "self_distillation":
+        return {"source": (make_stream(config.target, pseudo_labels=pseudo_labels), config.batch_size)}
+    if config.stage == "source":
+        return {"source": (make_stream(config.source), config.batch_size)}
+    half = config.batch_size // 2
+    result: dict[str, tuple[pipeline.Stream, int]] = {"source": (make_stream(config.source), half)}
+    if is_adversarial(config):
+        result["target"] = (make_stream(config.target, labels=False), half)
+    return result
+
+
+def make_stream(config: ConfigDict, *, labels: bool = True, augment: bool = True, pseudo_labels: str = "") -> Any:
+    """The pipeline's ``Stream`` of a stream config."""
+    from input_pipeline import pipeline
+
+    augmentation = pipeline.Augment(
+        flip=config.flip,
+        scale=tuple(config.scale) or None,
+        crop=tuple(config.crop) or None,
+        brightness=config.brightness,
+        contrast=config.contrast,
+        saturation=config.saturation,
+        hue=config.hue,
+    )
+    return pipeline.Stream(
+        config.dataset,
+        config.split,
+        tuple(config.size),
+        city=config.city,
+        augment=augmentation if augment else pipeline.Augment(),
+        labels=labels and not pseudo_labels,
+        pseudo_labels=pseudo_labels,
+    )
+
+
+def batch_shapes(config: ConfigDict) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """Shapes of a stage's batch, without data."""
+    result = {}
+    plan = {"source": config.target if config.stage == "self_distillation" else config.source}
+    count = config.batch_size if config.stage != "adversarial" else config.batch_size // 2
+    if is_adversarial(config):
+        plan["target"] = config.target
+    for name, stream in plan.items():
+        width, height = tuple(stream.crop) or tuple(stream.size)
+        result[name] = {"image": jax.ShapeDtypeStruct((count, height, width, 3), jnp.uint8)}
+        if name == "source":
+            result[name]["label"] = jax.ShapeDtypeStruct((count, height, width), jnp.uint8)
+    return result
+
+
+def dry_run(config: ConfigDict) -> None:
+    """Traces one step on abstract values and prints what it would train."""
+    states = jax.eval_shape(lambda: create_states(config))
+    shapes = batch_shapes(config)
+    new_states, metrics = jax.eval_shape(make_step(config), states, shapes)
+    print(f"{config.task} {config.stage} ({config.method}), {config.model.backbone}, class set {config.class_set}")
+    for name, stream in shapes.items():
+        for key, value in stream.items():
+            print(f"  {name} {key}: {value.dtype}{list(value.shape)}")
+    generator = states["generator"]
+    for name, stream in shapes.items():
+        images = jax.ShapeDtypeStruct(stream["image"].shape, jnp.float32)
+        logits, features = jax.eval_shape(
+            functools.partial(generator.apply_fn, train=False), generator.variables, images
+        )
+        print(f"  {name} features: {features.dtype}{list(features.shape)}, logits: {logits.dtype}{list(logits.shape)}")
+        if "discriminator" in states:
+            d = states["discriminator"]
+            d_logits = jax.eval_shape(d.apply_fn, {"params": d.params}, features)
+            print(f"  {name} discriminator logits: {d_logits.dtype}{list(d_logits.shape)}")
+    for name, state in new_states.items():
+        count = sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
+        size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
+        print(f"  {name}: {count:,} parameters, {size / 2**20:,.0f} MiB with optimizer state")
+    print(f"  metrics: {', '.join(metrics)}")
+
+
+def initial_states(config: ConfigDict, mesh: Any) -> States:
+    """States at step 0 on the mesh: random, then the weights of ``init_from`` (or of the teacher).
+
+    Raises:
+      UserError: the weights do not fit the config.
+    """
+    states = jax.jit(lambda: create_states(config), out_shardings=sharding.replicated(mesh))()
+    origin = config.teacher_from if config.stage == "self_distillation" and config.student_from_teacher else ""
+    origin = origin or config.init_from
+    if not origin:
+        return states
+    model = load_compatible(config, origin, "config.init_from", any_head=True)
+    params = dict(model.params)
+    if not model.class_set:
+        params["classifier"] = states["generator"].params["classifier"]
+    batch_stats = _fitting_statistics(states["generator"], params, model.batch_stats)
+    states["generator"] = steps.replace_weights(states["generator"], *batch_stats)
+    return jax.device_put(states, sharding.replicated(mesh))
+
+
+def _fitting_statistics(state: steps.TrainState, params: Any, batch_stats: Any) -> tuple[Any, Any]:
+    """Weights in the layout of ``state``: live batch norm has its scale and bias among the parameters."""
+    abstract = jax.tree.structure({"params": state.params, "batch_stats": state.collections.get("batch_stats", {})})
+    if abstract == jax.tree.structure({"params": params, "batch_stats": batch_stats}):
+        return params, batch_stats
+    if "folded" in state.collections:
+        extractor, statistics = _move_norms(params["feature_extractor"], batch_stats["feature_extractor"], live=False)
+    else:
+        extractor, statistics = _move_norms(params["feature_extractor"], batch_stats["feature_extractor"], live=True)
+    return {**params, "feature_extractor": extractor}, {"feature_extractor": statistics}
+
+
+def _move_norms(params: Any, statistics: Any, *, live: bool) -> tuple[dict, dict]:
+    """Moves ``scale`` and ``bias`` of every batch norm into (live) or out of (frozen) the parameters."""
+    params, moved = dict(params), {}
+    for name, value in statistics.items():
+        if "var" in value:
+            held = {**value, **params.pop(name, {})}
+            names = ("mean", "var") if live else ("scale", "bias", "mean", "var")
+            moved[name] = {key: held[key] for key in names}
+            if live:
+                params[name] = {key: held[key] for key in ("scale", "bias")}
+        else:
+            params[name], moved[name] = _move_norms(params[name], value, live=live)
+    return params, moved
+
+
+def load_compatible(config: ConfigDict, workdir: str, key: str, *, any_head: bool = False) -> checkpoints.Model:
+    """The last model of ``workdir``, refused where it cannot serve this config.
+
+    Args:
+      key: config key to name in errors.
+      any_head: accept weights without a trained classifier.
+
+    Raises:
+      UserError: no checkpoint, or another class set, preprocessing or network; both values are named.
+    """
+    try:
+        model = checkpoints.load_model(workdir)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
+    spec = settings.model_spec(config)
+    pairs = [("preprocessing", model.preprocessing, settings.preprocessing(config))]
+    if model.class_set or not any_head:
+        pairs.append(("class set", model.class_set, config.class_set))
+    for field in ("backbone", "stage_sizes", "widths", "stem_width", "stem_pool", "output_stride", "aspp_rates"):
+        pairs.append((f"model.{field}", getattr(model.spec, field), getattr(spec, field)))
+    if "group" in (model.spec.norm, spec.norm):
+        pairs.append(("model.norm", model.spec.norm, spec.norm))
+    for name, theirs, ours in pairs:
+        if theirs != ours:
+            raise UserError(f"{key}={workdir}: its {name} is {theirs!r}, this config's is {ours!r}")
+    return model
+
+
+def make_pseudo_labels(config: ConfigDict, path: Path, log: Callable[[str], None]) -> None:
+    """Labels the target training images with the argmax of ``teacher_from``, at the training size."""
+    from input_pipeline import pipeline
+
+    if not config.teacher_from:
+        raise UserError(
+            "config.teacher_from is empty: name the workdir of the adversarial stage that labels the target"
+        )
+    model = load_compatible(config, config.teacher_from, "config.teacher_from")
+    width, height = config.target.size
+    predict = jax.jit(
+        lambda variables, images: jnp.argmax(
+            inference.class_probabilities(
+                Segmenter(model.spec).apply,
+                variables,
+                images,
+                preprocessing=model.preprocessing,
+                size=(height, width),
+            ),
+            axis=-1,
+        ).astype(jnp.uint8)
+    )
+    stream = make_stream(config.target, labels=False, augment=False)
+    variables = jax.device_put(model.variables)
+
+    def labelled() -> Iterator[tuple[str, np.ndarray]]:
+        batches = pipeline.eval_batches(
+            config.data_dir, stream, class_set=config.class_set, batch_size=config.eval_batch_size
+        )
+        for batch in batches:
+            labels = np.asarray(predict(variables, batch["image"]))
+            yield from ((str(n), x) for n, x, real in zip(batch["name"], labels, batch["mask"], strict=True) if real)
+
+    count = pipeline.write_pseudo_labels(str(path), labelled())
+    log(f"labelled {count} target images with step {model.step} of {config.teacher_from}: {path}")
+
+
+def train(config: ConfigDict, workdir: str | Path, *, log: Callable[[str], None] = print) -> States:
+    """Trains a stage to ``config.total_steps`` in ``workdir``, from its last checkpoint where there is one.
+
+    Args:
+      config: of ``configs/``.
+      workdir: receives ``checkpoints/``, ``config.json``, ``metrics.jsonl`` and TensorBoard events.
+      log: receives the progress lines.
+
+    Returns:
+      the final states.
+
+    Raises:
+      UserError: anything the user can mend; the last checkpoint is kept.
+    """
+    from input_pipeline import pipeline
+
+    settings.check(config)
+    workdir = Path(workdir).absolute()
+    mesh = sharding.make_mesh(config.num_devices)
+    plain_config = settings.plain(config)
+    class_set = classes.get_class_set(config.class_set)
+    meta = checkpoints.make_meta(
+        plain_config, settings.model_spec(config), settings.preprocessing(config), class_set.name
+    )
+
+    done = checkpoints.available_steps(workdir)
+    start = done[-1] if done else 0
+    if done:
+        stored = checkpoints.read_meta(workdir, start)["config"]
+        settings.refuse_other_config(stored, plain_config, workdir)
+    for stream, size in streams(config).values():
+        sharding.check_batch("config.batch_size (per stream)", size, mesh)
+        pipeline.num_examples(config.data_dir, stream)  # Refuses a missing dataset before anything is written.
+    states = initial_states(config, mesh)
+    if start:
+        states = checkpoints.restore_states(workdir, start, states, sharding.replicated(mesh))
+    if start >= config.total_steps:
+        log(f"{config.stage}: finished, {start} steps in {workdir}")
+        return states
+
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "config.json").write_text(json.dumps(plain_config, indent=2) + "\n")
+    pseudo_labels = ""
+    if config.stage == "self_distillation":
+        path = workdir / "pseudo_labels.tfrecord"
+        if not path.exists():
+            make_pseudo_labels(config, path, log)
+        pseudo_labels = str(path)
+    put = functools.partial(sharding.put_batch, mesh=mesh)
+    iterators = {
+        name: pipeline.train_batches(
+            config.data_dir,
+            stream,
+            class_set=config.class_set,
+            batch_size=size,
+            seed=config.seed,
+            start_step=start,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        for name, (stream, size) in streams(config, pseudo_labels).items()
+    }
+    names = tuple(iterators)
+    batches = (dict(zip(names, parts, strict=True)) for parts in zip(*iterators.values(), strict=False))
+    batches = loop.prefetch(batches, lambda batch: {name: put(part) for name, part in batch.items()})
+    step_fn = jax.jit(
+        make_step(config),
+        donate_argnums=0,
+        in_shardings=(sharding.replicated(mesh), sharding.by_batch(mesh)),
+        out_shardings=sharding.replicated(mesh),
+    )
+    plan = loop.Plan(start, config.total_steps, config.log_every, config.checkpoint_every)
+    log(
+        f"{config.stage} ({config.method}): steps {start} to {config.total_steps}, global batch {config.batch_size} on "
+        f"{mesh.size} {jax.default_backend()} device(s)"
+    )
+    with contextlib.ExitStack() as stack:
+        report = stack.enter_context(metrics_log(workdir, plan, f"{config.stage}", log))
+        should_stop = stack.enter_context(stop_signals())
+        writer = stack.enter_context(checkpoints.manager(workdir, keep=config.keep_checkpoints))
+        states, step = loop.fit(
+            states,
+            step_fn,
+            batches,
+            plan,
+            on_log=report,
+            on_checkpoint=lambda step, states: checkpoints.save(writer, step, states, meta),
+            should_stop=should_stop,
+        )
+        writer.wait_until_finished()
+    if step < config.total_steps:
+        raise UserError(f"stopped at step {step} of {config.total_steps}, saved: run the same command again to go on")
+    return states
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """While open, SIGTERM and SIGINT only set a flag, so that the loop can save before it leaves."""
+    seen: list[int] = []
+    try:
+        previous = {s: signal.signal(s, lambda number, _: seen.append(number)) for s in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # Not the main thread, in a notebook for instance: signals stay as they are.
+        previous = {}
+    try:
+        yield lambda: bool(seen)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def metrics_log(
+    workdir: Path, plan: loop.Plan, title: str, log: Callable[[str], None]
+) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    """Reports to the terminal, ``metrics.jsonl`` and TensorBoard; lines beyond the resumed step are dropped."""
+    from tensorboardX import SummaryWriter
+
+    path = workdir / "metrics.jsonl"
+    kept = []
+    if path.exists():
+        kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] <= plan.start]
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(line + "\n" for line in kept))
+    os.replace(partial, path)
+    began = time.perf_counter()
+    with SummaryWriter(str(workdir), purge_step=plan.start + 1) as board, path.open("a") as file:
+
+        def report(step: int, values: dict[str, float]) -> None:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+            file.flush()
+            for key, value in values.items():
+                board.add_scalar(key, value, step)
+            remaining = (time.perf_counter() - began) / (step - plan.start) * (plan.total - step)
+            shown = "  ".join(f"{key} {value:.4f}" for key, value in values.items() if key.startswith("loss"))
+            rate = f"{values['steps_per_second']:.2f} steps/s"
+            log(f"{title} {step:>6}/{plan.total}  {shown}  {rate}  {remaining / 60:.1f} min left")
+
+        yield report
+
+
+def main(arguments: list[str]) -> None:
+    if arguments:
+        raise UserError(f"unexpected argument {arguments[0]!r}: this command takes flags only")
+    config, _, _ = cli.config()
+    settings.check(config)
+    if flags.FLAGS.dry_run:
+        dry_run(config)
+        return
+    if not flags.FLAGS.workdir:
+        raise UserError("--workdir is missing: the folder that receives the checkpoints")
+    train(config, flags.FLAGS.workdir)
+    print(f"done: {flags.FLAGS.workdir}")
+
+
+if __name__ == "__main__":
+    cli.define_config()
+    flags.DEFINE_string("workdir", "", "Folder of this stage: checkpoints, metrics, TensorBoard events.")
+    flags.DEFINE_bool("dry_run", False, "Trace the step, print shapes and parameter counts, train nothing.")
+    cli.run(main)
