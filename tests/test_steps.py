@@ -1,0 +1,141 @@
+"""Steps as pure functions over TrainState: the control, determinism, and one device against many."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fada_jax import losses, optim, sharding, steps
+from fada_jax.errors import UserError
+from fada_jax.models import ModelSpec
+from fada_jax.preprocessing import IMAGENET
+
+SPEC = ModelSpec("resnet18", 5, "group", (1, 1, 1, 1), (8, 8, 16, 16), 8, True, 4, (1, 2))
+ADAM = optim.OptimizerSpec("adam", 1e-3, 100, weight_decay=0.0, classifier_multiplier=1.0)
+
+
+def make_states(norm="group"):
+    spec = ModelSpec("resnet18", 5, norm, (1, 1, 1, 1), (8, 8, 16, 16), 8, True, 4, (1, 2))
+    generator = steps.create_generator(spec, ADAM, jax.random.key(0))
+    return generator, steps.create_discriminator(10, 16, ADAM, jax.random.key(1), widths=(8, 8))
+
+
+def make_batch(seed, count=8, height=32, width=48):
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, 5, (count, height, width), dtype=np.uint8)
+    label[rng.random(label.shape) < 0.2] = 255
+    return {"image": rng.integers(0, 256, (count, height, width, 3), dtype=np.uint8), "label": label}
+
+
+def adversarial(lambda_adv=0.1):
+    return functools.partial(
+        steps.adversarial_step, preprocessing=IMAGENET, knowledge=losses.ClassKnowledge(), lambda_adv=lambda_adv
+    )
+
+
+def test_the_control_is_the_adversarial_step_with_lambda_zero():
+    generator, discriminator = make_states()
+    source, target = make_batch(0), make_batch(1, height=24)
+    with_d, new_d, _ = jax.jit(adversarial(0.0))(generator, discriminator, source, target)
+    alone, _ = jax.jit(functools.partial(steps.supervised_step, preprocessing=IMAGENET, temperature=1.8))(
+        generator, source
+    )
+    for a, b in zip(jax.tree.leaves(with_d.params), jax.tree.leaves(alone.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+    moved = [
+        np.abs(a - b).max()
+        for a, b in zip(jax.tree.leaves(new_d.params), jax.tree.leaves(discriminator.params), strict=True)
+    ]
+    assert min(moved) > 0  # D learns all the same.
+
+
+def test_lambda_changes_only_the_generator():
+    generator, discriminator = make_states()
+    source, target = make_batch(0), make_batch(1)
+    g0, d0, m0 = jax.jit(adversarial(0.0))(generator, discriminator, source, target)
+    g1, d1, m1 = jax.jit(adversarial(1.0))(generator, discriminator, source, target)
+    assert (
+        max(np.abs(a - b).max() for a, b in zip(jax.tree.leaves(g0.params), jax.tree.leaves(g1.params), strict=True))
+        > 1e-5
+    )
+    for a, b in zip(jax.tree.leaves(d0.params), jax.tree.leaves(d1.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+    assert float(m0["loss_d"]) == pytest.approx(float(m1["loss_d"]), rel=1e-6)
+
+
+def test_the_step_is_deterministic_and_compiles_once():
+    step = jax.jit(adversarial())
+    start = jax.jit(make_states)()
+    runs = []
+    for _ in range(2):
+        states = start
+        for i in range(3):
+            *states, metrics = step(*states, make_batch(i), make_batch(10 + i))
+        runs.append(jax.tree.leaves((states, metrics)))
+    assert step._cache_size() == 1
+    for a, b in zip(*runs, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_networks_learn_a_constant_scene():
+    generator, _ = make_states()
+    batch = make_batch(0)
+    batch["label"] = np.where(batch["image"][..., 0] > 0, 3, 255).astype(np.uint8)
+    step = jax.jit(functools.partial(steps.supervised_step, preprocessing=IMAGENET))
+    first = None
+    for _ in range(40):
+        generator, metrics = step(generator, batch)
+        first = first or float(metrics["loss_seg"])
+    assert float(metrics["loss_seg"]) < 0.2 * first
+
+
+def _three_steps(norm, num_devices):
+    """Parameters and statistics after three sharded steps, as one flat list of floats."""
+    mesh = sharding.make_mesh(num_devices)
+    whole, split = sharding.replicated(mesh), sharding.by_batch(mesh)
+    step = jax.jit(adversarial(), in_shardings=(whole, whole, split, split), out_shardings=whole, donate_argnums=(0, 1))
+    states = [jax.device_put(s, whole) for s in make_states(norm)]
+    for i in range(3):
+        source, target = (sharding.put_batch(make_batch(seed), mesh) for seed in (i, 10 + i))
+        *states, metrics = step(*states, source, target)
+    leaves = jax.tree.leaves((states[0].params, states[0].collections, states[1].params, metrics))
+    return np.concatenate([np.asarray(x, np.float64).ravel() for x in leaves])
+
+
+@pytest.mark.parametrize("norm", ["group", "live"])
+def test_eight_devices_agree_with_one(norm):
+    code = f"import json, tests.test_steps as t; print(json.dumps(t._three_steps({norm!r}, 8).tolist()))"
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=root)
+    assert result.returncode == 0, result.stderr[-2000:]
+    many = np.array(json.loads(result.stdout.splitlines()[-1]))
+    one = _three_steps(norm, 1)
+    start = np.concatenate([np.asarray(x).ravel() for x in jax.tree.leaves(make_states(norm)[0].params)])
+    assert np.abs(one[: len(start)] - start).max() > 1e-3
+    # Adam's first steps follow the sign of the gradient, so rounding shows where a gradient is almost 0.
+    assert np.linalg.norm(many - one) / np.linalg.norm(one) < 1e-4
+
+
+def test_a_batch_that_devices_cannot_share_is_refused():
+    mesh = sharding.make_mesh()
+    with pytest.raises(UserError, match=r"config.batch_size=0"):
+        sharding.check_batch("config.batch_size", 0, mesh)
+    with pytest.raises(UserError, match="num_devices=99"):
+        sharding.make_mesh(99)
+
+
+def test_batch_norm_statistics_follow_the_batches():
+    generator, _ = make_states("live")
+    step = jax.jit(functools.partial(steps.supervised_step, preprocessing=IMAGENET))
+    updated, _ = step(generator, make_batch(0))
+    before = generator.collections["batch_stats"]["feature_extractor"]["bn1"]
+    after = updated.collections["batch_stats"]["feature_extractor"]["bn1"]
+    assert float(jnp.abs(after["mean"] - before["mean"]).max()) > 0
+    assert float(jnp.abs(after["var"] - before["var"]).max()) > 0
