@@ -1,0 +1,256 @@
+"""tensorflow-datasets builders that write raw data sets to sharded TFRecords, with an index for random access."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import io
+import itertools
+import multiprocessing
+import os
+import shutil
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from fada_jax.errors import UserError
+from input_pipeline import raw_datasets
+from input_pipeline.raw_datasets import CITIES, RawExample, Record
+
+VERSION = "1.0.0"
+# Conversion reads local files only; without this tfds asks a cloud bucket for prepared data.
+tfds.core.utils.gcs_utils._is_gcs_disabled = True
+tfds.disable_progress_bar()
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+    """One conversion.
+
+    Attributes:
+      dataset: key of ``raw_datasets.DATASETS``.
+      raw_dir: folder of the raw data.
+      city: Cross-City only.
+      workers: processes that read and check images.
+      resize: (width, height) to store at; None keeps the files' bytes.
+      skip_errors: leave bad examples out and count them, instead of failing.
+    """
+
+    dataset: str
+    raw_dir: Path
+    city: str = ""
+    workers: int = 1
+    resize: tuple[int, int] | None = None
+    skip_errors: bool = False
+
+
+class _Builder(tfds.core.GeneratorBasedBuilder):
+    """Stores image bytes, label PNG of raw ids (empty: unlabelled), name and size, in the raw order."""
+
+    VERSION = tfds.core.Version(VERSION)
+    skip_registration = True
+
+    def __init__(self, *, source: Callable[[str], Iterable[Record]], splits: Iterable[str], **options: Any) -> None:
+        self._source, self._splits = source, tuple(splits)
+        super().__init__(**options)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text = tfds.features.Tensor(shape=(), dtype=tf.string)
+        number = tfds.features.Scalar(np.int32)
+        features = {"image": text, "label": text, "name": text, "height": number, "width": number}
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(features), disable_shuffling=True, description="Made for fada-jax."
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        del dl_manager
+        return {split: self._generate_examples(split) for split in self._splits}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        for i, record in enumerate(self._source(split)):
+            yield i, {key: getattr(record, key) for key in ("image", "label", "name", "height", "width")}
+
+
+class Gta5(_Builder):
+    """GTA5."""
+
+
+class Synthia(_Builder):
+    """SYNTHIA-RAND-CITYSCAPES."""
+
+
+class Cityscapes(_Builder):
+    """Cityscapes, fine annotations."""
+
+
+class Crosscity(_Builder):
+    """Cross-City (NTHU), one config a city."""
+
+    BUILDER_CONFIGS = tuple(tfds.core.BuilderConfig(name=city, version=VERSION) for city in CITIES)
+
+
+class Camvid(_Builder):
+    """CamVid as in the SegNet tutorial, by time of day."""
+
+
+BUILDERS = {"gta5": Gta5, "synthia": Synthia, "cityscapes": Cityscapes, "crosscity": Crosscity, "camvid": Camvid}
+
+
+def folder(data_dir: str | Path, dataset: str, city: str = "") -> Path:
+    """Where a converted data set lies."""
+    return Path(data_dir) / dataset / city / VERSION
+
+
+def index_path(root: Path, split: str) -> Path:
+    """The random-access index of a split: ``records`` int64 [N, 4] (shard, offset, length, CRC-32), ``names``,
+    ``shards`` and ``counts`` int64 [N, 256] (pixels per raw id)."""
+    return root / f"{split}_index.npz"
+
+
+def _in_order(read: Callable[[RawExample], Any], examples: Iterable[RawExample], workers: int) -> Iterator[Any]:
+    """``map`` over processes, in order, with a bounded number of results in flight."""
+    if workers <= 1:
+        yield from map(read, examples)
+        return
+    # TensorFlow's threads do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
+        iterator = iter(examples)
+        pending = [pool.submit(read, example) for example in itertools.islice(iterator, 4 * workers)]
+        while pending:
+            yield pending.pop(0).result()
+            pending += [pool.submit(read, example) for example in itertools.islice(iterator, 1)]
+
+
+def scan(path: Path) -> Iterator[tuple[int, int, int]]:
+    """(offset, length, CRC-32) of the payload of every record of a TFRecord file."""
+    with path.open("rb") as file:
+        while header := file.read(12):
+            length = struct.unpack("<Q", header[:8])[0]
+            offset = file.tell()
+            payload = file.read(length)
+            file.seek(4, os.SEEK_CUR)
+            yield offset, length, zlib.crc32(payload)
+
+
+def _write_index(root: Path, split: str, info: Any, names: list[str], counts: list[np.ndarray]) -> None:
+    shards = [Path(name).name for name in info.splits[split].filenames]
+    records = [(s, *entry) for s, shard in enumerate(shards) for entry in scan(root / shard)]
+    if len(records) != len(names):
+        raise UserError(f"{root}: {len(records)} records of {split} were written, {len(names)} expected; convert again")
+    arrays = {"records": np.array(records, np.int64), "names": np.array(names), "shards": np.array(shards)}
+    np.savez_compressed(index_path(root, split), counts=np.array(counts), **arrays)
+
+
+def convert(
+    conversion: Conversion, data_dir: str | Path, progress: Callable[[str, int, int], None] = lambda *_: None
+) -> tuple[Path, dict[str, int], list[str]]:
+    """Converts a raw data set; what is at its place stays untouched until the new one is complete.
+
+    Args:
+      progress: called with the split, the images done and the images in all.
+
+    Returns:
+      the folder, images per split, and the errors that were skipped.
+
+    Raises:
+      UserError: wrong raw folder, or bad files (all of them listed in ``<data_dir>/<dataset>_errors.txt``).
+    """
+    data_dir = Path(data_dir).absolute()
+    splits = raw_datasets.DATASETS[conversion.dataset](Path(conversion.raw_dir), conversion.city)
+    splits = {split: examples for split, examples in splits.items() if examples}
+    name = "_".join(filter(None, (conversion.dataset, conversion.city)))
+    partial = data_dir / f".{name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    names: dict[str, list[str]] = {split: [] for split in splits}
+    counts: dict[str, list[np.ndarray]] = {split: [] for split in splits}
+    errors: list[str] = []
+
+    def source(split: str) -> Iterator[Record]:
+        read = functools.partial(raw_datasets.try_read, conversion.dataset, conversion.resize)
+        for i, record in enumerate(_in_order(read, splits[split], conversion.workers), start=1):
+            if isinstance(record, Record):
+                names[split].append(record.name)
+                counts[split].append(record.counts)
+                yield record
+            else:
+                errors.append(record)
+            progress(split, i, len(splits[split]))
+
+    try:
+        options = {"config": conversion.city} if conversion.city else {}
+        builder = BUILDERS[conversion.dataset](source=source, splits=splits, data_dir=str(partial), **options)
+        with contextlib.redirect_stdout(io.StringIO()):  # tfds announces a download that there is not.
+            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+        if errors:
+            report = data_dir / f"{name}_errors.txt"
+            report.write_text("\n".join(errors) + "\n")
+            if not conversion.skip_errors:
+                raise UserError(f"{errors[0]} ({len(errors)} bad in all, listed in {report})")
+        made = Path(builder.data_dir)
+        for split in splits:
+            _write_index(made, split, builder.info, names[split], counts[split])
+        final = folder(data_dir, conversion.dataset, conversion.city)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(made, final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return final, {split: len(names[split]) for split in splits}, errors
+
+
+def verify(root: Path) -> dict[str, int]:
+    """Re-reads a converted data set: every record's CRC, image and label.
+
+    Returns:
+      images per split.
+
+    Raises:
+      UserError: naming the shard and record that differ.
+    """
+    result = {}
+    for path in sorted(root.glob("*_index.npz")):
+        split = path.name.removesuffix("_index.npz")
+        index = np.load(path)
+        for i in range(len(index["records"])):
+            payload = read_payload(root, index["shards"], index["records"][i], i)
+            features = tf.train.Example.FromString(payload).features.feature
+            image = tf.io.decode_image(features["image"].bytes_list.value[0])
+            label = features["label"].bytes_list.value[0]
+            where = f"{root / str(index['shards'][index['records'][i][0]])}, record {i} of {split}"
+            if features["name"].bytes_list.value[0].decode() != index["names"][i]:
+                raise UserError(f"{where} is not the example of the index: convert again with --overwrite")
+            if label:
+                counts = np.bincount(tf.io.decode_png(label).numpy().ravel(), minlength=256)
+                if not np.array_equal(counts, index["counts"][i]) or counts.sum() != image.shape[0] * image.shape[1]:
+                    raise UserError(f"{where} has other labels than were converted: convert again with --overwrite")
+        result[split] = len(index["records"])
+    return result
+
+
+def read_payload(root: Path, shards: np.ndarray, record: np.ndarray, number: int) -> bytes:
+    """The payload of one record, checked.
+
+    Raises:
+      UserError: naming the shard and the record that cannot be read or whose CRC differs.
+    """
+    shard, offset, length, crc = (int(x) for x in record)
+    path = root / str(shards[shard])
+    try:
+        with path.open("rb") as file:
+            payload = os.pread(file.fileno(), length, offset)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if len(payload) != length or zlib.crc32(payload) != crc:
+        raise UserError(f"{path}: record {number} is damaged (its checksum differs); convert again with --overwrite")
+    return payload

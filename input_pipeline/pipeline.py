@@ -1,0 +1,446 @@
+"""tf.data streams from converted data sets: stateless augmentation, random access, resumable at any step.
+
+Every random choice is a function of (seed, data set, split, position in the stream), so a stream that starts at step N
+yields what an undisturbed one yields there, without replaying anything. Batches are uint8; normalisation belongs to the
+accelerator.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import tensorflow as tf
+
+from fada_jax.classes import IGNORE, label_table
+from fada_jax.errors import UserError
+from input_pipeline import builders
+
+# JAX owns the accelerators.
+tf.config.set_visible_devices([], "GPU")
+
+_FEATURES = {
+    "image": tf.io.FixedLenFeature([], tf.string),
+    "label": tf.io.FixedLenFeature([], tf.string),
+    "name": tf.io.FixedLenFeature([], tf.string),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """Random changes of a training image, in this order.
+
+    Attributes:
+      flip: mirror half of the images.
+      scale: (low, high) of a uniform factor on the resized image.
+      crop: (width, height) of a random crop, padded with black and ``IGNORE`` where the image is smaller.
+      brightness, contrast, saturation, hue: strengths of torchvision's ColorJitter, applied in random order.
+    """
+
+    flip: bool = False
+    scale: tuple[float, float] | None = None
+    crop: tuple[int, int] | None = None
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """A split of a data set as the network sees it.
+
+    Attributes:
+      dataset, split, city: which images.
+      size: (width, height) that whole images are resized to.
+      augment: random changes; training only.
+      labels: yield labels.
+      pseudo_labels: file of ``write_pseudo_labels`` that replaces the labels; its maps hold class indices.
+    """
+
+    dataset: str
+    split: str
+    size: tuple[int, int]
+    city: str = ""
+    augment: Augment = Augment()
+    labels: bool = True
+    pseudo_labels: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """Random access to the records of a split."""
+
+    root: Path
+    shards: np.ndarray
+    records: np.ndarray
+    names: np.ndarray
+    labelled: bool
+
+    def read(self, i: int) -> bytes:
+        return builders.read_payload(self.root, self.shards, self.records[i], int(i))
+
+
+def _open(data_dir: str | Path, stream: Stream) -> _Source:
+    if stream.dataset not in builders.BUILDERS:
+        raise UserError(f"unknown dataset {stream.dataset!r}: one of {', '.join(builders.BUILDERS)}")
+    root = builders.folder(data_dir, stream.dataset, stream.city)
+    path = builders.index_path(root, stream.split)
+    if not path.is_file():
+        splits = sorted(p.name.removesuffix("_index.npz") for p in root.glob("*_index.npz"))
+        if splits:
+            raise UserError(f"{root} has no split {stream.split!r}: one of {', '.join(splits)}")
+        raise UserError(
+            f"{root} is not there: make it with python scripts/convert_dataset.py --dataset={stream.dataset} "
+            f"--raw_dir=RAW --data_dir={data_dir}"
+        )
+    index = np.load(path)
+    return _Source(root, index["shards"], index["records"], index["names"], bool(index["counts"].any()))
+
+
+def _table(stream: Stream, class_set: str, source: _Source) -> np.ndarray:
+    """Raw id -> class index."""
+    if not source.labelled:
+        raise UserError(f"{stream.dataset}/{stream.split} in {source.root} has no labels")
+    try:
+        return label_table(stream.dataset, class_set)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def num_examples(data_dir: str | Path, stream: Stream) -> int:
+    """Images of a stream's split.
+
+    Raises:
+      UserError: the data set or the split is not there.
+    """
+    return len(_open(data_dir, stream).records)
+
+
+def epoch_order(stream: Stream, seed: int, epoch: int, count: int) -> np.ndarray:
+    """Order of a split's ``count`` images in an epoch, int64 [count]."""
+    return np.random.default_rng([seed, _stream_id(stream), epoch]).permutation(count)
+
+
+def _stream_id(stream: Stream) -> int:
+    # crc32, because Python's own hash differs from process to process.
+    return zlib.crc32(f"{stream.dataset}/{stream.city}/{stream.split}".encode())
+
+
+def train_batches(
+    data_dir: str | Path,
+    stream: Stream,
+    *,
+    class_set: str,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Endless training batches: each epoch is a new permutation, each image newly augmented.
+
+    Args:
+      data_dir: converted data.
+      stream: what to read.
+      class_set: classes of the labels.
+      batch_size: global; each process yields its share, and all processes together the same batch for any number.
+      seed: with the position in the stream it determines everything.
+      start_step: first step; costs nothing beyond reading the index.
+
+    Yields:
+      ``image`` uint8 [n, H, W, 3] and, with labels, ``label`` uint8 [n, H, W] of class indices and ``IGNORE``.
+
+    Raises:
+      UserError: missing data, no labels, or a damaged record.
+    """
+    source = _open(data_dir, stream)
+    if batch_size % process_count:
+        raise UserError(f"a batch of {batch_size} cannot be shared by {process_count} processes")
+    share, count = batch_size // process_count, len(source.records)
+    pseudo = _PseudoLabels(stream.pseudo_labels) if stream.pseudo_labels else None
+    with_labels = stream.labels or pseudo is not None
+    identity = np.arange(256, dtype=np.uint8)
+    table = identity if pseudo or not with_labels else _table(stream, class_set, source)
+
+    def positions() -> Iterator[int]:
+        step = start_step
+        while True:
+            first = step * batch_size + process_index * share
+            yield from range(first, first + share)
+            step += 1
+
+    def records() -> Iterator[tuple[bytes, bytes, np.ndarray]]:
+        epoch, order = -1, np.zeros(0, np.int64)
+        for position in positions():
+            if position // count != epoch:
+                epoch = position // count
+                order = epoch_order(stream, seed, epoch, count)
+            i = order[position % count]
+            label = pseudo.read(str(source.names[i])) if pseudo else b""
+            random = np.random.default_rng([seed, _stream_id(stream), position, 1]).integers(0, 2**31 - 1, 2)
+            yield source.read(i), label, random.astype(np.int32)
+
+    def decode(payload: tf.Tensor, label: tf.Tensor, key: tf.Tensor) -> dict[str, tf.Tensor]:
+        example = tf.io.parse_single_example(payload, _FEATURES)
+        image = _resize_image(_decode_image(example["image"]), stream.size)
+        labels = None
+        if with_labels:
+            labels = _decode_label(label if pseudo else example["label"], table)
+            labels = _resize_label(labels, stream.size)
+        image, labels = augment(image, labels, key, stream.augment)
+        width, height = stream.augment.crop or stream.size
+        result = {"image": tf.ensure_shape(image, (height, width, 3))}
+        if labels is not None:
+            result["label"] = tf.ensure_shape(labels[..., 0], (height, width))
+        return result
+
+    yield from _run(records, decode, share)
+
+
+def _run(records: Callable[[], Iterator[Any]], decode: Callable[..., Any], batch_size: int) -> Iterator[Any]:
+    """Decodes in TensorFlow's threads; an error of ours passes through as itself."""
+    failed: list[UserError] = []
+
+    def guarded() -> Iterator[Any]:
+        try:
+            yield from records()
+        except UserError as error:
+            failed.append(error)
+            raise
+
+    signature = (
+        tf.TensorSpec((), tf.string),
+        tf.TensorSpec((), tf.string),
+        tf.TensorSpec((2,), tf.int32),
+    )
+    dataset = tf.data.Dataset.from_generator(guarded, output_signature=signature)
+    dataset = dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    dataset = dataset.batch(batch_size, drop_remainder=True).prefetch(2)
+    try:
+        yield from dataset.as_numpy_iterator()
+    except tf.errors.OpError as error:
+        raise failed[0] if failed else UserError(f"an image cannot be decoded: {error.message}") from error
+
+
+def eval_batches(data_dir: str | Path, stream: Stream, *, class_set: str, batch_size: int) -> Iterator[dict[str, Any]]:
+    """One pass in stored order; every image counts once.
+
+    Yields:
+      ``image`` uint8 [N, H, W, 3] at ``stream.size``, ``label`` uint8 [N, h, w] at the label's own size (labelled
+      streams; images of another label size start a new batch), ``mask`` bool [N] (False: padding, black and
+      ``IGNORE``), ``size`` int32 [N, 2] (height and width of the stored image), ``name`` [N].
+
+    Raises:
+      UserError: missing data, no labels, or a damaged record.
+    """
+    source = _open(data_dir, stream)
+    with_labels = stream.labels
+    table = _table(stream, class_set, source) if with_labels else np.arange(256, dtype=np.uint8)
+
+    def records() -> Iterator[tuple[bytes, bytes, np.ndarray]]:
+        for i in range(len(source.records)):
+            yield source.read(i), b"", np.zeros(2, np.int32)
+
+    def decode(payload: tf.Tensor, label: tf.Tensor, key: tf.Tensor) -> dict[str, tf.Tensor]:
+        del label, key
+        example = tf.io.parse_single_example(payload, _FEATURES)
+        image = _decode_image(example["image"])
+        result = {"image": _resize_image(image, stream.size), "size": tf.shape(image)[:2], "name": example["name"]}
+        if with_labels:
+            result["label"] = _decode_label(example["label"], table)[..., 0]
+        return result
+
+    waiting: list[dict[str, np.ndarray]] = []
+    for single in _run(records, decode, 1):
+        example = {key: value[0] for key, value in single.items()}
+        if waiting and with_labels and waiting[0]["label"].shape != example["label"].shape:
+            yield _pad(waiting, batch_size)
+            waiting = []
+        waiting.append(example)
+        if len(waiting) == batch_size:
+            yield _pad(waiting, batch_size)
+            waiting = []
+    if waiting:
+        yield _pad(waiting, batch_size)
+
+
+def _pad(examples: list[dict[str, np.ndarray]], batch_size: int) -> dict[str, Any]:
+    missing = batch_size - len(examples)
+    batch: dict[str, Any] = {"mask": np.arange(batch_size) < len(examples)}
+    for key in examples[0]:
+        if key == "name":
+            batch[key] = [example[key].decode() for example in examples] + [""] * missing
+            continue
+        values = np.stack([example[key] for example in examples])
+        fill = IGNORE if key == "label" else 0
+        batch[key] = np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1), constant_values=fill)
+    return batch
+
+
+def _decode_image(data: tf.Tensor) -> tf.Tensor:
+    image = tf.io.decode_image(data, channels=3, expand_animations=False)
+    return tf.ensure_shape(image, (None, None, 3))
+
+
+def _decode_label(data: tf.Tensor, table: np.ndarray) -> tf.Tensor:
+    """Class indices, uint8 [H, W, 1]."""
+    return tf.gather(tf.constant(table), tf.cast(tf.io.decode_png(data, channels=1), tf.int32))
+
+
+def _resize_image(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    """uint8 [H, W, 3] to (width, height): bicubic with antialiasing, within one grey level of Pillow's."""
+    if_needed = tf.reduce_any(tf.shape(image)[:2] != tf.constant((size[1], size[0])))
+
+    def resized() -> tf.Tensor:
+        result = tf.image.resize(image, (size[1], size[0]), "bicubic", antialias=True)
+        return tf.cast(tf.clip_by_value(tf.round(result), 0, 255), tf.uint8)
+
+    return tf.ensure_shape(tf.cond(if_needed, resized, lambda: image), (size[1], size[0], 3))
+
+
+def _resize_label(label: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    return tf.image.resize(label, (size[1], size[0]), "nearest")
+
+
+def augment(
+    image: tf.Tensor, label: tf.Tensor | None, key: tf.Tensor, options: Augment
+) -> tuple[tf.Tensor, tf.Tensor | None]:
+    """Augments one image and its label alike; colours change in the image only.
+
+    Args:
+      image: uint8 [H, W, 3].
+      label: uint8 [H, W, 1] or None.
+      key: int32 [2]; the same key gives the same result.
+      options: what may change.
+    """
+    keys = tf.unstack(tf.random.split(key, 10, alg="philox"))
+
+    def uniform(i: int, low: float = 0.0, high: float = 1.0) -> tf.Tensor:
+        return tf.random.stateless_uniform((), keys[i], low, high, alg="philox")
+
+    if options.flip:
+        flip = uniform(0) < 0.5
+        image = tf.cond(flip, lambda: tf.reverse(image, [1]), lambda: image)
+        if label is not None:
+            label = tf.cond(flip, lambda: tf.reverse(label, [1]), lambda: label)
+    if options.scale:
+        size = tf.cast(tf.cast(tf.shape(image)[:2], tf.float32) * uniform(1, *options.scale), tf.int32)
+        size = tf.maximum(size, 1)
+        scaled = tf.image.resize(image, size, "bicubic", antialias=True)
+        image = tf.cast(tf.clip_by_value(tf.round(scaled), 0, 255), tf.uint8)
+        if label is not None:
+            label = tf.image.resize(label, size, "nearest")
+    if options.crop:
+        width, height = options.crop
+        lack = tf.maximum((height, width) - tf.shape(image)[:2], 0)
+        padding = [(0, lack[0]), (0, lack[1]), (0, 0)]
+        image = tf.pad(image, padding)
+        room = tf.cast(tf.shape(image)[:2] - (height, width) + 1, tf.float32)
+        top, left = (tf.cast(uniform(2 + axis) * room[axis], tf.int32) for axis in (0, 1))
+        image = image[top : top + height, left : left + width]
+        if label is not None:
+            label = tf.pad(label, padding, constant_values=IGNORE)[top : top + height, left : left + width]
+    return jitter(image, keys[4:], options), label
+
+
+def jitter(image: tf.Tensor, keys: list[tf.Tensor], options: Augment) -> tf.Tensor:
+    """torchvision's ColorJitter on uint8 [H, W, 3]: four operations with uniform factors, in random order."""
+    strengths = (options.brightness, options.contrast, options.saturation)
+    if not any((*strengths, options.hue)):
+        return image
+    bounds = [(max(0.0, 1.0 - s), 1.0 + s) for s in strengths] + [(-options.hue, options.hue)]
+    factors = [
+        tf.random.stateless_uniform((), keys[i], low, high, alg="philox") for i, (low, high) in enumerate(bounds)
+    ]
+    order = tf.argsort(tf.random.stateless_uniform((4,), keys[4], alg="philox"))
+    x = tf.cast(image, tf.float32) / 255.0
+    operations = [
+        lambda x: adjust_brightness(x, factors[0]),
+        lambda x: adjust_contrast(x, factors[1]),
+        lambda x: adjust_saturation(x, factors[2]),
+        lambda x: tf.image.adjust_hue(x, factors[3]),
+    ]
+    for position in range(4):
+        x = tf.switch_case(order[position], [lambda x=x, f=f: f(x) for f in operations])
+    return tf.cast(tf.round(x * 255.0), tf.uint8)
+
+
+def _grey(x: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_sum(x * (0.299, 0.587, 0.114), axis=-1, keepdims=True)
+
+
+def adjust_brightness(x: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """Blend with black; images in [0, 1]."""
+    return tf.clip_by_value(x * factor, 0.0, 1.0)
+
+
+def adjust_contrast(x: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """Blend with the mean of the grey image."""
+    return tf.clip_by_value(x * factor + tf.reduce_mean(_grey(x)) * (1.0 - factor), 0.0, 1.0)
+
+
+def adjust_saturation(x: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """Blend with the grey image."""
+    return tf.clip_by_value(x * factor + _grey(x) * (1.0 - factor), 0.0, 1.0)
+
+
+def write_pseudo_labels(path: str | Path, items: Iterable[tuple[str, np.ndarray]]) -> int:
+    """Writes label maps by image name to one TFRecord file, whole or not at all.
+
+    Args:
+      path: file to write.
+      items: (name, uint8 [h, w] of class indices and ``IGNORE``).
+
+    Returns:
+      the number of maps.
+    """
+    partial = f"{path}.partial"
+    count = 0
+    with tf.io.TFRecordWriter(partial) as writer:
+        for name, label in items:
+            png = tf.io.encode_png(label[..., None]).numpy()
+            feature = {
+                "name": tf.train.Feature(bytes_list=tf.train.BytesList(value=[name.encode()])),
+                "label": tf.train.Feature(bytes_list=tf.train.BytesList(value=[png])),
+            }
+            writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
+            count += 1
+    os.replace(partial, path)
+    return count
+
+
+class _PseudoLabels:
+    """Label maps of ``write_pseudo_labels`` by name; only their places in the file are held in memory."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        self._places: dict[str, tuple[int, int, int]] = {}
+        if not self._path.is_file():
+            raise UserError(f"{path}: no such file of pseudo labels")
+        try:
+            with self._path.open("rb") as file:
+                for offset, length, crc in builders.scan(self._path):
+                    payload = os.pread(file.fileno(), length, offset)
+                    name = tf.train.Example.FromString(payload).features.feature["name"].bytes_list.value[0].decode()
+                    self._places[name] = (offset, length, crc)
+        except (struct.error, IndexError, ValueError) as error:
+            raise UserError(f"{path} is damaged: delete it, the same command makes it again") from error
+
+    def read(self, name: str) -> bytes:
+        if name not in self._places:
+            raise UserError(f"{self._path} has no label for {name}: delete it, the same command makes it again")
+        offset, length, crc = self._places[name]
+        with self._path.open("rb") as file:
+            payload = os.pread(file.fileno(), length, offset)
+        if zlib.crc32(payload) != crc:
+            raise UserError(f"{self._path}: the label of {name} is damaged: delete the file, it is made again")
+        return tf.train.Example.FromString(payload).features.feature["label"].bytes_list.value[0]

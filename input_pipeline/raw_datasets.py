@@ -1,0 +1,260 @@
+"""Raw data sets as they lie on disk: which files belong to a split, and how each is read and checked.
+
+A new data set is one function that lists its splits, one entry in ``DATASETS``, and its label ids in
+``fada_jax/classes.py``. Nothing here needs TensorFlow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import struct
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fada_jax.classes import ENCODINGS
+from fada_jax.errors import UserError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+CITIES = ("Rome", "Rio", "Tokyo", "Taipei")
+
+
+@dataclasses.dataclass(frozen=True)
+class RawExample:
+    """One image: its name in the records, its file, and the file of its label (None: unlabelled)."""
+
+    name: str
+    image: Path
+    label: Path | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What is stored of one example.
+
+    Attributes:
+      name: file stem, unique in its split.
+      image: PNG or JPEG bytes.
+      label: 8-bit PNG bytes of raw ids, empty where unlabelled.
+      height, width: of the stored image.
+      counts: pixels per raw id, int64 [256]; zeros where unlabelled.
+    """
+
+    name: str
+    image: bytes
+    label: bytes
+    height: int
+    width: int
+    counts: np.ndarray
+
+
+Splits = Mapping[str, list[RawExample]]
+
+
+def _files(folder: Path, what: str, recursive: bool = False) -> list[Path]:
+    """Image files of a folder in name order.
+
+    Raises:
+      UserError: the folder is not there, or holds none.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not there: {what}")
+    files = sorted(p for p in (folder.rglob("*") if recursive else folder.iterdir()) if p.suffix in IMAGE_SUFFIXES)
+    if not files:
+        raise UserError(f"{folder} holds no images: {what}")
+    return files
+
+
+def gta5(root: Path, city: str = "") -> Splits:
+    """``images/00001.png`` with ``labels/00001.png``."""
+    files = _files(root / "images", "--raw_dir must be the folder that holds images/ and labels/")
+    return {"train": [RawExample(p.stem, p, root / "labels" / p.name) for p in files]}
+
+
+def synthia(root: Path, city: str = "") -> Splits:
+    """SYNTHIA-RAND-CITYSCAPES: ``RAND_CITYSCAPES/RGB`` with 16-bit ``RAND_CITYSCAPES/GT/LABELS``."""
+    base = root / "RAND_CITYSCAPES"
+    files = _files(base / "RGB", "--raw_dir must be the folder that holds RAND_CITYSCAPES/")
+    return {"train": [RawExample(p.stem, p, base / "GT" / "LABELS" / p.name) for p in files]}
+
+
+def cityscapes(root: Path, city: str = "") -> Splits:
+    """``leftImg8bit/<split>/<city>`` with ``gtFine/<split>/<city>``; the test split's dummy labels are left out."""
+    splits = {}
+    for split in ("train", "val", "test"):
+        folder = root / "leftImg8bit" / split
+        if split == "test" and not folder.is_dir():
+            continue
+        examples = []
+        for path in _files(folder, "--raw_dir must be the folder that holds leftImg8bit/ and gtFine/", recursive=True):
+            stem = path.stem.removesuffix("_leftImg8bit")
+            label = root / "gtFine" / split / path.parent.name / f"{stem}_gtFine_labelIds.png"
+            examples.append(RawExample(stem, path, None if split == "test" else label))
+        splits[split] = examples
+    return splits
+
+
+def crosscity(root: Path, city: str = "") -> Splits:
+    """``<City>/Images/Train`` without and ``<City>/Images/Test`` with ``<City>/Labels/Test/*_eval.png``."""
+    what = f"--raw_dir must be the folder that holds {city}/"
+    train = [RawExample(p.stem, p, None) for p in _files(root / city / "Images" / "Train", what)]
+    labels = root / city / "Labels" / "Test"
+    test = [RawExample(p.stem, p, labels / f"{p.stem}_eval.png") for p in _files(root / city / "Images" / "Test", what)]
+    return {"train": train, "test": test}
+
+
+def camvid(root: Path, city: str = "") -> Splits:
+    """The SegNet tutorial's folders; the training images by time of day, dusk being the sequence 0001TP."""
+    splits: dict[str, list[RawExample]] = {"train_day": [], "train_dusk": [], "val_day": [], "test_dusk": []}
+    what = "--raw_dir must be the folder that holds train/, trainannot/, val/, ..."
+    for folder, day, dusk in (("train", "train_day", "train_dusk"), ("val", "val_day", ""), ("test", "", "test_dusk")):
+        for path in _files(root / folder, what):
+            split = dusk if path.name.startswith("0001TP") else day
+            if not split:
+                raise UserError(f"{path} is not expected in {folder}/ of CamVid's SegNet split")
+            splits[split].append(RawExample(path.stem, path, root / f"{folder}annot" / path.name))
+    return splits
+
+
+# Data set -> function that lists its splits, given its root folder (and its city).
+DATASETS: Mapping[str, Callable[[Path, str], Splits]] = {
+    "gta5": gta5,
+    "synthia": synthia,
+    "cityscapes": cityscapes,
+    "crosscity": crosscity,
+    "camvid": camvid,
+}
+
+
+def _png16_first_channel(data: bytes, path: Path) -> np.ndarray:
+    """First channel of a non-interlaced 16-bit PNG, uint16 [H, W]; Pillow reads colour PNGs as 8 bits only."""
+    chunks, position, header = [], 8, b""
+    while position + 8 <= len(data):
+        length, kind = struct.unpack(">I4s", data[position : position + 8])
+        body = data[position + 8 : position + 8 + length]
+        if kind == b"IHDR":
+            header = body
+        elif kind == b"IDAT":
+            chunks.append(body)
+        position += 12 + length
+    try:
+        width, height, _, color, _, _, interlace = struct.unpack(">IIBBBBB", header)
+        channels = {0: 1, 2: 3, 4: 2, 6: 4}[color]
+        rows = np.frombuffer(zlib.decompress(b"".join(chunks)), np.uint8).reshape(height, 1 + width * channels * 2)
+    except (struct.error, KeyError, zlib.error, ValueError) as error:
+        raise UserError(f"{path} is not a readable 16-bit PNG") from error
+    if interlace:
+        raise UserError(f"{path} is an interlaced 16-bit PNG: save it without interlacing")
+    step = channels * 2
+    out = np.zeros((height, width * step), np.uint8)
+    previous = np.zeros(width * step, np.uint8)
+    for y in range(height):
+        previous = out[y] = _unfilter(int(rows[y, 0]), rows[y, 1:], previous, step, path)
+    return out.reshape(height, width, channels, 2).view(">u2")[:, :, 0, 0].astype(np.uint16)
+
+
+def _unfilter(kind: int, row: np.ndarray, above: np.ndarray, step: int, path: Path) -> np.ndarray:
+    """Undoes one PNG row filter (PNG specification, section 9)."""
+    if kind == 0:
+        return row
+    if kind == 2:
+        return row + above
+    if kind == 1:
+        return np.cumsum(row.reshape(-1, step), axis=0, dtype=np.uint8).ravel()
+    if kind not in (3, 4):
+        raise UserError(f"{path} is not a readable 16-bit PNG")
+    # Average and Paeth depend on the pixel to the left: byte by byte, on plain integers.
+    values, up, line = row.tolist(), above.tolist(), [0] * (len(row) + step)
+    for i, value in enumerate(values):
+        left = line[i]
+        if kind == 3:
+            guess = (left + up[i]) // 2
+        else:
+            corner = up[i - step] if i >= step else 0
+            estimate = left + up[i] - corner
+            a, b, c = abs(estimate - left), abs(estimate - up[i]), abs(estimate - corner)
+            guess = left if a <= b and a <= c else (up[i] if b <= c else corner)
+        line[i + step] = (value + guess) & 255
+    return np.array(line[step:], np.uint8)
+
+
+def read_label(path: Path) -> np.ndarray:
+    """Raw ids of a label file, uint8 [H, W]: palette and grey PNGs by value, 16-bit ones by their first channel.
+
+    Raises:
+      UserError: missing, unreadable, a colour picture, or ids beyond 255.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing: every image needs its label")
+    data = path.read_bytes()
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 25 and data[24] == 16:
+        ids = _png16_first_channel(data, path)
+        if ids.max(initial=0) > 255:
+            raise UserError(f"{path} holds the id {ids.max()}, beyond 255")
+        return ids.astype(np.uint8)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.mode not in ("L", "P"):
+                raise UserError(f"{path} is a colour picture ({image.mode}), not a map of class ids")
+            return np.array(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path} is not a readable label image ({error})") from error
+
+
+def _png(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def read_record(dataset: str, example: RawExample, resize: tuple[int, int] | None = None) -> Record:
+    """Reads and checks one example.
+
+    Args:
+      dataset: key of ``DATASETS``.
+      example: its files.
+      resize: (width, height) to store at: bicubic with antialiasing, labels nearest; None keeps the image's bytes.
+
+    Raises:
+      UserError: naming the file that is missing, unreadable, of another size or with undefined ids.
+    """
+    try:
+        data = example.image.read_bytes()
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            kind, pixels = image.format, image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{example.image} is not a readable image ({error})") from error
+    size, label_bytes, counts = pixels.size, b"", np.zeros(256, np.int64)
+    label = None
+    if example.label is not None:
+        label = read_label(example.label)
+        if (label.shape[1], label.shape[0]) != size:
+            raise UserError(
+                f"{example.label} is {label.shape[1]}x{label.shape[0]}, its image {size[0]}x{size[1]}: "
+                "leave it out with --on_error=skip"
+            )
+        undefined = [i for i in np.unique(label).tolist() if i not in ENCODINGS[dataset].defined]
+        if undefined:
+            raise UserError(f"{example.label} holds ids that {dataset} does not define: {undefined[:8]}")
+    if resize and size != resize:
+        pixels = pixels.resize(resize, Image.Resampling.BICUBIC)
+        data, kind = _png(np.asarray(pixels)), "PNG"
+        label = None if label is None else np.asarray(Image.fromarray(label).resize(resize, Image.Resampling.NEAREST))
+    elif kind not in ("PNG", "JPEG") or example.image.suffix == "":
+        data = _png(np.asarray(pixels))
+    if label is not None:
+        label_bytes, counts = _png(label), np.bincount(label.ravel(), minlength=256).astype(np.int64)
+    return Record(example.name, data, label_bytes, pixels.height, pixels.width, counts)
+
+
+def try_read(dataset: str, resize: tuple[int, int] | None, example: RawExample) -> Record | str:
+    """``read_record``, or the message of its ``UserError``: what a worker process sends back."""
+    try:
+        return read_record(dataset, example, resize)
+    except UserError as error:
+        return str(error)

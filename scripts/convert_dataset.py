@@ -1,0 +1,100 @@
+"""Converts a raw data set, as distributed, to sharded TFRecords with an index for random access.
+
+  python scripts/convert_dataset.py --dataset=gta5 --raw_dir=GTA5 --data_dir=DATA --workers=8
+  python scripts/convert_dataset.py --dataset=crosscity --raw_dir=NTHU --data_dir=DATA --city=Rome
+  python scripts/convert_dataset.py --dataset=gta5 --raw_dir=GTA5 --data_dir=DATA --resize=1280x720
+  python scripts/convert_dataset.py --dataset=gta5 --data_dir=DATA --verify
+
+Labels keep their raw ids; the class set is chosen by the training config. Every image and label is checked. A data set
+appears at its place only when it is complete, so a killed conversion leaves nothing that looks like one.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from absl import flags
+
+from fada_jax import cli
+from fada_jax.errors import UserError
+
+
+def parse_size(text: str) -> tuple[int, int] | None:
+    """'1280x720' as (1280, 720); None for ''.
+
+    Raises:
+      UserError: not of that form.
+    """
+    if not text:
+        return None
+    width, _, height = text.partition("x")
+    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise UserError(f"--resize={text}: must be WIDTHxHEIGHT, for instance 1280x720")
+    return int(width), int(height)
+
+
+def main(arguments: list[str]) -> None:
+    from input_pipeline import builders, raw_datasets
+
+    if arguments:
+        raise UserError(f"unexpected argument {arguments[0]!r}: this command takes flags only")
+    options = flags.FLAGS
+    size = parse_size(options.resize)
+    cities = ("",)
+    if options.dataset == "crosscity":
+        cities = (options.city,) if options.city else raw_datasets.CITIES
+    for city in cities:
+        if city and city not in raw_datasets.CITIES:
+            raise UserError(f"--city={city}: one of {', '.join(raw_datasets.CITIES)}")
+        title = "/".join(filter(None, (options.dataset, city)))
+        root = builders.folder(options.data_dir, options.dataset, city)
+        if root.is_dir() and not options.overwrite:
+            print(f"{title} is already in {root} (--overwrite converts it again)")
+        elif options.verify and not options.raw_dir:
+            raise UserError(f"{root} is not there: nothing to verify")
+        else:
+            _convert(options, title, city, size)
+        if options.verify:
+            counts = ", ".join(f"{split} {count}" for split, count in builders.verify(root).items())
+            print(f"{title}: verified ({counts})")
+
+
+def _convert(options: flags.FlagValues, title: str, city: str, size: tuple[int, int] | None) -> None:
+    from input_pipeline import builders
+
+    if not options.raw_dir:
+        raise UserError("--raw_dir is missing: the folder of the raw data")
+    if not Path(options.raw_dir).is_dir():
+        raise UserError(f"--raw_dir={options.raw_dir}: no such folder")
+    began: dict[str, float] = {}
+
+    def progress(split: str, done: int, total: int) -> None:
+        start = began.setdefault(split, time.perf_counter())
+        if done % max(1, total // 100) == 0 or done == total:
+            rate = done / max(time.perf_counter() - start, 1e-3)
+            line = f"\r{title} {split}: {done}/{total}, {rate:.0f} images/s, {(total - done) / rate:.0f} s left  "
+            print(line, end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+    conversion = builders.Conversion(
+        options.dataset, Path(options.raw_dir), city, options.workers, size, options.on_error == "skip"
+    )
+    root, counts, errors = builders.convert(conversion, options.data_dir, progress)
+    summary = ", ".join(f"{split} {count} images" for split, count in counts.items())
+    print(f"{title}: {summary} in {root}" + (f"; {len(errors)} skipped, first: {errors[0]}" if errors else ""))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_enum("dataset", None, ["gta5", "synthia", "cityscapes", "crosscity", "camvid"], "Which data set.")
+    flags.DEFINE_string("raw_dir", "", "Its folder as distributed.")
+    flags.DEFINE_string("data_dir", None, "Where the TFRecords go.")
+    flags.DEFINE_string("city", "", "Cross-City: one city; default: all four.")
+    flags.DEFINE_integer("workers", os.cpu_count() or 1, "Processes that read and check images.", lower_bound=1)
+    flags.DEFINE_string("resize", "", "Store images at WIDTHxHEIGHT already.")
+    flags.DEFINE_enum("on_error", "fail", ["fail", "skip"], "Bad files: fail with a report, or skip and count.")
+    flags.DEFINE_bool("verify", False, "Re-read the converted data and prove counts and checksums.")
+    flags.DEFINE_bool("overwrite", False, "Convert again even if the data set is there.")
+    flags.mark_flags_as_required(["dataset", "data_dir"])
+    cli.run(main)

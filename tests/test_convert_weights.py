@@ -1,0 +1,169 @@
+"""The import and export command on files in the released and in torchvision's layout."""
+
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import parity  # noqa: E402
+
+from configs import gta5_to_cityscapes, synthia_to_cityscapes  # noqa: E402
+from fada_jax import checkpoints, convert_weights, preprocessing, train  # noqa: E402
+from fada_jax.errors import UserError  # noqa: E402
+from fada_jax.models import ModelSpec  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+
+
+def released(backbone="resnet101", num_classes=19, prefix=""):
+    """A released adversarial checkpoint with optimizer states after one real step of each optimizer."""
+    nets = parity.networks(ModelSpec(backbone, num_classes), d_widths=(256, 128))
+    contents = {"iteration": 1000}
+    for name, optimizer, net in zip(
+        ("feature_extractor", "classifier", "model_D"), ("optimizer_fea", "optimizer_cls", "optimizer_D"), nets,
+        strict=True,
+    ):  # fmt: skip
+        make = torch.optim.Adam if name == "model_D" else torch.optim.SGD
+        options = {"betas": (0.9, 0.99)} if name == "model_D" else {"momentum": 0.9, "weight_decay": 5e-4}
+        stepper = make(net.parameters(), lr=1e-4, **options)
+        for parameter in net.parameters():
+            parameter.grad = torch.full_like(parameter, 1e-3)
+        stepper.step()
+        contents[name] = {prefix + key: value for key, value in net.state_dict().items()}
+        contents[optimizer] = stepper.state_dict()
+    return contents
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for key in a:
+        assert a[key].dtype == b[key].dtype and torch.equal(a[key], b[key]), key
+
+
+@pytest.mark.parametrize(("backbone", "prefix"), [("resnet101", "module."), ("vgg16", "")])
+def test_released_checkpoint_makes_the_round_trip_bit_for_bit(backbone, prefix, tmp_path):
+    contents = released(backbone, prefix=prefix)
+    torch.save(contents, tmp_path / "in.pth")
+    summary = convert_weights.import_file(str(tmp_path / "in.pth"), str(tmp_path / "w"), format="fada")
+    assert "class set cityscapes19" in summary and " 0 initialised" in summary
+    model = checkpoints.load_model(tmp_path / "w")
+    assert (model.step, model.class_set, model.spec.backbone) == (1000, "cityscapes19", backbone)
+    assert model.preprocessing == (preprocessing.CAFFE if backbone == "vgg16" else preprocessing.IMAGENET)
+
+    convert_weights.export_file(tmp_path / "w", tmp_path / "out.pth")
+    back = torch.load(tmp_path / "out.pth", weights_only=True)
+    nets = parity.networks(ModelSpec(backbone, 19), d_widths=(256, 128))
+    for name, net in zip(("feature_extractor", "classifier", "model_D"), nets, strict=True):
+        assert_same(back[name], {key.removeprefix("module."): value for key, value in contents[name].items()})
+        net.load_state_dict(back[name], strict=True)
+    assert back["iteration"] == 1000
+    for name in ("optimizer_fea", "optimizer_cls", "optimizer_D"):
+        for index, moments in contents[name]["state"].items():
+            assert_same({k: v for k, v in back[name]["state"][index].items()}, dict(moments))
+
+    convert_weights.export_file(tmp_path / "w", tmp_path / "out.safetensors")
+    convert_weights.import_file(str(tmp_path / "out.safetensors"), str(tmp_path / "w2"))
+    again = checkpoints.load_model(tmp_path / "w2")
+    for a, b in zip(jax.tree.leaves(model.params), jax.tree.leaves(again.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def torchvision_resnet18():
+    net = parity.networks(ModelSpec("resnet18", 19, "live"))[0]
+    return {
+        **{key.removeprefix("backbone."): value for key, value in net.state_dict().items()},
+        "fc.weight": torch.zeros(1000, 512),
+        "fc.bias": torch.zeros(1000),
+    }
+
+
+def test_imagenet_weights_start_a_stage_with_a_fresh_classifier(tmp_path):
+    state_dict = torchvision_resnet18()
+    torch.save(state_dict, tmp_path / "resnet18.pth")
+    summary = convert_weights.import_file(str(tmp_path / "resnet18.pth"), str(tmp_path / "w"), format="torchvision")
+    assert "feature extractor only" in summary and "fc.weight" in summary and "8 initialised" in summary
+    for module, stage, norm in (
+        (gta5_to_cityscapes, "source", "frozen"),
+        (synthia_to_cityscapes, "source", "frozen"),
+        (gta5_to_cityscapes, "self_distillation", "live"),
+    ):
+        config = module.get_config(f"backbone=resnet18,stage={stage}")
+        config.init_from = str(tmp_path / "w")
+        states = train.initial_states(config, train.sharding.make_mesh(1))
+        g = states["generator"]
+        kernel = np.asarray(g.params["feature_extractor"]["layer3_1"]["conv2"]["kernel"])
+        np.testing.assert_array_equal(kernel.transpose(3, 2, 0, 1), state_dict["layer3.1.conv2.weight"])
+        classes = {"gta5_to_cityscapes": 19, "synthia_to_cityscapes": 16}[config.task]
+        assert g.params["classifier"]["conv0"]["kernel"].shape[-1] == classes
+        scale = (g.params if norm == "live" else g.collections["batch_stats"])["feature_extractor"]["bn1"]["scale"]
+        np.testing.assert_array_equal(scale, state_dict["bn1.weight"])
+        if norm == "frozen":
+            folded = g.collections["folded"]["feature_extractor"]["bn1"]["scale"]
+            expected = state_dict["bn1.weight"] / torch.sqrt(state_dict["bn1.running_var"])
+            np.testing.assert_allclose(folded, expected, rtol=1e-6)
+
+
+def test_config_and_checkpoint_must_agree_on_the_preprocessing(tmp_path):
+    torch.save(torchvision_resnet18(), tmp_path / "resnet18.pth")
+    convert_weights.import_file(str(tmp_path / "resnet18.pth"), str(tmp_path / "w"))
+    config = gta5_to_cityscapes.get_config("backbone=resnet18")
+    config.init_from = str(tmp_path / "w")
+    config.preprocessing.channel_order = "BGR"
+    with pytest.raises(UserError, match=r"preprocessing is .*'RGB'.*, this config's is .*'BGR'"):
+        train.initial_states(config, train.sharding.make_mesh(1))
+
+
+class Malicious:
+    def __reduce__(self):
+        return (print, ("THE CODE RAN",))
+
+
+def test_bad_files_end_with_one_line_and_leave_nothing(tmp_path):
+    good = torchvision_resnet18()
+    torch.save(good, tmp_path / "good.pth")
+    whole = (tmp_path / "good.pth").read_bytes()
+    (tmp_path / "truncated.pth").write_bytes(whole[: len(whole) // 2])
+    with zipfile.ZipFile(tmp_path / "other.pth", "w") as file:
+        file.writestr("readme.txt", "no checkpoint")
+    (tmp_path / "code.pth").write_bytes(pickle.dumps({"feature_extractor": Malicious()}))
+    torch.save({k: v for k, v in good.items() if k != "layer2.0.conv1.weight"}, tmp_path / "missing.pth")
+    torch.save({**good, "layer9.0.conv1.weight": torch.zeros(3)}, tmp_path / "extra.pth")
+    (tmp_path / "short.safetensors").write_bytes(b"\x01\x02")
+    cases = [
+        ("truncated.pth", "", "truncated.pth is no readable PyTorch checkpoint"),
+        ("other.pth", "", "other.pth is no readable PyTorch checkpoint"),
+        ("code.pth", "", "code.pth is no readable PyTorch checkpoint"),
+        ("missing.pth", "", "lacks feature_extractor.backbone.layer2.0.conv1.weight"),
+        ("extra.pth", "", "layer9.0.conv1.weight"),
+        ("short.safetensors", "", "short.safetensors is no readable safetensors file"),
+        ("good.pth", "--format=fada", "has the layout 'torchvision'"),
+        ("good.pth", "--format=caffe_vgg", "not a VGG-16"),
+        ("good.pth", "--config=configs/gta5_to_cityscapes.py:backbone=vgg16", "preprocessing"),
+        ("good.pth", "--config=configs/gta5_to_cityscapes.py:backbone=resnet50", "3-4-6-3 bottleneck"),
+        ("nowhere.pth", "", "no such file"),
+    ]
+    for name, flag, expected in cases:
+        arguments = ["import", f"--input={tmp_path / name}", f"--output={tmp_path}/w", *filter(None, [flag])]
+        result = subprocess.run(
+            [sys.executable, "-m", "fada_jax.convert_weights", *arguments], capture_output=True, text=True, cwd=ROOT
+        )
+        errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+        assert result.returncode == 1 and len(errors) == 1 and expected in errors[0], (name, result.stderr[-2000:])
+        assert "THE CODE RAN" not in result.stdout and "Traceback" not in result.stderr
+        assert not (tmp_path / "w").exists()
+
+
+def test_a_head_of_other_classes_is_refused(tmp_path):
+    contents = released("vgg16", 16)
+    torch.save(contents, tmp_path / "in.pth")
+    config = gta5_to_cityscapes.get_config("backbone=vgg16")
+    with pytest.raises(UserError, match="16 classes"):
+        convert_weights.import_file(str(tmp_path / "in.pth"), str(tmp_path / "w"), config=config)
+    assert "class set synthia16" in convert_weights.import_file(str(tmp_path / "in.pth"), str(tmp_path / "w"))

@@ -1,0 +1,200 @@
+"""The whole road as users run it, at a few steps: raw images -> TFRecords -> three stages -> table; and its errors."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from fada_jax import checkpoints
+
+ROOT = Path(__file__).parents[1]
+CONFIG = "configs/gta5_to_cityscapes.py:size=miniature"
+
+
+def command(*arguments, expect=0):
+    """Runs a command from the repository root; returns its output, or its one line of error."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    result = subprocess.run(
+        [sys.executable, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, env=environment
+    )
+    assert result.returncode == expect, result.stdout[-2000:] + result.stderr[-4000:]
+    if expect:
+        errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+        assert len(errors) == 1 and "Traceback" not in result.stderr, result.stderr
+        return errors[0]
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    command(
+        "scripts/make_miniature.py", f"--out={root}/raw", "--datasets=gta5,cityscapes", "--source_images=24",
+        "--target_images=16", "--val_images=12", "--workers=1",
+    )  # fmt: skip
+    for dataset in ("gta5", "cityscapes"):
+        command(
+            "scripts/convert_dataset.py", f"--dataset={dataset}", f"--raw_dir={root}/raw/{dataset}",
+            f"--data_dir={root}/data", "--workers=1",
+        )  # fmt: skip
+    return root / "data"
+
+
+@pytest.fixture(scope="module")
+def recipe(data_dir, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("recipe")
+    arguments = (
+        "scripts/run_recipe.py", f"--config={CONFIG}", f"--workdir={workdir}", f"--config.data_dir={data_dir}",
+        "--config.total_steps=6", "--config.checkpoint_every=3", "--config.log_every=2",
+    )  # fmt: skip
+    return workdir, command(*arguments), arguments
+
+
+def test_the_recipe_writes_what_scripts_read(recipe):
+    workdir, output, _ = recipe
+    results = json.loads((workdir / "results.json").read_text())
+    assert [row["name"] for row in results["rows"]] == [
+        "source_only", "control", "colour_matching", "adapted", "self_distilled", "self_distilled_multi_scale",
+    ]  # fmt: skip
+    assert results["seed"] == 0 and "gta5_to_cityscapes" in results["config"]
+    for row in results["rows"]:
+        present = [iou for iou in row["iou"].values() if iou is not None]
+        assert row["miou"] == pytest.approx(np.mean(present))
+        assert (row["num_images"], row["class_set"], row["scored_at"]) == (12, "cityscapes19", "128x64")
+    assert "F-Adv + SD + MST" in (workdir / "results.md").read_text()
+    with Image.open(workdir / "panel.png") as panel:
+        assert panel.width > 4 * 128
+    for name in ("source", "control", "adversarial", "self_distillation"):
+        assert checkpoints.available_steps(workdir / name) == [3, 6]
+        logged = [json.loads(line)["step"] for line in (workdir / name / "metrics.jsonl").read_text().splitlines()]
+        assert logged == [2, 4, 6]
+        assert list((workdir / name).glob("events*"))
+        assert str(workdir / name) in output
+
+
+def test_a_finished_recipe_trains_nothing_again(recipe):
+    workdir, _, arguments = recipe
+    before = (workdir / "source" / "checkpoints" / "6" / "_CHECKPOINT_METADATA").stat().st_mtime_ns
+    table = (workdir / "results.md").read_text()
+    assert "source: finished, 6 steps" in command(*arguments)
+    assert (workdir / "source" / "checkpoints" / "6" / "_CHECKPOINT_METADATA").stat().st_mtime_ns == before
+    assert (workdir / "results.md").read_text() == table
+
+
+def test_resumed_training_is_bit_identical(recipe, data_dir, tmp_path):
+    """A stage that loses its last checkpoint and goes on ends where the undisturbed one did."""
+    workdir, _, _ = recipe
+    arguments = (
+        "-m", "fada_jax.train", f"--config={CONFIG},stage=adversarial", f"--workdir={tmp_path}/w",
+        f"--config.data_dir={data_dir}", "--config.total_steps=6", "--config.checkpoint_every=3",
+        "--config.log_every=2", f"--config.init_from={workdir}/source",
+    )  # fmt: skip
+    command(*arguments)
+    whole = checkpoints.load_model(tmp_path / "w")
+    undisturbed = checkpoints.load_model(workdir / "adversarial")
+
+    shutil.rmtree(tmp_path / "w" / "checkpoints" / "6")
+    command(*arguments)
+    resumed = checkpoints.load_model(tmp_path / "w")
+    assert resumed.step == 6
+    for other in (whole, undisturbed):
+        for a, b in zip(jax.tree.leaves(resumed.params), jax.tree.leaves(other.params), strict=True):
+            np.testing.assert_array_equal(a, b)
+    logged = [json.loads(line)["step"] for line in (tmp_path / "w" / "metrics.jsonl").read_text().splitlines()]
+    assert logged == [2, 4, 6]
+
+
+def test_evaluate_agrees_with_the_recipe_and_scores_all_checkpoints(recipe, tmp_path):
+    workdir, _, _ = recipe
+    output = command(
+        "-m", "fada_jax.evaluate", f"--workdir={workdir}/adversarial", "--checkpoint=all",
+        f"--output={tmp_path}/scores.json",
+    )  # fmt: skip
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    row = json.loads((workdir / "results.json").read_text())["rows"][3]
+    assert (scores["miou"], scores["checkpoint_step"], scores["multi_scale"]) == (row["miou"], 6, False)
+    assert [line.split(",")[0] for line in (tmp_path / "scores.csv").read_text().splitlines()] == ["step", "3", "6"]
+    assert "128x64" in output
+    # A recipe's workdir stands for its last stage.
+    output = command("-m", "fada_jax.evaluate", f"--workdir={workdir}", "--multi_scale", "--checkpoint=best")
+    assert str(workdir / "self_distillation") in output and "multi-scale" in output
+
+
+def test_predict_writes_labels_at_the_images_own_size(recipe, tmp_path):
+    workdir, _, _ = recipe
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (45, 77, 3), dtype=np.uint8)).save(tmp_path / "street.png")
+    Image.fromarray(rng.integers(0, 256, (64, 128), dtype=np.uint8)).save(tmp_path / "grey.jpg")
+    command(
+        "-m", "fada_jax.predict", f"--workdir={workdir}", f"--out={tmp_path}/out", "--save_probabilities",
+        tmp_path / "street.png", tmp_path / "grey.jpg",
+    )  # fmt: skip
+    probabilities = np.load(tmp_path / "out" / "street_probabilities.npy")
+    assert probabilities.shape == (45, 77, 19) and probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-5)
+    label = np.asarray(Image.open(tmp_path / "out" / "street_label.png"))
+    np.testing.assert_array_equal(label, probabilities.argmax(-1))
+    assert np.asarray(Image.open(tmp_path / "out" / "grey_overlay.png")).shape == (64, 128, 3)
+    assert np.asarray(Image.open(tmp_path / "out" / "grey_color.png")).shape == (64, 128, 3)
+
+
+def test_wrong_use_ends_with_one_clear_line(recipe, data_dir, tmp_path):
+    workdir, _, _ = recipe
+    train = ("-m", "fada_jax.train", f"--workdir={tmp_path}/w", f"--config.data_dir={data_dir}")
+    adversarial = f"--config={CONFIG},stage=adversarial"
+    nowhere = tmp_path / "nowhere"
+    cases = [
+        ((*train[:3], f"--config={CONFIG}", f"--config.data_dir={nowhere}"), 1, "convert_dataset.py"),
+        ((*train, adversarial, f"--config.init_from={nowhere}"), 1, f"config.init_from: no checkpoint in {nowhere}"),
+        ((*train, f"--config={CONFIG},stage=self_distillation"), 1, "config.teacher_from is empty"),
+        ((*train, f"--config={CONFIG}", "--config.sead=1"), 2, "sead"),
+        ((*train, f"--config={CONFIG},stages=source"), 2, "stages=source"),
+        (
+            (*train, "--config=configs/synthia_to_cityscapes.py:size=miniature,stage=adversarial",
+             "--config.source.dataset=cityscapes", f"--config.init_from={workdir}/source"),
+            1, "its class set is 'cityscapes19', this config's is 'synthia16'",
+        ),
+        ((*train, adversarial, f"--config.init_from={workdir}/source", "--config.model.widths=(8,8,8,8)"), 1, "widths"),
+        ((*train, f"--config={CONFIG}", "--config.class_set=camvid11"), 1, "camvid11"),
+        (
+            ("-m", "fada_jax.train", f"--workdir={workdir}/source", f"--config.data_dir={data_dir}",
+             f"--config={CONFIG}", "--config.total_steps=9", "--config.seed=5"),
+            1, "seed: 0 there, 5 now",
+        ),
+        (("-m", "fada_jax.evaluate", f"--workdir={nowhere}"), 1, "no checkpoint"),
+        (("-m", "fada_jax.evaluate", f"--workdir={workdir}", "--checkpoint=4"), 1, "checkpoint '4'"),
+        (("-m", "fada_jax.evaluate", f"--workdir={workdir}", "--split=nope"), 1, "nope"),
+        (("-m", "fada_jax.predict", f"--workdir={workdir}", f"--out={tmp_path}/o", nowhere), 1, str(nowhere)),
+        (("-m", "fada_jax.predict", f"--workdir={workdir}", f"--out={tmp_path}/o"), 1, "no image given"),
+    ]  # fmt: skip
+    for arguments, status, expected in cases:
+        assert expected in command(*arguments, expect=status)
+    assert not (tmp_path / "w").exists() and not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["-m fada_jax.train", "-m fada_jax.evaluate", "-m fada_jax.predict", "scripts/run_recipe.py",
+     "scripts/make_miniature.py", "scripts/convert_dataset.py"],
+)  # fmt: skip
+def test_every_command_answers_help(script):
+    output = command(*script.split(), "--help")
+    assert "Flags:" in output and "--" in output
+
+
+def test_an_unreadable_checkpoint_is_named(recipe, tmp_path):
+
+    workdir, _, _ = recipe
+    shutil.copytree(workdir / "source", tmp_path / "w")
+    for path in (tmp_path / "w" / "checkpoints" / "6" / "model").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    error = command("-m", "fada_jax.evaluate", f"--workdir={tmp_path}/w", expect=1)
+    assert "checkpoints/6 cannot be read" in error
