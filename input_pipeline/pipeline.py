@@ -300,11 +300,17 @@ def _resize_image(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
     """uint8 [H, W, 3] to (width, height): bicubic with antialiasing, within one grey level of Pillow's."""
     if_needed = tf.reduce_any(tf.shape(image)[:2] != tf.constant((size[1], size[0])))
 
-    def resized() -> tf.Tensor:
-        result = tf.image.resize(image, (size[1], size[0]), "bicubic", antialias=True)
-        return tf.cast(tf.clip_by_value(tf.round(result), 0, 255), tf.uint8)
+    return tf.ensure_shape(
+        tf.cond(if_needed, lambda: _bicubic(image, (size[1], size[0])), lambda: image), (size[1], size[0], 3)
+    )
 
-    return tf.ensure_shape(tf.cond(if_needed, resized, lambda: image), (size[1], size[0], 3))
+
+def _bicubic(image: tf.Tensor, size: Any) -> tf.Tensor:
+    """Bicubic with antialiasing, uint8 [H, W, 3] to [*size, 3]; like Pillow in two passes, rounded in between."""
+    for height, width in ((tf.shape(image)[0], size[1]), (size[0], size[1])):
+        image = tf.image.resize(image, (height, width), "bicubic", antialias=True)
+        image = tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
+    return image
 
 
 def _resize_label(label: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
@@ -335,8 +341,7 @@ def augment(
     if options.scale:
         size = tf.cast(tf.cast(tf.shape(image)[:2], tf.float32) * uniform(1, *options.scale), tf.int32)
         size = tf.maximum(size, 1)
-        scaled = tf.image.resize(image, size, "bicubic", antialias=True)
-        image = tf.cast(tf.clip_by_value(tf.round(scaled), 0, 255), tf.uint8)
+        image = _bicubic(image, size)
         if label is not None:
             label = tf.image.resize(label, size, "nearest")
     if options.crop:

@@ -73,7 +73,7 @@ def _convert(options: flags.FlagValues, title: str, city: str, size: tuple[int, 
 
     def progress(split: str, done: int, total: int) -> None:
         start = began.setdefault(split, time.perf_counter())
-        if done % max(1, total // 100) == 0 or done == total:
+        if done % max(1, total // 20) == 0 or done == total:
             rate = done / max(time.perf_counter() - start, 1e-3)
             line = f"\r{title} {split}: {done}/{total}, {rate:.0f} images/s, {(total - done) / rate:.0f} s left  "
             print(line, end="\n" if done == total else "", file=sys.stderr, flush=True)

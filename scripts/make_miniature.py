@@ -134,7 +134,7 @@ class Style:
     shadow: float = 0.45
     occlusion: float = 0.15  # Darkening near the ground.
     sky_gradient: float = 0.25
-    clouds: float = 0.10
+    clouds: float = 0.16
     haze: tuple[float, float, float] = (190.0, 205.0, 225.0)
     haze_density: float = 0.004  # 1/m.
     tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -160,7 +160,7 @@ GTA5 = Style(
         "sign": (48, 125, 72, 0.15, 0.14, 0.03, 2.0, 0.00, 1.0),
         "vegetation": (82, 118, 44, 0.15, 0.04, 0.32, 1.8, 0.00, 1.0),
         "terrain": (158, 150, 84, 0.10, 0.03, 0.22, 2.2, 0.00, 1.0),
-        "sky": (104, 164, 232, 0.04, 0.01, 0.00, 1.0, 0.00, 1.0),
+        "sky": (112, 166, 228, 0.10, 0.03, 0.00, 1.0, 0.00, 1.0),
         "person": (150, 98, 80, 0.28, 0.16, 0.06, 4.0, 0.00, 1.0),
         "rider": (172, 78, 62, 0.26, 0.16, 0.06, 4.0, 0.00, 1.0),
         "car": (150, 62, 52, 0.40, 0.18, 0.03, 1.0, 0.00, 1.0),
@@ -209,7 +209,7 @@ SYNTHIA = dataclasses.replace(
     sun=0.24,
     shadow=0.35,
     occlusion=0.05,
-    clouds=0.2,
+    clouds=0.24,
     windows=0.9,
     window_size=0.45,
     saturation=1.15,
@@ -230,7 +230,7 @@ CITYSCAPES = Style(
         "sign": (70, 100, 132, 0.20, 0.14, 0.03, 4.0, 0.00, 1.0),
         "vegetation": (62, 88, 50, 0.20, 0.03, 0.24, 3.6, 0.00, 1.0),
         "terrain": (112, 130, 74, 0.14, 0.03, 0.15, 4.0, 0.00, 1.0),
-        "sky": (188, 206, 226, 0.05, 0.015, 0.00, 1.0, 0.00, 1.0),
+        "sky": (172, 200, 230, 0.07, 0.02, 0.00, 1.0, 0.00, 1.0),
         "person": (100, 78, 90, 0.30, 0.10, 0.10, 6.0, 0.00, 1.0),
         "rider": (118, 78, 84, 0.30, 0.11, 0.10, 6.0, 0.00, 1.0),
         "car": (96, 90, 104, 0.45, 0.10, 0.05, 2.0, 0.00, 1.0),
@@ -258,9 +258,9 @@ CITYSCAPES = Style(
     occlusion=0.26,
     sky_gradient=0.05,
     clouds=0.05,
-    haze=(208.0, 213.0, 214.0),
+    haze=(202.0, 212.0, 224.0),
     haze_density=0.007,
-    tint=(1.03, 1.06, 1.00),
+    tint=(1.02, 1.05, 1.00),
     saturation=0.95,
     contrast=0.98,
     exposure=0.10,
@@ -272,10 +272,14 @@ CITYSCAPES = Style(
 )
 
 
-def _city(materials: Mapping[str, tuple[int, int, int]], **changes: Any) -> Style:
-    """The Cityscapes camera in another city: other mean colours of some classes, other light."""
-    table = {name: (*materials.get(name, row[:3]), *row[3:]) for name, row in CITYSCAPES.materials.items()}
-    return dataclasses.replace(CITYSCAPES, materials=table, **changes)
+def _city(materials: Mapping[str, tuple[float, ...]], **changes: Any) -> Style:
+    """The Cityscapes camera in another city: other light, and the first numbers of some classes' materials replaced.
+
+    Classes change in different directions, since matching the images' colours would undo a common change.
+    """
+    table = CITYSCAPES.materials.items()
+    rows = {name: (*materials.get(name, ()), *row[len(materials.get(name, ())) :]) for name, row in table}
+    return dataclasses.replace(CITYSCAPES, materials=rows, **changes)
 
 
 STYLES: Mapping[str, Style] = {
@@ -284,68 +288,82 @@ STYLES: Mapping[str, Style] = {
     "cityscapes": CITYSCAPES,
     "Rome": _city(
         {
-            "building": (186, 138, 92),
-            "wall": (160, 112, 80),
-            "road": (88, 86, 88),
-            "sidewalk": (122, 118, 112),
-            "vegetation": (88, 98, 52),
-            "sky": (138, 182, 226),
+            "road": (74, 70, 72, 0.1, 0.02, 0.08, 2.0, 0.25, 0.8),
+            "sidewalk": (112, 116, 120),
+            "building": (196, 140, 88, 0.2, 0.06, 0.2, 0.7),
+            "vegetation": (98, 104, 56, 0.2, 0.03, 0.3, 2.0),
+            "terrain": (150, 132, 88),
+            "sky": (120, 176, 238),
+            "car": (140, 140, 138),
+            "person": (140, 110, 84),
+            "sign": (120, 82, 58),
+            "bus": (170, 84, 70),
+            "light": (70, 84, 66),
         },
-        sun=0.30,
+        sun=0.3,
         shadow=0.4,
-        haze_density=0.005,
-        tint=(1.05, 1.0, 0.9),
-        contrast=1.05,
-        noise=0.012,
+        tint=(1.04, 1.03, 0.97),
+        haze_density=0.004,
     ),
     "Rio": _city(
         {
-            "building": (176, 164, 150),
-            "road": (96, 92, 84),
-            "sidewalk": (176, 168, 152),
-            "vegetation": (56, 112, 44),
-            "terrain": (128, 120, 60),
-            "sky": (164, 200, 220),
-            "bus": (210, 210, 190),
+            "road": (120, 112, 96, 0.1, 0.02, 0.16, 2.5),
+            "sidewalk": (184, 180, 168, 0.1, 0.02, 0.1, 4.5, 0.45, 1.2),
+            "building": (172, 160, 150, 0.3, 0.1, 0.08, 1.0, 0.25, 0.5),
+            "vegetation": (44, 112, 40, 0.25, 0.04, 0.35, 2.2),
+            "terrain": (140, 112, 64),
+            "sky": (150, 190, 210),
+            "car": (168, 164, 160),
+            "person": (150, 104, 70, 0.3, 0.2),
+            "bus": (90, 140, 170),
+            "pole": (84, 78, 70),
+            "wall": (176, 140, 124),
         },
         sun=0.26,
-        shadow=0.3,
-        saturation=1.1,
-        blur=0.85,
-        tint=(1.0, 1.02, 0.94),
-        exposure=0.16,
+        shadow=0.35,
+        saturation=1.05,
+        blur=0.6,
+        exposure=0.14,
     ),
     "Tokyo": _city(
         {
-            "building": (152, 156, 162),
-            "road": (82, 86, 96),
-            "sidewalk": (112, 112, 120),
-            "fence": (160, 164, 168),
-            "pole": (150, 146, 136),
-            "car": (150, 152, 156),
-            "sky": (180, 200, 222),
+            "road": (84, 90, 104, 0.08, 0.015, 0.04, 0.6),
+            "sidewalk": (112, 122, 118, 0.1, 0.02, 0.08, 3.0, 0.35, 0.4),
+            "building": (164, 164, 166, 0.25, 0.03, 0.05, 1.0, 0.3, 0.4),
+            "fence": (166, 168, 170),
+            "pole": (158, 150, 134),
+            "vegetation": (54, 72, 62),
+            "sky": (206, 214, 220),
+            "car": (176, 176, 178, 0.4, 0.05),
+            "person": (64, 62, 74),
+            "sign": (160, 84, 76),
+            "wall": (150, 152, 150),
+            "light": (120, 118, 110),
         },
-        windows=0.8,
-        window_size=0.6,
-        tint=(0.94, 0.99, 1.06),
-        contrast=1.0,
-        noise=0.014,
+        windows=0.85,
+        window_size=0.62,
+        occlusion=0.15,
     ),
     "Taipei": _city(
         {
-            "building": (150, 140, 124),
-            "road": (124, 122, 118),
-            "sidewalk": (156, 140, 126),
-            "vegetation": (64, 92, 58),
-            "motorcycle": (90, 84, 84),
-            "rider": (120, 100, 96),
-            "sky": (204, 206, 200),
+            "road": (134, 130, 122, 0.1, 0.02, 0.1, 2.0),
+            "sidewalk": (134, 96, 84, 0.1, 0.04, 0.1, 4.5, 0.3, 0.4),
+            "building": (120, 112, 108, 0.3, 0.06, 0.08, 1.0, 0.35, 0.45),
+            "vegetation": (42, 98, 72, 0.2, 0.03, 0.3, 2.0),
+            "terrain": (92, 120, 104),
+            "sky": (212, 206, 190),
+            "car": (170, 158, 120),
+            "person": (74, 96, 112),
+            "motorcycle": (108, 96, 82),
+            "rider": (80, 104, 120),
+            "sign": (150, 60, 84),
+            "pole": (80, 76, 72),
+            "bus": (120, 170, 150),
         },
-        haze=(200.0, 198.0, 186.0),
-        haze_density=0.018,
-        tint=(1.03, 1.0, 0.9),
-        noise=0.03,
-        jpeg=60.0,
+        haze=(206.0, 202.0, 192.0),
+        haze_density=0.012,
+        noise=0.022,
+        jpeg=70.0,
     ),
 }
 
@@ -492,6 +510,7 @@ def _roof(canvas: Canvas, surface: Surface, x0: float, x1: float, z1: float, y: 
     drop = canvas.focal * (canvas.elevation - y)
     top, bottom = _range(canvas.horizon + drop / z1, canvas.horizon + drop / surface.at, height)
     scale = (np.arange(top + 0.5, bottom)[:, None] - canvas.horizon) / (canvas.elevation - y)
+    scale = np.clip(scale, canvas.focal / z1, canvas.focal / surface.at)
     columns = np.arange(width)[None] + 0.5 - canvas.centre
     canvas.index[top:bottom][(columns >= x0 * scale) & (columns < x1 * scale)] = len(canvas.surfaces)
     canvas.surfaces.append(surface)

@@ -125,11 +125,11 @@ def test_synthia_labels_have_16_bits_with_instances(raw: Path):
 def test_every_class_occurs_in_every_domain(name: str):
     layout, _ = mini.domain(name, 1.0)
     seen = np.zeros(mini.NUM_CODES)
-    for i in range(80):
+    for i in range(60):
         scene = mini.sample_scene(np.random.default_rng([5, i]), layout, 128, 64)
         seen += np.bincount(scene.code.ravel(), minlength=mini.NUM_CODES) >= 8
-    rare = {mini.NAMES[k]: int(seen[k]) for k in range(19) if seen[k] < 5}
-    assert not rare, f"images of 80 that show it: {rare}"
+    rare = {mini.NAMES[k]: int(seen[k]) for k in range(19) if seen[k] < 4}
+    assert not rare, f"images of 60 that show it: {rare}"
 
 
 def test_bytes_depend_on_the_seed_and_not_on_the_workers(raw: Path, tmp_path: Path):

@@ -1,0 +1,156 @@
+"""The streams: stateless randomness, shares of processes, augmentation against Pillow and NumPy definitions."""
+
+import colorsys
+import itertools
+
+import numpy as np
+import pytest
+import raw_trees
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from fada_jax.classes import IGNORE
+from fada_jax.errors import UserError
+from input_pipeline import builders, pipeline
+from input_pipeline.pipeline import Augment, Stream
+
+EVERYTHING = Augment(True, (0.5, 1.5), (48, 32), 0.5, 0.5, 0.5, 0.2)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pipeline")
+    raw_trees.gta5(root / "raw", 7)
+    builders.convert(builders.Conversion("gta5", root / "raw"), root)
+    return root
+
+
+def batches(data_dir, count, start_step=0, augment=EVERYTHING, **options):
+    options = {"class_set": "cityscapes19", "batch_size": 4, "seed": 3, **options}
+    stream = Stream("gta5", "train", (64, 36), augment=augment)
+    found = pipeline.train_batches(data_dir, stream, start_step=start_step, **options)
+    return list(itertools.islice(found, count))
+
+
+def assert_equal(a, b):
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        np.testing.assert_array_equal(x["image"], y["image"])
+        np.testing.assert_array_equal(x["label"], y["label"])
+
+
+def test_a_resumed_stream_goes_on_with_the_same_batches(data_dir):
+    whole = batches(data_dir, 6)
+    assert_equal(whole[4:], batches(data_dir, 2, start_step=4))
+    assert whole[0]["image"].shape == (4, 32, 48, 3) and whole[0]["image"].dtype == np.uint8
+    assert (whole[0]["image"] != whole[1]["image"]).any()
+    other = batches(data_dir, 1, seed=4)
+    assert (whole[0]["image"] != other[0]["image"]).any()
+
+
+def test_processes_share_a_batch(data_dir):
+    whole = batches(data_dir, 3)
+    parts = [batches(data_dir, 3, process_index=i, process_count=2) for i in range(2)]
+    joined = [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*parts, strict=True)]
+    assert_equal(whole, joined)
+    with pytest.raises(UserError, match="cannot be shared by 3 processes"):
+        batches(data_dir, 1, process_count=3)
+
+
+def test_every_epoch_holds_every_image_once(data_dir):
+    seen = [b["image"][i].tobytes() for b in batches(data_dir, 7, augment=Augment(), batch_size=2) for i in range(2)]
+    assert len(set(seen[:7])) == 7 and set(seen[:7]) == set(seen[7:])
+    assert seen[:7] != seen[7:]
+
+
+def test_evaluation_counts_every_image_once_and_pads(data_dir):
+    stream = Stream("gta5", "train", (32, 18))
+    found = list(pipeline.eval_batches(data_dir, stream, class_set="cityscapes19", batch_size=4))
+    assert [b["mask"].tolist() for b in found] == [[True] * 4, [True] * 3 + [False]]
+    assert [n for b in found for n in b["name"]] == [f"{i:05d}" for i in range(1, 8)] + [""]
+    assert found[0]["image"].shape == (4, 18, 32, 3) and found[0]["label"].shape == (4, 36, 64)
+    assert (found[1]["label"][3] == IGNORE).all() and not found[1]["image"][3].any()
+    assert found[0]["size"].tolist() == [[36, 64]] * 4
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    seed=st.integers(0, 99),
+    height=st.integers(9, 60),
+    width=st.integers(9, 60),
+    to=st.tuples(*[st.integers(8, 50)] * 2),
+)
+def test_resizing_equals_pillow(seed, height, width, to):
+    image = raw_trees.picture(seed, height, width)
+    expected = np.asarray(Image.fromarray(image).resize(to, Image.Resampling.BICUBIC)).astype(int)
+    got = pipeline._resize_image(tf.constant(image), to).numpy().astype(int)
+    assert np.abs(got - expected).max() <= 1
+    label = raw_trees.ids(seed, height, width, 19)
+    expected = np.asarray(Image.fromarray(label).resize(to, Image.Resampling.NEAREST))
+    np.testing.assert_array_equal(pipeline._resize_label(tf.constant(label[..., None]), to).numpy()[..., 0], expected)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    key=st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1)),
+    scale=st.tuples(st.floats(0.5, 1.0), st.floats(1.0, 1.5)),
+    crop=st.tuples(st.integers(20, 90), st.integers(20, 60)),
+)
+def test_image_and_label_move_together(key, scale, crop):
+    label = raw_trees.ids(key[0] % 7, 36, 64, 19)
+    # Grey blocks that tell the class; bicubic edges are left out by comparing where the image is flat.
+    image = np.repeat((label * 12 + 10)[..., None], 3, -1)
+    augmented, moved = pipeline.augment(
+        tf.constant(image), tf.constant(label[..., None]), tf.constant(key, tf.int32), Augment(True, scale, crop)
+    )
+    augmented, moved = augmented.numpy()[..., 0].astype(int), moved.numpy()[..., 0]
+    assert augmented.shape == moved.shape == (crop[1], crop[0])
+    assert set(np.unique(moved)) <= set(range(19)) | {IGNORE}
+    padded = moved == IGNORE
+    assert (augmented[padded] == 0).all()
+    agree = augmented[~padded] == moved[~padded].astype(int) * 12 + 10
+    # 48 blocks of at least 3x4 pixels: their insides agree exactly, their bicubic borders need not.
+    assert agree.mean() > 0.2
+    interior = np.lib.stride_tricks.sliding_window_view(np.pad(moved, 3, mode="edge"), (7, 7))
+    flat = (interior == moved[..., None, None]).all((2, 3)) & ~padded
+    flat[:4], flat[-4:], flat[:, :4], flat[:, -4:] = False, False, False, False
+    assert (np.abs(augmented - (moved.astype(int) * 12 + 10))[flat] <= 1).all()
+
+
+def test_jitter_leaves_labels_and_its_parts_follow_torchvisions_definition():
+    image = raw_trees.picture(0, 20, 30)
+    label = raw_trees.ids(0, 20, 30, 19)[..., None]
+    options = Augment(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.2)
+    results = []
+    for i in range(4):
+        changed, same = pipeline.augment(tf.constant(image), tf.constant(label), tf.constant([i, 1], tf.int32), options)
+        np.testing.assert_array_equal(same, label)
+        results.append(changed.numpy())
+    assert len({r.tobytes() for r in results}) == 4
+    x = image / 255.0
+    grey = (x @ [0.299, 0.587, 0.114])[..., None]
+    close = {"atol": 2e-6}
+    np.testing.assert_allclose(pipeline.adjust_brightness(np.float32(x), 1.4), np.clip(1.4 * x, 0, 1), **close)
+    expected = np.clip(0.6 * x + 0.4 * grey.mean(), 0, 1)
+    np.testing.assert_allclose(pipeline.adjust_contrast(np.float32(x), 0.6), expected, **close)
+    expected = np.clip(1.5 * x - 0.5 * grey, 0, 1)
+    np.testing.assert_allclose(pipeline.adjust_saturation(np.float32(x), 1.5), expected, **close)
+    hsv = [colorsys.rgb_to_hsv(*p) for p in x.reshape(-1, 3)]
+    expected = np.reshape([colorsys.hsv_to_rgb((h + 0.15) % 1, s, v) for h, s, v in hsv], x.shape)
+    np.testing.assert_allclose(tf.image.adjust_hue(np.float32(x), 0.15), expected, atol=1e-5)
+
+
+def test_pseudo_labels_replace_the_labels(data_dir, tmp_path):
+    maps = {f"{i:05d}": np.full((18, 32), i, np.uint8) for i in range(1, 8)}
+    assert pipeline.write_pseudo_labels(tmp_path / "p.tfrecord", maps.items()) == 7
+    stream = Stream("gta5", "train", (64, 36), labels=False, pseudo_labels=str(tmp_path / "p.tfrecord"))
+    options = {"class_set": "cityscapes19", "batch_size": 7, "seed": 0}
+    batch = next(pipeline.train_batches(data_dir, stream, **options))
+    assert batch["label"].shape == (7, 36, 64)
+    for image, label in zip(batch["image"], batch["label"], strict=True):
+        np.testing.assert_array_equal(image, raw_trees.picture(label[0, 0], 36, 64))
+    pipeline.write_pseudo_labels(tmp_path / "p.tfrecord", list(maps.items())[:3])
+    with pytest.raises(UserError, match="has no label for"):
+        next(pipeline.train_batches(data_dir, stream, **options))
