@@ -88,7 +88,6 @@ def get_config(arguments: ConfigDict) -> ConfigDict:
     config.log_every = 50  # Steps between log lines; nothing is fetched from the device in between.
     config.init_from = ""  # Workdir whose weights start the stage; empty: random initialisation.
     config.teacher_from = ""  # Self-distillation: workdir of the adapted model that labels the target images.
-    config.student_from_teacher = False  # Start the student from the teacher. Released: from ImageNet (init_from).
     config.num_devices = 0  # Devices that share the batch; 0: all.
 
     model = config.model = ConfigDict()
@@ -189,8 +188,15 @@ def miniature(config: ConfigDict) -> None:
     config.eval_batch_size = 10
 
 
+def _miniature_augmentation(config: ConfigDict) -> None:
+    """As released, self-distillation alone flips and scales: the student then stands multi-scale testing."""
+    if config.stage == "self_distillation":
+        config.target.update(flip=True, scale=(0.7, 1.4), crop=config.target.size)
+
+
 def miniature_streams(config: ConfigDict, source: tuple[int, int], target: tuple[int, int] = (128, 64)) -> None:
     """Streams at miniature size, without the augmentation that suits the released size."""
     for name, size in (("source", source), ("target", target), ("eval", target)):
         old = config[name]
         config[name] = stream(old.dataset, old.split, size, old.city)
+    _miniature_augmentation(config)

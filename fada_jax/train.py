@@ -172,17 +172,15 @@ def dry_run(config: ConfigDict) -> None:
 
 
 def initial_states(config: ConfigDict, mesh: Any) -> States:
-    """States at step 0 on the mesh: random, then the weights of ``init_from`` (or of the teacher).
+    """States at step 0 on the mesh: random, then the weights of ``init_from``.
 
     Raises:
       UserError: the weights do not fit the config.
     """
     states = jax.jit(lambda: create_states(config), out_shardings=sharding.replicated(mesh))()
-    origin = config.teacher_from if config.stage == "self_distillation" and config.student_from_teacher else ""
-    origin = origin or config.init_from
-    if not origin:
+    if not config.init_from:
         return states
-    model = load_compatible(config, origin, "config.init_from", any_head=True)
+    model = load_compatible(config, config.init_from, "config.init_from", any_head=True)
     params = dict(model.params)
     if not model.class_set:
         params["classifier"] = states["generator"].params["classifier"]

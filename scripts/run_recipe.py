@@ -71,7 +71,13 @@ def stage_configs(path: str, overrides: dict[str, Any], method: str, workdir: Pa
         result["control"] = make("adversarial", "control", init_from=source)
     result["adversarial"] = make("adversarial", method, init_from=source)
     if method in CONTROLLED:
-        result["self_distillation"] = make("self_distillation", method, teacher_from=str(workdir / "adversarial"))
+        # Released: the student restarts from ImageNet weights. Without any, the source stage stands in for them.
+        result["self_distillation"] = make(
+            "self_distillation",
+            method,
+            teacher_from=str(workdir / "adversarial"),
+            init_from=result["source"].init_from or source,
+        )
     return result
 
 

@@ -75,7 +75,7 @@ def test_evaluation_counts_every_image_once_and_pads(data_dir):
     assert found[0]["size"].tolist() == [[36, 64]] * 4
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 99),
     height=st.integers(9, 60),
