@@ -40,7 +40,11 @@ def run(main: Callable[[list[str]], None]) -> None:
 
 
 def define_config() -> None:
-    """Defines ``--config``: a config file with its arguments after a colon, and ``--config.key=value`` overrides."""
+    """Defines ``--config``: a config file with its arguments after a colon, and ``--config.key=value`` overrides.
+
+    Overrides may stand before ``--config`` on the command line; ml_collections alone refuses that.
+    """
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: not argument.startswith("--config="))
     config_flags.DEFINE_config_file("config", None, "Path of the config file, with its arguments after a colon.")
 
 

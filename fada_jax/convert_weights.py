@@ -129,6 +129,7 @@ def import_file(path: str, output: str, *, format: str = "", config: ConfigDict 
     config = config if given else guess_config(file, path)
     if checkpoints.available_steps(output):
         raise UserError(f"{output} holds checkpoints already: choose another --output")
+    states, iteration, reports = import_states(file, config)
     vgg = config.model.backbone == "vgg16"
     if format == "caffe_vgg" and not vgg:
         raise UserError(f"{path} holds {config.model.backbone}, not a VGG-16")
@@ -144,7 +145,6 @@ def import_file(path: str, output: str, *, format: str = "", config: ConfigDict 
         raise UserError(f"{path} belongs to preprocessing {own}, the config has {wanted}")
     with config.unlocked():
         config.preprocessing.update(dataclasses.asdict(own))
-    states, iteration, reports = import_states(file, config)
     class_set = config.class_set if found == "fada" else ""
     meta = checkpoints.make_meta(settings.plain(config), settings.model_spec(config), own, class_set)
     with checkpoints.manager(output) as writer:
@@ -153,9 +153,10 @@ def import_file(path: str, output: str, *, format: str = "", config: ConfigDict 
     lines = [f"{path}: {found}, {config.model.backbone}, class set {class_set or 'none (feature extractor only)'}"]
     for kind in ("used", "dropped", "initialised"):
         names = [name for report in reports for name in getattr(report, kind)]
-        lines.append(f"  {len(names):>4} {kind}" + (f": {', '.join(names[:6])}" if kind != "used" and names else ""))
-        if kind != "used" and len(names) > 6:
-            lines[-1] += f" and {len(names) - 6} more"
+        # Batch norm's counters say nothing about the weights; the names worth reading come first.
+        names.sort(key=lambda name: name.endswith("num_batches_tracked"))
+        shown = f": {', '.join(names[:6])}" + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+        lines.append(f"  {len(names):>4} {kind}" + (shown if kind != "used" and names else ""))
     unread = [key for key in file if found == "fada" and key not in _known_sections()]
     if unread:
         lines.append(f"  sections left in the file: {', '.join(map(str, unread))}")
@@ -186,9 +187,7 @@ def export_sections(workdir: str | Path, checkpoint: str = "last") -> dict[str, 
         d = states["discriminator"]
         d_spec = settings.optimizer_spec(config, "discriminator")
         contents["model_D"] = torch_weights.export_discriminator(d.params)
-        contents["optimizer_D"] = torch_weights.export_discriminator_optimizer(
-            d.opt_state, d.params, d_spec, model.step
-        )
+        contents |= torch_weights.export_discriminator_optimizer(d.opt_state, d.params, d_spec, model.step)
     return {**contents, "iteration": model.step}
 
 
