@@ -244,15 +244,25 @@ def load_compatible(config: ConfigDict, workdir: str, key: str, *, any_head: boo
     return model
 
 
-def make_pseudo_labels(config: ConfigDict, path: Path, log: Callable[[str], None]) -> None:
-    """Labels the target training images with the argmax of ``teacher_from``, at the training size."""
-    from input_pipeline import pipeline
+def load_teacher(config: ConfigDict) -> checkpoints.Model:
+    """The adapted model of ``teacher_from``.
 
+    Raises:
+      UserError: none is named, or it does not fit the config.
+    """
     if not config.teacher_from:
         raise UserError(
             "config.teacher_from is empty: name the workdir of the adversarial stage that labels the target"
         )
-    model = load_compatible(config, config.teacher_from, "config.teacher_from")
+    return load_compatible(config, config.teacher_from, "config.teacher_from")
+
+
+def make_pseudo_labels(
+    config: ConfigDict, model: checkpoints.Model, path: str | Path, log: Callable[[str], None]
+) -> None:
+    """Labels the target training images with the argmax of ``model``, at the training size, in the file ``path``."""
+    from input_pipeline import pipeline
+
     width, height = config.target.size
     predict = jax.jit(
         lambda variables, images: jnp.argmax(
@@ -277,7 +287,7 @@ def make_pseudo_labels(config: ConfigDict, path: Path, log: Callable[[str], None
             labels = np.asarray(predict(variables, batch["image"]))
             yield from ((str(n), x) for n, x, real in zip(batch["name"], labels, batch["mask"], strict=True) if real)
 
-    count = pipeline.write_pseudo_labels(str(path), labelled())
+    count = pipeline.write_pseudo_labels(path, labelled())
     log(f"labelled {count} target images with step {model.step} of {config.teacher_from}: {path}")
 
 
@@ -311,9 +321,14 @@ def train(config: ConfigDict, workdir: str | Path, *, log: Callable[[str], None]
     if done:
         stored = checkpoints.read_meta(workdir, start)["config"]
         settings.refuse_other_config(stored, plain_config, workdir)
-    for stream, size in streams(config).values():
+    # Everything that can be refused is refused here, before anything is written.
+    pseudo_labels = str(workdir / "pseudo_labels.tfrecord") if config.stage == "self_distillation" else ""
+    teacher = None
+    if pseudo_labels and not Path(pseudo_labels).exists():
+        teacher = load_teacher(config)
+    for stream, size in streams(config, pseudo_labels).values():
         sharding.check_batch("config.batch_size (per stream)", size, mesh)
-        pipeline.num_examples(config.data_dir, stream)  # Refuses a missing dataset before anything is written.
+        pipeline.check(config.data_dir, stream, config.class_set)
     states = initial_states(config, mesh)
     if start:
         states = checkpoints.restore_states(workdir, start, states, sharding.replicated(mesh))
@@ -323,12 +338,8 @@ def train(config: ConfigDict, workdir: str | Path, *, log: Callable[[str], None]
 
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "config.json").write_text(json.dumps(plain_config, indent=2) + "\n")
-    pseudo_labels = ""
-    if config.stage == "self_distillation":
-        path = workdir / "pseudo_labels.tfrecord"
-        if not path.exists():
-            make_pseudo_labels(config, path, log)
-        pseudo_labels = str(path)
+    if teacher:
+        make_pseudo_labels(config, teacher, pseudo_labels, log)
     put = functools.partial(sharding.put_batch, mesh=mesh)
     iterators = {
         name: pipeline.train_batches(

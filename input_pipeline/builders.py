@@ -200,7 +200,8 @@ def convert(
             _write_index(made, split, builder.info, names[split], counts[split])
         final = folder(data_dir, conversion.dataset, conversion.city)
         final.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(final, ignore_errors=True)
+        if final.exists():  # Moved away whole, so that no half data set is ever at its place.
+            os.replace(final, partial / "replaced")
         os.replace(made, final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
