@@ -83,6 +83,8 @@ def get_config(arguments: ConfigDict) -> ConfigDict:
     config.class_set = "cityscapes19"  # Classes trained and scored, see fada_jax/classes.py.
     config.total_steps = 40_000 if adversarial else 20_000
     config.batch_size = 8  # Global; adversarial stage: half source, half target.
+    config.accumulate_steps = 1  # Micro-batches that a batch is worked through in, where it does not fit at once.
+    config.loss_block_rows = 32  # Rows of full-resolution pixels that a loss holds at a time; 0: all.
     config.checkpoint_every = 2_000  # Steps between checkpoints.
     config.keep_checkpoints = 5  # The last ones that are kept.
     config.log_every = 50  # Steps between log lines; nothing is fetched from the device in between.
@@ -162,6 +164,7 @@ def miniature(config: ConfigDict) -> None:
     """A narrow network from random initialisation that a laptop trains in minutes; every other key as released."""
     adversarial = config.stage == "adversarial"
     config.total_steps = 600 if adversarial else 1_200
+    config.loss_block_rows = 0
     config.checkpoint_every = 300
     config.keep_checkpoints = 2
     config.model.update(

@@ -1,7 +1,7 @@
 """Losses of one FADA iteration, all in float32, as pure functions of logits.
 
 ``z`` are classifier logits, ``P`` the discriminator's softmax over its channels: [0, K) source, [K, 2K) target
-(section 3.2). Every mean is over pixels.
+(section 3.2). Every mean is over pixels; the sums behind them add up over blocks of rows, micro-batches and devices.
 """
 
 from __future__ import annotations
@@ -37,23 +37,31 @@ class ClassKnowledge:
         return 2 if self.kind == "binary" else 2 * num_classes
 
 
-def segmentation_loss(logits: jax.Array, labels: jax.Array, temperature: float = 1.0) -> jax.Array:
-    """Mean cross entropy of ``softmax(logits / temperature)`` over labelled pixels (equation 3).
-
-    The released code divides by the temperature here too in the adversarial stage.
+def segmentation_sum(logits: jax.Array, labels: jax.Array, temperature: float = 1.0) -> tuple[jax.Array, jax.Array]:
+    """Sum of the cross entropy of ``softmax(logits / temperature)`` over labelled pixels, and their number.
 
     Args:
       logits: float32 [N, H, W, K].
       labels: integer [N, H, W]; ``IGNORE`` does not count.
-
-    Returns:
-      float32 scalar; 0 with zero gradient when no pixel is labelled.
     """
     valid = labels != IGNORE
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
     one_hot = jnp.arange(logits.shape[-1]) == labels[..., None].astype(jnp.int32)
     picked = jnp.sum(jnp.where(one_hot & valid[..., None], log_p, 0.0))
-    return -picked / jnp.maximum(jnp.sum(valid), 1).astype(jnp.float32)
+    return -picked, jnp.sum(valid, dtype=jnp.float32)
+
+
+def segmentation_loss(logits: jax.Array, labels: jax.Array, temperature: float = 1.0) -> jax.Array:
+    """L_seg (equation 3): mean of ``segmentation_sum``; 0 with zero gradient when no pixel is labelled.
+
+    The released code divides by the temperature here too in the adversarial stage.
+    """
+    return mean(*segmentation_sum(logits, labels, temperature))
+
+
+def mean(total: jax.Array, count: jax.Array) -> jax.Array:
+    """``total / count``, and 0 where nothing was counted."""
+    return total / jnp.maximum(count, 1.0)
 
 
 def class_knowledge(logits: jax.Array, knowledge: ClassKnowledge) -> jax.Array:
@@ -75,20 +83,30 @@ def class_knowledge(logits: jax.Array, knowledge: ClassKnowledge) -> jax.Array:
     return one_hot * (jnp.max(p, axis=-1, keepdims=True) >= knowledge.threshold)
 
 
-def domain_loss(d_logits: jax.Array, knowledge: jax.Array, domain: int) -> jax.Array:
-    """Mean over pixels of ``-sum_k a_k log P(d = domain, c = k | f)`` (equations 1, 4, 5, 6).
+def domain_sums(d_logits: jax.Array, knowledge: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sums over pixels of ``-sum_k a_k log P(d, c = k | f)`` (equations 1, 4, 5, 6), and the pixels that count.
 
-    It serves L_adv (target features, domain 0) and both terms of L_D (each domain's own). Pixels without knowledge
-    (hard labels below the threshold) are left out of the mean.
+    Pixels without knowledge (hard labels below the threshold) do not count.
 
     Args:
       d_logits: discriminator logits, float32 [N, H, W, 2K].
       knowledge: a, float32 [N, H, W, K].
-      domain: 0 for source channels, 1 for target channels.
+
+    Returns:
+      float32 [2], one sum for d = source and one for d = target; and their number of pixels.
     """
     k = knowledge.shape[-1]
     if d_logits.shape[-1] != 2 * k:
         raise ValueError(f"discriminator has {d_logits.shape[-1]} outputs, knowledge of {k} classes needs {2 * k}")
-    log_p = jax.nn.log_softmax(d_logits.astype(jnp.float32))[..., domain * k : (domain + 1) * k]
-    counted = jnp.sum(jnp.any(knowledge > 0, axis=-1))
-    return -jnp.sum(knowledge * log_p) / jnp.maximum(counted, 1).astype(jnp.float32)
+    log_p = jax.nn.log_softmax(d_logits.astype(jnp.float32))
+    sums = [-jnp.sum(knowledge * log_p[..., d * k : (d + 1) * k]) for d in (0, 1)]
+    return jnp.stack(sums), jnp.sum(jnp.any(knowledge > 0, axis=-1), dtype=jnp.float32)
+
+
+def domain_loss(d_logits: jax.Array, knowledge: jax.Array, domain: int) -> jax.Array:
+    """Mean of ``domain_sums`` for one domain, 0 source or 1 target.
+
+    It serves L_adv (target features, domain 0) and both terms of L_D (each domain's own).
+    """
+    sums, count = domain_sums(d_logits, knowledge)
+    return mean(sums[domain], count)

@@ -30,7 +30,17 @@ def check(config: ConfigDict) -> None:
     _one_of(config.model, "norm", NORMS, "model.")
     _one_of(config.model, "dtype", ("float32", "bfloat16"), "model.")
     _one_of(config.knowledge, "kind", losses.KNOWLEDGE, "knowledge.")
-    for key in ("total_steps", "batch_size", "checkpoint_every", "log_every", "keep_checkpoints", "eval_batch_size"):
+    if config.loss_block_rows < 0:
+        raise UserError(f"config.loss_block_rows={config.loss_block_rows} must not be negative")
+    for key in (
+        "total_steps",
+        "batch_size",
+        "accumulate_steps",
+        "checkpoint_every",
+        "log_every",
+        "keep_checkpoints",
+        "eval_batch_size",
+    ):
         if config[key] < 1:
             raise UserError(f"config.{key}={config[key]} must be at least 1")
     if config.stage == "adversarial" and config.batch_size % 2:

@@ -36,14 +36,17 @@ def by_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def check_batch(key: str, batch_size: int, mesh: Mesh) -> None:
-    """Refuses a batch that the mesh cannot split evenly.
+def check_batch(key: str, batch_size: int, mesh: Mesh, accumulate_steps: int = 1) -> None:
+    """Refuses a batch that the mesh cannot split evenly, in each of its micro-batches.
 
     Raises:
       UserError: naming ``key``.
     """
-    if batch_size < 1 or batch_size % mesh.size:
-        raise UserError(f"{key}={batch_size} must be a positive multiple of the {mesh.size} device(s) of the mesh")
+    if batch_size < 1 or batch_size % (mesh.size * accumulate_steps):
+        micro = f" times config.accumulate_steps={accumulate_steps}" if accumulate_steps > 1 else ""
+        raise UserError(
+            f"{key}={batch_size} must be a positive multiple of the {mesh.size} device(s) of the mesh{micro}"
+        )
 
 
 def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:

@@ -63,6 +63,7 @@ def create_states(config: ConfigDict) -> States:
 def make_step(config: ConfigDict) -> Callable[[States, Any], tuple[States, dict[str, jax.Array]]]:
     """The pure step of a stage over ``{"generator", "discriminator"}`` and a batch with ``source`` and ``target``."""
     preprocessing, knowledge = settings.preprocessing(config), settings.knowledge(config)
+    memory = {"accumulate_steps": config.accumulate_steps, "block_rows": config.loss_block_rows}
     if is_adversarial(config):
 
         def adversarial(states: States, batch: Any) -> tuple[States, dict[str, jax.Array]]:
@@ -74,6 +75,7 @@ def make_step(config: ConfigDict) -> Callable[[States, Any], tuple[States, dict[
                 preprocessing=preprocessing,
                 knowledge=knowledge,
                 lambda_adv=config.lambda_adv,
+                **memory,
             )
             return {"generator": generator, "discriminator": discriminator}, metrics
 
@@ -83,7 +85,7 @@ def make_step(config: ConfigDict) -> Callable[[States, Any], tuple[States, dict[
 
     def supervised(states: States, batch: Any) -> tuple[States, dict[str, jax.Array]]:
         generator, metrics = steps.supervised_step(
-            states["generator"], batch["source"], preprocessing=preprocessing, temperature=temperature
+            states["generator"], batch["source"], preprocessing=preprocessing, temperature=temperature, **memory
         )
         return {"generator": generator}, metrics
 
@@ -327,7 +329,7 @@ def train(config: ConfigDict, workdir: str | Path, *, log: Callable[[str], None]
     if pseudo_labels and not Path(pseudo_labels).exists():
         teacher = load_teacher(config)
     for stream, size in streams(config, pseudo_labels).values():
-        sharding.check_batch("config.batch_size (per stream)", size, mesh)
+        sharding.check_batch("config.batch_size (per stream)", size, mesh, config.accumulate_steps)
         pipeline.check(config.data_dir, stream, config.class_set)
     states = initial_states(config, mesh)
     if start:

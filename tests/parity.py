@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch_reference as reference
 
-from fada_jax import optim, steps, torch_weights
+from fada_jax import inference, optim, steps, torch_weights
 from fada_jax.losses import ClassKnowledge
 from fada_jax.models import Discriminator, ModelSpec, Segmenter, fold_batch_norm, resize_align_corners
 from fada_jax.models.resnet import DEPTHS
@@ -30,7 +30,7 @@ NARROW_LIVE = dataclasses.replace(NARROW, norm="live")
 NARROW_VGG = ModelSpec("vgg16", 5, widths=(8, 8, 16, 16, 16, 24))
 D_WIDTHS = (16, 8)
 
-LOGITS, LOSS, GRADIENT, UPDATE = 3e-6, 1e-6, 1e-5, 1e-3
+LOGITS, LOSS, GRADIENT, UPDATE, PROBABILITIES = 3e-6, 1e-6, 1e-5, 1e-3, 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +158,36 @@ def measure_logits(spec: ModelSpec, size: tuple[int, int]) -> list[Row]:
         Row(f"{spec.backbone} logits of {name}", relative(o, t), relative(s, t), LOGITS)
         for name, o, s, t in zip(("G", "D"), ours, single, truth, strict=True)
     ]
+
+
+def measure_multi_scale(spec: ModelSpec, size: tuple[int, int], label_size: tuple[int, int]) -> list[Row]:
+    """Probabilities at the label's size, averaged over scales and flips."""
+    nets = networks(spec)
+    images = picture((1, *size), 1)
+
+    def run(f: Any, c: Any, dtype: torch.dtype) -> np.ndarray:
+        x, views = to_tensor(images, dtype), []
+        with torch.no_grad():
+            for scale in inference.MULTI_SCALE:
+                scaled = reference.upsample(x, [int(n * scale) for n in size])
+                for flip in (lambda v: v, lambda v: v.flip(-1)):
+                    logits = flip(c(f.eval()(flip(scaled))))
+                    views.append(torch.softmax(reference.upsample(logits, label_size), 1))
+        return nhwc(torch.stack(views).mean(0))
+
+    ours = jax.jit(
+        functools.partial(
+            inference.class_probabilities,
+            Segmenter(spec).apply,
+            preprocessing=IMAGENET,
+            size=label_size,
+            scales=inference.MULTI_SCALE,
+            flip=True,
+        )
+    )(generator_variables(nets, spec), images)
+    truth, single = run(*double(nets)[:2], torch.float64), run(*nets[:2], torch.float32)
+    name = f"{spec.backbone} probabilities, 3 scales, flipped, at label size"
+    return [Row(name, *_errors(ours, single, truth), PROBABILITIES)]
 
 
 @dataclasses.dataclass
@@ -370,6 +400,7 @@ SHORT = reference.Settings(steps=16)
 def measure_all() -> list[Row]:
     """Every row of the table."""
     rows = [row for spec in (RESNET101, VGG16) for row in measure_logits(spec, (65, 97))]
+    rows += measure_multi_scale(RESNET101, (65, 97), (130, 194))
     for spec, kind in ((NARROW, "soft"), (NARROW, "hard"), (NARROW, "binary"), (NARROW_VGG, "soft")):
         rows += measure_gradients(spec, kind)
     rows += measure_iterations(NARROW, SHORT, 10, (3, 10))

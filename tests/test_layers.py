@@ -54,7 +54,7 @@ def test_resize_keeps_the_corners_exactly():
 
 def test_strided_convolution_pads_both_sides_like_pytorch():
     x = np.arange(8, dtype=np.float32).reshape(1, 8, 1, 1).repeat(8, 2)
-    conv = layers.conv(1, 3, stride=2)
+    conv = layers.Conv(1, 3, stride=2)
     ones = {"params": {"kernel": jnp.ones((3, 3, 1, 1))}}
     # Rows -1 and below are padding: the first output row sees rows 0 and 1 only.
     np.testing.assert_array_equal(conv.apply(ones, jnp.asarray(x))[0, :, 1, 0], 3 * np.array([1.0, 6.0, 12.0, 18.0]))

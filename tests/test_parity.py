@@ -44,6 +44,10 @@ def test_logits_of_other_blocks_and_norms(spec):
     check(parity.measure_logits(spec, (65, 97)))
 
 
+def test_multi_scale_probabilities_at_label_size():
+    check(parity.measure_multi_scale(parity.NARROW, (65, 97), (130, 194)))
+
+
 def test_classifier_where_every_dilated_tap_meets_features():
     torch.manual_seed(0)
     classifier = reference.Classifier(6, 3).double()

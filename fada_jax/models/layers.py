@@ -15,34 +15,57 @@ Dtype = Any
 NORMS = ("frozen", "live", "group")
 
 
-def conv(
-    features: int,
-    kernel_size: int,
-    *,
-    stride: int = 1,
-    dilation: int = 1,
-    use_bias: bool = False,
-    dtype: Dtype = jnp.float32,
-    kernel_init: nn.initializers.Initializer | None = None,
-    name: str | None = None,
-) -> nn.Conv:
+class Conv(nn.Module):
     """A square convolution with PyTorch's symmetric padding ``dilation * (kernel_size - 1) / 2``.
 
     Flax's 'SAME' pads only at the end for stride 2 on even sizes, which shifts every feature by a pixel against
-    weights trained in PyTorch.
+    weights trained in PyTorch. A 1x1 convolution is computed as the matrix product that it is: on CPUs its gradient is
+    then two to three times faster and holds no transposed copy of its input.
     """
-    pad = dilation * (kernel_size - 1) // 2
-    return nn.Conv(
-        features,
-        (kernel_size, kernel_size),
-        strides=stride,
-        padding=[(pad, pad), (pad, pad)],
-        kernel_dilation=dilation,
-        use_bias=use_bias,
-        dtype=dtype,
-        kernel_init=kernel_init or nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
-        name=name,
-    )
+
+    features: int
+    kernel_size: int
+    stride: int = 1
+    dilation: int = 1
+    use_bias: bool = False
+    dtype: Dtype = jnp.float32
+    kernel_init: nn.initializers.Initializer = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), features] for odd kernel sizes."""
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
+        x = x.astype(self.dtype)
+        if self.kernel_size == 1:
+            x = jnp.einsum("nhwc,cd->nhwd", x[:, :: self.stride, :: self.stride], kernel[0, 0])
+        else:
+            pad = self.dilation * (self.kernel_size - 1) // 2
+            x = jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                (self.stride, self.stride),
+                [(pad, pad), (pad, pad)],
+                rhs_dilation=(self.dilation, self.dilation),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+        if self.use_bias:
+            x = x + self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32).astype(self.dtype)
+        return x
+
+
+@jax.custom_vjp
+def relu(x: jax.Array) -> jax.Array:
+    """``max(x, 0)`` whose gradient is read off the output, which the next layer holds anyway: no mask is stored."""
+    return jnp.maximum(x, 0)
+
+
+def _relu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    y = relu(x)
+    return y, y
+
+
+relu.defvjp(_relu_forward, lambda y, gradient: (jnp.where(y > 0, gradient, 0),))
 
 
 def max_pool(x: jax.Array) -> jax.Array:

@@ -42,14 +42,14 @@ class Block(nn.Module):
             plan = ((self.width, 3, spatial), (out, 3, {"dilation": self.dilation}))
         y = x
         for i, (features, kernel, options) in enumerate(plan, start=1):
-            y = layers.conv(features, kernel, dtype=self.dtype, name=f"conv{i}", **options)(y)
+            y = layers.Conv(features, kernel, dtype=self.dtype, name=f"conv{i}", **options)(y)
             y = norm(name=f"bn{i}")(y, train)
             if i < len(plan):
-                y = nn.relu(y)
+                y = layers.relu(y)
         if self.project:
-            x = layers.conv(out, 1, stride=self.stride, dtype=self.dtype, name="downsample_conv")(x)
+            x = layers.Conv(out, 1, stride=self.stride, dtype=self.dtype, name="downsample_conv")(x)
             x = norm(name="downsample_bn")(x, train)
-        return nn.relu(x + y)
+        return layers.relu(x + y)
 
 
 class ResNet(nn.Module):
@@ -81,8 +81,8 @@ class ResNet(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Features of normalised images: [N, H, W, 3] -> [N, ceil(H / output_stride), ..., channels]."""
         x = x.astype(self.dtype)
-        x = layers.conv(self.stem_width, 7, stride=2, dtype=self.dtype, name="conv1")(x)
-        x = nn.relu(layers.norm_layer(self.norm, self.dtype)(name="bn1")(x, train))
+        x = layers.Conv(self.stem_width, 7, stride=2, dtype=self.dtype, name="conv1")(x)
+        x = layers.relu(layers.norm_layer(self.norm, self.dtype)(name="bn1")(x, train))
         reached = 2
         if self.stem_pool:
             x = layers.max_pool(x)

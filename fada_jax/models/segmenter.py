@@ -58,7 +58,7 @@ class AsppClassifier(nn.Module):
         """Logits at feature resolution, float32 [N, h, w, K]."""
         total = 0.0
         for i, rate in enumerate(self.rates):
-            branch = layers.conv(
+            branch = layers.Conv(
                 self.num_classes,
                 3,
                 dilation=rate,
@@ -129,5 +129,5 @@ class Discriminator(nn.Module):
         x = features.astype(self.dtype)
         options: dict[str, Any] = {"use_bias": True, "dtype": self.dtype, "kernel_init": init}
         for i, width in enumerate(self.widths):
-            x = nn.leaky_relu(layers.conv(width, 3, name=f"conv{i}", **options)(x), 0.2)
-        return layers.conv(self.num_outputs, 3, name="head", **options)(x).astype(jnp.float32)
+            x = nn.leaky_relu(layers.Conv(width, 3, name=f"conv{i}", **options)(x), 0.2)
+        return layers.Conv(self.num_outputs, 3, name="head", **options)(x).astype(jnp.float32)

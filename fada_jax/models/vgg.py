@@ -35,10 +35,10 @@ class VGG16(nn.Module):
             for i in range(1, convs + 1):
                 dilation = 2 if block == 5 else 1
                 name = f"conv{block}_{i}"
-                x = layers.conv(width, 3, dilation=dilation, use_bias=True, dtype=self.dtype, name=name)(x)
-                x = nn.relu(x)
+                x = layers.Conv(width, 3, dilation=dilation, use_bias=True, dtype=self.dtype, name=name)(x)
+                x = layers.relu(x)
             if pool:
                 x = nn.max_pool(x, (2, 2), strides=(2, 2))
         for name in ("fc6", "fc7"):
-            x = nn.relu(layers.conv(self.fc_width, 3, dilation=4, use_bias=True, dtype=self.dtype, name=name)(x))
+            x = layers.relu(layers.Conv(self.fc_width, 3, dilation=4, use_bias=True, dtype=self.dtype, name=name)(x))
         return x

@@ -1,0 +1,93 @@
+"""Block-wise sums over upsampled maps against upsampling everything first; micro-batches against the whole batch."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_steps import make_batch, make_states
+
+from fada_jax import losses, steps
+from fada_jax.classes import IGNORE
+from fada_jax.models import resize_align_corners
+from fada_jax.preprocessing import IMAGENET
+
+K = 3
+
+
+def norm_error(value, truth):
+    value, truth = (np.concatenate([np.asarray(x).ravel() for x in jax.tree.leaves(t)]) for t in (value, truth))
+    return np.linalg.norm(value - truth) / np.linalg.norm(truth)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    low=st.tuples(st.integers(1, 7), st.integers(1, 6)),
+    size=st.tuples(st.integers(1, 40), st.integers(1, 30)),
+    rows=st.integers(0, 45),
+    seed=st.integers(0, 1000),
+)
+def test_segmentation_in_blocks_is_segmentation_at_full_size(low, size, rows, seed):
+    rng = np.random.default_rng(seed)
+    logits = jnp.asarray(rng.normal(0, 2, (2, *low, K)), jnp.float32)
+    labels = rng.integers(0, K, (2, *size), dtype=np.uint8)
+    labels[rng.random(labels.shape) < 0.3] = IGNORE
+    labels[0, 0, 0] = 1
+
+    def plain(z):
+        return losses.segmentation_loss(resize_align_corners(z, size), labels, 1.8)
+
+    def blocks(z):
+        return losses.mean(*steps._segmentation(z, jnp.asarray(labels), 1.8, rows))
+
+    expected, expected_gradient = jax.value_and_grad(plain)(logits)
+    loss, gradient = jax.value_and_grad(blocks)(logits)
+    np.testing.assert_allclose(loss, expected, rtol=2e-6)
+    assert norm_error(gradient, expected_gradient) < 2e-6
+    np.testing.assert_allclose(blocks(logits), expected, rtol=2e-6)  # Without a gradient too.
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7, 8, 24])
+@pytest.mark.parametrize("kind", losses.KNOWLEDGE)
+def test_both_domain_losses_in_blocks(kind, rows):
+    rng = np.random.default_rng(0)
+    knowledge = losses.ClassKnowledge(kind, threshold=0.6)
+    size = (24, 17)
+    logits = jnp.asarray(rng.normal(0, 4, (2, 5, 4, K)), jnp.float32)
+    d_logits = jnp.asarray(rng.normal(0, 2, (2, 5, 4, knowledge.num_outputs(K))), jnp.float32)
+
+    def plain(d):
+        a = losses.class_knowledge(resize_align_corners(logits, size), knowledge)
+        return jnp.stack([losses.domain_loss(resize_align_corners(d, size), a, domain) for domain in (0, 1)])
+
+    def blocks(d, z):
+        sums, count = steps._domains(d, z, knowledge, (0, 1), size, rows)
+        return sums / count
+
+    np.testing.assert_allclose(blocks(d_logits, logits), plain(d_logits), rtol=2e-6)
+    expected = jax.jacrev(plain)(d_logits)
+    gradient, through_knowledge = jax.jacrev(blocks, argnums=(0, 1))(d_logits, logits)
+    for got, wanted in zip(gradient, expected, strict=True):
+        assert norm_error(got, wanted) < 2e-6
+    assert not np.any(through_knowledge)
+
+
+@pytest.mark.parametrize(("kind", "micro_batches"), [("soft", 2), ("soft", 4), ("hard", 2)])
+def test_micro_batches_equal_the_whole_batch(kind, micro_batches):
+    generator, discriminator = make_states()
+    source, target = make_batch(0), make_batch(1, height=24)
+    source["label"][1] = IGNORE  # Micro-batches with different numbers of labelled pixels.
+    options = {"preprocessing": IMAGENET, "knowledge": losses.ClassKnowledge(kind, threshold=0.25), "lambda_adv": 0.5}
+    step = functools.partial(steps.adversarial_step, **options)
+    whole = jax.jit(step)(generator, discriminator, source, target)
+    parts = jax.jit(functools.partial(step, accumulate_steps=micro_batches, block_rows=8))(
+        generator, discriminator, source, target
+    )
+    for name, value in whole[2].items():
+        np.testing.assert_allclose(parts[2][name], value, rtol=1e-5)
+    # Adam's moments after one step are the gradients.
+    assert norm_error(parts[0].opt_state, whole[0].opt_state) < 1e-5
+    assert norm_error(parts[1].opt_state, whole[1].opt_state) < 1e-5
