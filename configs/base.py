@@ -90,7 +90,10 @@ def get_config(arguments: ConfigDict) -> ConfigDict:
     config.log_every = 50  # Steps between log lines; nothing is fetched from the device in between.
     config.init_from = ""  # Workdir whose weights start the stage; empty: random initialisation.
     config.teacher_from = ""  # Self-distillation: workdir of the adapted model that labels the target images.
-    config.num_devices = 0  # Devices that share the batch; 0: all.
+    config.num_devices = 0  # Devices in all; 0: every one there is.
+    config.mesh = ConfigDict()
+    config.mesh.fsdp = 1  # Devices that share each large parameter and its optimizer state; they split the batch too.
+    config.mesh.spatial = 1  # Devices that share the rows of an image; all others multiply to data parallelism.
 
     model = config.model = ConfigDict()
     model.backbone = arguments.backbone
@@ -163,7 +166,7 @@ def finish(config: ConfigDict) -> ConfigDict:
 def miniature(config: ConfigDict) -> None:
     """A narrow network from random initialisation that a laptop trains in minutes; every other key as released."""
     adversarial = config.stage == "adversarial"
-    config.total_steps = 600 if adversarial else 1_200
+    config.total_steps = 900 if adversarial else 1_200
     config.loss_block_rows = 0
     config.checkpoint_every = 300
     config.keep_checkpoints = 2

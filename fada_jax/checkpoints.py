@@ -166,24 +166,23 @@ def _on_one_device(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
-def restore_states(workdir: str | Path, step: int, states: States, sharding: Any) -> States:
-    """``states`` as they were after ``step`` steps, placed by ``sharding``; the device count may have changed."""
+def restore_states(workdir: str | Path, step: int, states: States, shardings: Any) -> States:
+    """``states`` as they were after ``step`` steps; mesh and device count may have changed.
 
-    def place(tree: Any) -> Any:
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
-
-    generator = states["generator"]
-    batch_stats = generator.collections.get("batch_stats", {})
-    model = _restore(
-        workdir,
-        step,
-        "model",
-        ocp.args.StandardRestore(place({"params": generator.params, "batch_stats": batch_stats})),
+    Args:
+      states: arrays or their shapes.
+      shardings: where each array goes, of the same structure.
+    """
+    states = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), states, shardings
     )
-    training = _restore(workdir, step, "training", ocp.args.StandardRestore(place(_training_tree(states))))
+    generator = states["generator"]
+    tree = {"params": generator.params, "batch_stats": generator.collections.get("batch_stats", {})}
+    model = _restore(workdir, step, "model", ocp.args.StandardRestore(tree))
+    training = _restore(workdir, step, "training", ocp.args.StandardRestore(_training_tree(states)))
     restored = {}
     for name, state in states.items():
         fields = {key: serialization.from_state_dict(getattr(state, key), v) for key, v in training[name].items()}
         restored[name] = state.replace(**fields)
     restored["generator"] = steps.replace_weights(restored["generator"], model["params"], model["batch_stats"])
-    return jax.device_put(restored, sharding)
+    return jax.device_put(restored, shardings)

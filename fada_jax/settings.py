@@ -16,7 +16,15 @@ from fada_jax.optim import OptimizerSpec
 from fada_jax.preprocessing import Preprocessing
 
 # Keys that may differ between the run that wrote a checkpoint and the one that goes on from it.
-_FREE_ON_RESUME = ("checkpoint_every", "keep_checkpoints", "log_every", "data_dir", "num_devices", "eval_batch_size")
+_FREE_ON_RESUME = (
+    "checkpoint_every",
+    "keep_checkpoints",
+    "log_every",
+    "data_dir",
+    "num_devices",
+    "mesh",
+    "eval_batch_size",
+)
 
 
 def check(config: ConfigDict) -> None:

@@ -1,7 +1,13 @@
-"""Where arrays live: a mesh over devices, batches split along its ``data`` axis, states replicated."""
+"""Where arrays live: a mesh with the axes ``data``, ``fsdp`` and ``spatial``, and the sharding of batches and states.
+
+Batches are split over ``data`` and ``fsdp``, and image rows over ``spatial``; large parameters and their optimizer
+state are split over ``fsdp``, everything else is replicated. The compiler inserts the communication, so every mesh
+computes what one device does, to rounding.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,29 +17,60 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fada_jax.errors import UserError
 
+BATCH_AXES = ("data", "fsdp")
+# Smaller arrays are replicated: gathering them costs more than they weigh.
+MIN_SHARDED_SIZE = 2**14
 
-def make_mesh(num_devices: int = 0) -> Mesh:
-    """A one-axis mesh ``data`` over ``num_devices`` devices of all processes; 0 takes every device.
+
+def make_mesh(num_devices: int = 0, fsdp: int = 1, spatial: int = 1) -> Mesh:
+    """A mesh over ``num_devices`` devices of all processes; 0 takes every device.
+
+    Args:
+      num_devices: devices in all.
+      fsdp: of these, how many share each parameter.
+      spatial: how many share the rows of an image. The rest multiplies to ``data``.
 
     Raises:
-      UserError: more devices asked for than there are.
+      UserError: more devices asked for than there are, or axes that do not divide them.
     """
     devices = jax.devices()
-    if num_devices > len(devices):
+    count = num_devices or len(devices)
+    if count > len(devices):
         raise UserError(
             f"config.num_devices={num_devices}, but only {len(devices)} {devices[0].platform} device(s) exist"
         )
-    return Mesh(np.array(devices[: num_devices or len(devices)]), ("data",))
+    if fsdp < 1 or spatial < 1 or count % (fsdp * spatial):
+        raise UserError(f"config.mesh: fsdp={fsdp} times spatial={spatial} must divide the {count} device(s)")
+    return Mesh(np.array(devices[:count]).reshape(-1, fsdp, spatial), (*BATCH_AXES, "spatial"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Sharding of states and scalars: every device holds all of it."""
+    """Sharding of scalars: every device holds all of it."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def by_batch(mesh: Mesh) -> NamedSharding:
-    """Sharding of batches: the leading axis is split over the devices."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+def by_size(mesh: Mesh, tree: Any) -> Any:
+    """Sharding of every array of a state: large ones are split over ``fsdp`` along their longest divisible axis."""
+    parts = mesh.shape["fsdp"]
+
+    def place(x: Any) -> NamedSharding:
+        axes = [i for i, n in enumerate(x.shape) if n % parts == 0]
+        if parts == 1 or not axes or math.prod(x.shape) < MIN_SHARDED_SIZE:
+            return replicated(mesh)
+        axis = max(axes, key=lambda i: x.shape[i])
+        return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "fsdp"))
+
+    return jax.tree.map(place, tree)
+
+
+def by_batch(mesh: Mesh, ndim: int = 3) -> NamedSharding:
+    """Sharding of one array of a batch: images [N, H, W, ...], or with ``ndim`` 1 values per image [N]."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES, *(["spatial"] if ndim > 2 else [])))
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """Devices that a batch is split over."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def check_batch(key: str, batch_size: int, mesh: Mesh, accumulate_steps: int = 1) -> None:
@@ -42,19 +79,28 @@ def check_batch(key: str, batch_size: int, mesh: Mesh, accumulate_steps: int = 1
     Raises:
       UserError: naming ``key``.
     """
-    if batch_size < 1 or batch_size % (mesh.size * accumulate_steps):
+    if batch_size < 1 or batch_size % (batch_parts(mesh) * accumulate_steps):
         micro = f" times config.accumulate_steps={accumulate_steps}" if accumulate_steps > 1 else ""
         raise UserError(
-            f"{key}={batch_size} must be a positive multiple of the {mesh.size} device(s) of the mesh{micro}"
+            f"{key}={batch_size} must be a positive multiple of the {batch_parts(mesh)} device(s) that share it{micro}"
         )
+
+
+def check_height(key: str, height: int, mesh: Mesh) -> None:
+    """Refuses images whose rows the mesh cannot split evenly.
+
+    Raises:
+      UserError: naming ``key``.
+    """
+    if height % mesh.shape["spatial"]:
+        raise UserError(f"{key}: {height} rows cannot be split over config.mesh.spatial={mesh.shape['spatial']}")
 
 
 def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's share of a batch as global arrays split over the mesh; what is no number is left out."""
-    sharding = by_batch(mesh)
     arrays = {key: np.asarray(value) for key, value in batch.items()}
     return {
-        key: jax.make_array_from_process_local_data(sharding, value)
+        key: jax.make_array_from_process_local_data(by_batch(mesh, value.ndim), value)
         for key, value in arrays.items()
         if value.dtype.kind in "biuf"
     }

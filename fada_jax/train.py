@@ -63,7 +63,9 @@ def create_states(config: ConfigDict) -> States:
 def make_step(config: ConfigDict) -> Callable[[States, Any], tuple[States, dict[str, jax.Array]]]:
     """The pure step of a stage over ``{"generator", "discriminator"}`` and a batch with ``source`` and ``target``."""
     preprocessing, knowledge = settings.preprocessing(config), settings.knowledge(config)
-    memory = {"accumulate_steps": config.accumulate_steps, "block_rows": config.loss_block_rows}
+    # Where devices share the rows of an image, each holds a block of them already.
+    block_rows = config.loss_block_rows if config.mesh.spatial == 1 else 0
+    memory = {"accumulate_steps": config.accumulate_steps, "block_rows": block_rows}
     if is_adversarial(config):
 
         def adversarial(states: States, batch: Any) -> tuple[States, dict[str, jax.Array]]:
@@ -179,7 +181,8 @@ def initial_states(config: ConfigDict, mesh: Any) -> States:
     Raises:
       UserError: the weights do not fit the config.
     """
-    states = jax.jit(lambda: create_states(config), out_shardings=sharding.replicated(mesh))()
+    shardings = sharding.by_size(mesh, jax.eval_shape(lambda: create_states(config)))
+    states = jax.jit(lambda: create_states(config), out_shardings=shardings)()
     if not config.init_from:
         return states
     model = load_compatible(config, config.init_from, "config.init_from", any_head=True)
@@ -188,7 +191,7 @@ def initial_states(config: ConfigDict, mesh: Any) -> States:
         params["classifier"] = states["generator"].params["classifier"]
     batch_stats = _fitting_statistics(states["generator"], params, model.batch_stats)
     states["generator"] = steps.replace_weights(states["generator"], *batch_stats)
-    return jax.device_put(states, sharding.replicated(mesh))
+    return jax.device_put(states, shardings)
 
 
 def _fitting_statistics(state: steps.TrainState, params: Any, batch_stats: Any) -> tuple[Any, Any]:
@@ -311,7 +314,7 @@ def train(config: ConfigDict, workdir: str | Path, *, log: Callable[[str], None]
 
     settings.check(config)
     workdir = Path(workdir).absolute()
-    mesh = sharding.make_mesh(config.num_devices)
+    mesh = sharding.make_mesh(config.num_devices, **config.mesh)
     plain_config = settings.plain(config)
     class_set = classes.get_class_set(config.class_set)
     meta = checkpoints.make_meta(
@@ -330,10 +333,11 @@ def train(config: ConfigDict, workdir: str | Path, *, log: Callable[[str], None]
         teacher = load_teacher(config)
     for stream, size in streams(config, pseudo_labels).values():
         sharding.check_batch("config.batch_size (per stream)", size, mesh, config.accumulate_steps)
+        sharding.check_height(f"{stream.dataset}/{stream.split}", (stream.augment.crop or stream.size)[1], mesh)
         pipeline.check(config.data_dir, stream, config.class_set)
     states = initial_states(config, mesh)
     if start:
-        states = checkpoints.restore_states(workdir, start, states, sharding.replicated(mesh))
+        states = checkpoints.restore_states(workdir, start, states, jax.tree.map(lambda x: x.sharding, states))
     if start >= config.total_steps:
         log(f"{config.stage}: finished, {start} steps in {workdir}")
         return states
@@ -362,8 +366,7 @@ def train(config: ConfigDict, workdir: str | Path, *, log: Callable[[str], None]
     step_fn = jax.jit(
         make_step(config),
         donate_argnums=0,
-        in_shardings=(sharding.replicated(mesh), sharding.by_batch(mesh)),
-        out_shardings=sharding.replicated(mesh),
+        out_shardings=(jax.tree.map(lambda x: x.sharding, states), sharding.replicated(mesh)),
     )
     plan = loop.Plan(start, config.total_steps, config.log_every, config.checkpoint_every)
     log(

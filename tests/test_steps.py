@@ -95,32 +95,56 @@ def test_the_networks_learn_a_constant_scene():
     assert float(metrics["loss_seg"]) < 0.2 * first
 
 
-def _three_steps(norm, num_devices):
-    """Parameters and statistics after three sharded steps, as one flat list of floats."""
-    mesh = sharding.make_mesh(num_devices)
-    whole, split = sharding.replicated(mesh), sharding.by_batch(mesh)
-    step = jax.jit(adversarial(), in_shardings=(whole, whole, split, split), out_shardings=whole, donate_argnums=(0, 1))
-    states = [jax.device_put(s, whole) for s in make_states(norm)]
-    for i in range(3):
+MESHES = {"data 2": (2, 1, 1), "data 8": (8, 1, 1), "data 4 x fsdp 2": (8, 2, 1), "data 2 x spatial 4": (8, 1, 4)}
+
+
+def _two_steps(norm, num_devices, fsdp, spatial):
+    """Gradients, parameters, statistics and metrics after two sharded steps, as one flat list a network."""
+    mesh = sharding.make_mesh(num_devices, fsdp, spatial)
+    # Dilations far beyond what one device holds of the features.
+    spec = ModelSpec("resnet18", 5, norm, (1, 1, 1, 1), (16, 16, 32, 64), 16, True, 4, (2, 24))
+    sgd = optim.OptimizerSpec("sgd", 1e-2, 100)
+    states = jax.jit(
+        lambda: (
+            steps.create_generator(spec, sgd, jax.random.key(0)),
+            steps.create_discriminator(10, 64, sgd, jax.random.key(1), widths=(32, 16)),
+        )
+    )
+    placed = sharding.by_size(mesh, jax.eval_shape(states))
+    states = jax.device_put(states(), placed)
+    whole = sharding.replicated(mesh)
+    step = jax.jit(adversarial(), out_shardings=(*placed, whole), donate_argnums=(0, 1))
+    for i in range(2):
         source, target = (sharding.put_batch(make_batch(seed), mesh) for seed in (i, 10 + i))
         *states, metrics = step(*states, source, target)
-    leaves = jax.tree.leaves((states[0].params, states[0].collections, states[1].params, metrics))
-    return np.concatenate([np.asarray(x, np.float64).ravel() for x in leaves])
+    split = [x for x in jax.tree.leaves(states) if not x.is_fully_replicated]
+    assert bool(split) == (fsdp > 1)
+    parts = [states[0].params, states[0].opt_state, states[0].collections, states[1].params, states[1].opt_state]
+    return [
+        np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(part)] or [np.ones(1)]).tolist()
+        for part in (*parts, metrics)
+    ]
 
 
-@pytest.mark.parametrize("norm", ["group", "live"])
-def test_eight_devices_agree_with_one(norm):
-    code = f"import json, tests.test_steps as t; print(json.dumps(t._three_steps({norm!r}, 8).tolist()))"
+@pytest.fixture(scope="module")
+def sharded():
+    """Results of two steps on meshes of eight forced devices, by normalisation and mesh."""
+    cases = {f"{norm}, {name}": (norm, *mesh) for norm in ("group", "live") for name, mesh in MESHES.items()}
+    code = f"import json, tests.test_steps as t; print(json.dumps({{k: t._two_steps(*v) for k, v in {cases}.items()}}))"
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=root)
     assert result.returncode == 0, result.stderr[-2000:]
-    many = np.array(json.loads(result.stdout.splitlines()[-1]))
-    one = _three_steps(norm, 1)
-    start = np.concatenate([np.asarray(x).ravel() for x in jax.tree.leaves(make_states(norm)[0].params)])
-    assert np.abs(one[: len(start)] - start).max() > 1e-3
-    # Adam's first steps follow the sign of the gradient, so rounding shows where a gradient is almost 0.
-    assert np.linalg.norm(many - one) / np.linalg.norm(one) < 1e-4
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("norm", ["group", "live"])
+def test_every_mesh_computes_what_one_device_does(norm, sharded):
+    one = _two_steps(norm, 1, 1, 1)
+    for name in MESHES:
+        for part, expected in zip(sharded[f"{norm}, {name}"], one, strict=True):
+            error = np.linalg.norm(np.subtract(part, expected)) / np.linalg.norm(expected)
+            assert error < 1e-5, (name, error)
 
 
 def test_a_batch_that_devices_cannot_share_is_refused():
@@ -129,6 +153,8 @@ def test_a_batch_that_devices_cannot_share_is_refused():
         sharding.check_batch("config.batch_size", 0, mesh)
     with pytest.raises(UserError, match="num_devices=99"):
         sharding.make_mesh(99)
+    with pytest.raises(UserError, match="fsdp=3 times spatial=1 must divide"):
+        sharding.make_mesh(1, fsdp=3)
 
 
 def test_batch_norm_statistics_follow_the_batches():
