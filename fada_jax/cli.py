@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
@@ -46,6 +48,39 @@ def define_config() -> None:
     """
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: not argument.startswith("--config="))
     config_flags.DEFINE_config_file("config", None, "Path of the config file, with its arguments after a colon.")
+
+
+def define_processes() -> None:
+    """Defines the flags of runs on several hosts; ``join_processes`` obeys them."""
+    flags.DEFINE_bool("distributed", False, "One of several processes; a TPU pod, Slurm or Open MPI is detected.")
+    flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, where no cluster is detected.")
+    flags.DEFINE_integer("num_processes", 0, "Processes in all, with --coordinator.", lower_bound=0)
+    flags.DEFINE_integer("process_id", -1, "Number of this process, from 0, with --coordinator.", lower_bound=-1)
+
+
+def join_processes() -> None:
+    """Joins the other processes of the run, before anything touches a device.
+
+    Raises:
+      UserError: the flags do not fit together, or the others cannot be reached.
+    """
+    options = flags.FLAGS
+    if not options.coordinator:
+        if options.num_processes or options.process_id >= 0:
+            raise UserError("--num_processes and --process_id need --coordinator=HOST:PORT")
+        if not options.distributed:
+            return
+    elif not 0 <= options.process_id < options.num_processes:
+        raise UserError(
+            f"--process_id={options.process_id} must be from 0 to --num_processes={options.num_processes} - 1"
+        )
+    given = {"num_processes": options.num_processes, "process_id": options.process_id} if options.coordinator else {}
+    try:
+        jax.distributed.initialize(options.coordinator or None, **given)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"cannot join the other processes: {error}") from error
+    if jax.process_index():
+        sys.stdout = open(os.devnull, "w")  # Process 0 speaks for all.
 
 
 def config() -> tuple[ConfigDict, str, dict]:

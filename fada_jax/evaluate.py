@@ -23,6 +23,7 @@ from typing import Any
 
 import jax
 from absl import flags
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from fada_jax import checkpoints, classes, cli, colour_matching, inference, metrics, sharding
@@ -87,7 +88,7 @@ def evaluate(
     for batch in batches:
         if "label" not in batch:
             raise UserError("this split has no labels to score against: choose another with --split")
-        num_images += int(batch["mask"].sum())
+        num_images += int(multihost_utils.process_allgather(batch["mask"]).sum())
         sizes.add(f"{batch['label'].shape[2]}x{batch['label'].shape[1]}")
         count = step(count, variables, sharding.put_batch({k: batch[k] for k in ("image", "label", "mask")}, mesh))
         progress(num_images)
@@ -140,13 +141,13 @@ def evaluate_stage(
     if split:
         config.eval.split = split
 
-    def batches(stream: Any) -> Iterable[Mapping[str, Any]]:
+    def batches(stream: Any, **process: int) -> Iterable[Mapping[str, Any]]:
         size = config.eval_batch_size * len(jax.devices())
-        return pipeline.eval_batches(data_dir, stream, class_set=model.class_set, batch_size=size)
+        return pipeline.eval_batches(data_dir, stream, class_set=model.class_set, batch_size=size, **process)
 
     stream = make_stream(config.eval, augment=False)
     total = pipeline.num_examples(data_dir, stream)
-    images = iter(batches(stream))
+    images = iter(batches(stream, process_index=jax.process_index(), process_count=jax.process_count()))
     if colour:
         source, target = (
             colour_matching.colour_statistics(batches(make_stream(config[name], labels=False, augment=False)), 100)

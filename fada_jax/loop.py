@@ -48,7 +48,7 @@ def fit(
     *,
     on_log: Callable[[int, dict[str, float]], None],
     on_checkpoint: Callable[[int, Any], None],
-    should_stop: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[int], bool] = lambda step: False,
 ) -> tuple[Any, int]:
     """Runs ``step_fn(states, batch) -> (states, metrics)`` from ``plan.start`` to ``plan.total``.
 
@@ -60,7 +60,7 @@ def fit(
       on_log: called with the step and the mean of every metric since the last call, plus ``steps_per_second`` and
         ``data_wait`` (share of the time spent waiting for batches).
       on_checkpoint: called with the step and the states; the states must be copied before it returns.
-      should_stop: asked after each step; when true a checkpoint is made and the loop ends early.
+      should_stop: asked after each step, with its number; when true a checkpoint is made and the loop ends early.
 
     Returns:
       states, and the number of steps done in all.
@@ -81,7 +81,7 @@ def fit(
         states, metrics = step_fn(states, batch)
         pending.append(metrics)
         step += 1
-        stopping = should_stop()
+        stopping = should_stop(step)
         if step % plan.log_every == 0 or step == plan.total or stopping:
             fetched = jax.device_get(pending)
             means = {key: float(np.mean([m[key] for m in fetched])) for key in fetched[0]}

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from fada_jax import checkpoints, classes, cli, inference, loop, settings, sharding, steps
@@ -181,8 +182,11 @@ def initial_states(config: ConfigDict, mesh: Any) -> States:
     Raises:
       UserError: the weights do not fit the config.
     """
-    shardings = sharding.by_size(mesh, jax.eval_shape(lambda: create_states(config)))
-    states = jax.jit(lambda: create_states(config), out_shardings=shardings)()
+    abstract = jax.eval_shape(lambda: create_states(config))
+    shardings = sharding.by_size(mesh, abstract)
+    # Leaves alone: every call of create_states makes optimizers of its own, which JAX takes for another structure.
+    leaves = jax.jit(lambda: jax.tree.leaves(create_states(config)), out_shardings=jax.tree.leaves(shardings))()
+    states = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
     if not config.init_from:
         return states
     model = load_compatible(config, config.init_from, "config.init_from", any_head=True)
@@ -343,9 +347,11 @@ def train(config: ConfigDict, workdir: str | Path, *, log: Callable[[str], None]
         return states
 
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(json.dumps(plain_config, indent=2) + "\n")
-    if teacher:
-        make_pseudo_labels(config, teacher, pseudo_labels, log)
+    if jax.process_index() == 0:
+        (workdir / "config.json").write_text(json.dumps(plain_config, indent=2) + "\n")
+        if teacher:
+            make_pseudo_labels(config, teacher, pseudo_labels, log)
+    multihost_utils.sync_global_devices("workdir")
     put = functools.partial(sharding.put_batch, mesh=mesh)
     iterators = {
         name: pipeline.train_batches(
@@ -375,7 +381,7 @@ def train(config: ConfigDict, workdir: str | Path, *, log: Callable[[str], None]
     )
     with contextlib.ExitStack() as stack:
         report = stack.enter_context(metrics_log(workdir, plan, f"{config.stage}", log))
-        should_stop = stack.enter_context(stop_signals())
+        should_stop = stack.enter_context(stop_signals(config.log_every))
         writer = stack.enter_context(checkpoints.manager(workdir, keep=config.keep_checkpoints))
         states, step = loop.fit(
             states,
@@ -393,15 +399,24 @@ def train(config: ConfigDict, workdir: str | Path, *, log: Callable[[str], None]
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """While open, SIGTERM and SIGINT only set a flag, so that the loop can save before it leaves."""
+def stop_signals(every: int) -> Iterator[Callable[[int], bool]]:
+    """While open, SIGTERM and SIGINT only set a flag, so that the loop can save before it leaves.
+
+    Several processes agree every ``every`` steps: a checkpoint needs all of them.
+    """
     seen: list[int] = []
     try:
         previous = {s: signal.signal(s, lambda number, _: seen.append(number)) for s in (signal.SIGTERM, signal.SIGINT)}
     except ValueError:  # Not the main thread, in a notebook for instance: signals stay as they are.
         previous = {}
+
+    def should_stop(step: int) -> bool:
+        if jax.process_count() == 1:
+            return bool(seen)
+        return step % every == 0 and bool(multihost_utils.process_allgather(np.array(bool(seen))).any())
+
     try:
-        yield lambda: bool(seen)
+        yield should_stop
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -414,6 +429,9 @@ def metrics_log(
     """Reports to the terminal, ``metrics.jsonl`` and TensorBoard; lines beyond the resumed step are dropped."""
     from tensorboardX import SummaryWriter
 
+    if jax.process_index():
+        yield lambda step, values: None
+        return
     path = workdir / "metrics.jsonl"
     kept = []
     if path.exists():
@@ -442,6 +460,7 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"unexpected argument {arguments[0]!r}: this command takes flags only")
     config, _, _ = cli.config()
     settings.check(config)
+    cli.join_processes()
     if flags.FLAGS.dry_run:
         dry_run(config)
         return
@@ -453,6 +472,7 @@ def main(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     cli.define_config()
+    cli.define_processes()
     flags.DEFINE_string("workdir", "", "Folder of this stage: checkpoints, metrics, TensorBoard events.")
     flags.DEFINE_bool("dry_run", False, "Trace the step, print shapes and parameter counts, train nothing.")
     cli.run(main)

@@ -241,23 +241,41 @@ def _run(records: Callable[[], Iterator[Any]], decode: Callable[..., Any], batch
         raise failed[0] if failed else UserError(f"an image cannot be decoded: {error.message}") from error
 
 
-def eval_batches(data_dir: str | Path, stream: Stream, *, class_set: str, batch_size: int) -> Iterator[dict[str, Any]]:
+def eval_batches(
+    data_dir: str | Path,
+    stream: Stream,
+    *,
+    class_set: str,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[dict[str, Any]]:
     """One pass in stored order; every image counts once.
 
+    Args:
+      batch_size: global; each process yields its share of every batch.
+
     Yields:
-      ``image`` uint8 [N, H, W, 3] at ``stream.size``, ``label`` uint8 [N, h, w] at the label's own size (labelled
-      streams; images of another label size start a new batch), ``mask`` bool [N] (False: padding, black and
-      ``IGNORE``), ``size`` int32 [N, 2] (height and width of the stored image), ``name`` [N].
+      ``image`` uint8 [n, H, W, 3] at ``stream.size``, ``label`` uint8 [n, h, w] at the label's own size (labelled
+      streams; in one process images of another label size start a new batch), ``mask`` bool [n] (False: padding,
+      black and ``IGNORE``), ``size`` int32 [n, 2] (height and width of the stored image), ``name`` [n].
 
     Raises:
-      UserError: missing data, no labels, or a damaged record.
+      UserError: missing data, no labels, a damaged record, or labels of several sizes in several processes.
     """
     source = _open(data_dir, stream)
     with_labels = stream.labels
     table = _table(stream, class_set, source) if with_labels else np.arange(256, dtype=np.uint8)
+    share, count = batch_size // process_count, len(source.records)
+    batches = -(-count // batch_size)
+
+    def positions() -> Iterator[int]:
+        for batch in range(batches):
+            first = batch * batch_size + process_index * share
+            yield from range(first, min(first + share, count))
 
     def records() -> Iterator[tuple[bytes, bytes, np.ndarray]]:
-        for i in range(len(source.records)):
+        for i in positions():
             yield source.read(i), b"", np.zeros(2, np.int32)
 
     def decode(payload: tf.Tensor, label: tf.Tensor, key: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -270,17 +288,26 @@ def eval_batches(data_dir: str | Path, stream: Stream, *, class_set: str, batch_
         return result
 
     waiting: list[dict[str, np.ndarray]] = []
+    done, example = 0, None
     for single in _run(records, decode, 1):
         example = {key: value[0] for key, value in single.items()}
         if waiting and with_labels and waiting[0]["label"].shape != example["label"].shape:
-            yield _pad(waiting, batch_size)
+            if process_count > 1:
+                raise UserError(f"{stream.dataset}/{stream.split} has labels of several sizes: score it in one process")
+            yield _pad(waiting, share)
             waiting = []
         waiting.append(example)
-        if len(waiting) == batch_size:
-            yield _pad(waiting, batch_size)
-            waiting = []
+        if len(waiting) == share:
+            yield _pad(waiting, share)
+            waiting, done = [], done + 1
     if waiting:
-        yield _pad(waiting, batch_size)
+        yield _pad(waiting, share)
+        done += 1
+    if process_count > 1 and done < batches:  # The others have images left, and every process takes part in a step.
+        if example is None:
+            first = iter([(source.read(0), b"", np.zeros(2, np.int32))])
+            example = {key: value[0] for key, value in next(_run(lambda: first, decode, 1)).items()}
+        yield {**_pad([example], share), "mask": np.zeros(share, bool)}
 
 
 def _pad(examples: list[dict[str, np.ndarray]], batch_size: int) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def test_logs_interval_means_and_saves_at_the_end():
 
 def test_stops_early_with_a_checkpoint():
     asked = iter([False, False, True])
-    logs, saved, done = _run(loop.Plan(0, 9, 100, 100), range(9), should_stop=lambda: next(asked))
+    logs, saved, done = _run(loop.Plan(0, 9, 100, 100), range(9), should_stop=lambda step: next(asked))
     assert done == 3
     assert saved == [(3, 3.0)]
     assert logs == {3: 1.0}
