@@ -105,6 +105,7 @@ def get_config(arguments: ConfigDict) -> ConfigDict:
     model.stem_pool = True  # Max-pool after the ResNet stem.
     model.output_stride = 8
     model.aspp_rates = (6, 12, 18, 24)  # Dilations of the classifier.
+    model.remat = False  # ResNet: compute the insides of blocks again in the backward pass instead of keeping them.
     model.dtype = "bfloat16"  # Compute type on accelerators; 'float32' for parity. Parameters stay float32.
 
     config.discriminator = ConfigDict()

@@ -34,7 +34,7 @@ class Model:
       spec: its shapes.
       preprocessing: input normalisation that belongs to the weights.
       class_set: classes it predicts; empty where only the feature extractor was trained (ImageNet).
-      params, batch_stats: weights.
+      params, batch_stats: weights, on the host.
       config: the config that trained it, as a plain dict.
       step: of the checkpoint.
     """
@@ -72,9 +72,9 @@ def make_meta(config: Mapping[str, Any], spec: ModelSpec, preprocessing: Preproc
     return json.loads(json.dumps(meta))
 
 
-def manager(workdir: str | Path, *, keep: int | None = None) -> ocp.CheckpointManager:
-    """Writer of a stage's checkpoints that keeps the last ``keep``."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+def manager(workdir: str | Path, *, keep: int | None = None, background: bool = True) -> ocp.CheckpointManager:
+    """Writer of a stage's checkpoints that keeps the last ``keep``; without ``background`` it needs no second copy."""
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=background)
     return ocp.CheckpointManager(directory(workdir), options=options)
 
 
@@ -157,7 +157,7 @@ def load_model(workdir: str | Path, checkpoint: str = "last") -> Model:
     preprocessing = Preprocessing(**{key: _tuples(value) for key, value in meta["preprocessing"].items()})
     state = jax.eval_shape(lambda: steps.create_generator(spec, OptimizerSpec(), jax.random.key(0)))
     abstract = _on_one_device({"params": state.params, "batch_stats": state.collections.get("batch_stats", {})})
-    tree = _restore(workdir, step, "model", ocp.args.StandardRestore(abstract))
+    tree = jax.device_get(_restore(workdir, step, "model", ocp.args.StandardRestore(abstract)))
     return Model(spec, preprocessing, meta["class_set"], tree["params"], tree["batch_stats"], meta["config"], step)
 
 

@@ -15,6 +15,7 @@ holds the same tensors flat, or our own names where that layout cannot hold the 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import os
 import re
@@ -80,6 +81,17 @@ def guess_config(file: Mapping[str, Any], path: str) -> ConfigDict:
     return config
 
 
+def _fresh(config: ConfigDict) -> dict[str, Any]:
+    """Freshly initialised parameters of what no ImageNet model holds: the classifier, and VGG's fc6 and fc7."""
+
+    def create() -> dict[str, Any]:
+        params = train.create_states(config)["generator"].params
+        extractor = {name: value for name, value in params["feature_extractor"].items() if name in ("fc6", "fc7")}
+        return {"params": {"feature_extractor": extractor, "classifier": params["classifier"]}}
+
+    return jax.device_get(jax.jit(create)())
+
+
 def import_states(
     file: Mapping[str, Any], config: ConfigDict
 ) -> tuple[checkpoints.States, int, list[torch_weights.Report]]:
@@ -89,10 +101,13 @@ def import_states(
       the states, the iteration, and what became of the tensors of G (and of D where the stage has one).
     """
     released = torch_weights.is_released(file)
-    states = jax.device_get(jax.jit(lambda: train.create_states(config))())
+    # Only what the file lacks is ever initialised: the rest of a large model need not exist twice. Every optimizer
+    # starts from zeros.
+    states = jax.tree.map(
+        lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(functools.partial(train.create_states, config))
+    )
     generator, spec = states["generator"], settings.model_spec(config)
-    initial = {"params": generator.params, **generator.collections}
-    params, batch_stats, report = torch_weights.import_generator(file, spec, None if released else initial)
+    params, batch_stats, report = torch_weights.import_generator(file, spec, None if released else _fresh(config))
     iteration = int(file.get("iteration", 0)) if released else 0
     states["generator"] = steps.replace_weights(generator, params, batch_stats).replace(step=np.int32(iteration))
     reports = [report]
@@ -146,8 +161,10 @@ def import_file(path: str, output: str, *, format: str = "", config: ConfigDict 
     with config.unlocked():
         config.preprocessing.update(dataclasses.asdict(own))
     class_set = config.class_set if found == "fada" else ""
+    unread = [key for key in file if found == "fada" and key not in _known_sections()]
+    del file  # The states hold copies; both at once would be too much beside what writing takes.
     meta = checkpoints.make_meta(settings.plain(config), settings.model_spec(config), own, class_set)
-    with checkpoints.manager(output) as writer:
+    with checkpoints.manager(output, background=False) as writer:
         checkpoints.save(writer, iteration, states, meta)
         writer.wait_until_finished()
     lines = [f"{path}: {found}, {config.model.backbone}, class set {class_set or 'none (feature extractor only)'}"]
@@ -157,7 +174,6 @@ def import_file(path: str, output: str, *, format: str = "", config: ConfigDict 
         names.sort(key=lambda name: name.endswith("num_batches_tracked"))
         shown = f": {', '.join(names[:6])}" + (f" and {len(names) - 6} more" if len(names) > 6 else "")
         lines.append(f"  {len(names):>4} {kind}" + (shown if kind != "used" and names else ""))
-    unread = [key for key in file if found == "fada" and key not in _known_sections()]
     if unread:
         lines.append(f"  sections left in the file: {', '.join(map(str, unread))}")
     lines.append(f"written: {checkpoints.directory(output) / str(iteration)}")

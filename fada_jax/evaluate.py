@@ -157,7 +157,7 @@ def evaluate_stage(
     began = time.perf_counter()
 
     def progress(done: int) -> None:
-        if show_progress:
+        if show_progress and not jax.process_index():
             rate = done / (time.perf_counter() - began)
             print(f"\r{done}/{total} images, {rate:.1f} images/s", end="", file=sys.stderr, flush=True)
 
@@ -216,6 +216,7 @@ def main(arguments: list[str]) -> None:
     if arguments:
         raise UserError(f"unexpected argument {arguments[0]!r}: this command takes flags only")
     options = flags.FLAGS
+    cli.join_processes()
     workdir = stage_workdir(options.workdir)
     every = options.checkpoint in ("all", "best")
     wanted = [str(step) for step in checkpoints.available_steps(workdir)] if every else [options.checkpoint]
@@ -237,6 +238,8 @@ def main(arguments: list[str]) -> None:
             print(f"step {results[-1]['checkpoint_step']:>7}  mIoU {results[-1]['miou']:6.2f}")
     chosen = results[-1] if options.checkpoint != "best" else max(results, key=lambda r: r["miou"])
     print(f"{workdir}\n{table(chosen)}")
+    if jax.process_index():
+        return
     output = options.output or str(workdir / "evaluation.json")
     write_text(output, json.dumps(chosen, indent=2) + "\n")
     print(f"written: {output}")
@@ -247,6 +250,7 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    cli.define_processes()
     flags.DEFINE_string("workdir", None, "Folder of a stage or of a recipe.")
     flags.DEFINE_string("checkpoint", "last", "last, best, all or a step.")
     flags.DEFINE_bool("multi_scale", False, "Average over the config's scales, each also flipped.")

@@ -38,6 +38,8 @@ def check(config: ConfigDict) -> None:
     _one_of(config.model, "norm", NORMS, "model.")
     _one_of(config.model, "dtype", ("float32", "bfloat16"), "model.")
     _one_of(config.knowledge, "kind", losses.KNOWLEDGE, "knowledge.")
+    if config.model.remat and config.model.backbone == "vgg16":
+        raise UserError("config.model.remat=True needs a ResNet: VGG-16 has no blocks to compute again")
     if config.loss_block_rows < 0:
         raise UserError(f"config.loss_block_rows={config.loss_block_rows} must not be negative")
     for key in (

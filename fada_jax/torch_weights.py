@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import re
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -471,7 +472,9 @@ def read_file(path: str | pathlib.Path) -> dict[str, Any]:
     except ImportError as error:
         raise UserError(f"reading {path} needs PyTorch: pip install 'fada-jax[torch]'") from error
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        # Files from before PyTorch 1.6 are no zip archives and cannot be mapped.
+        mapped = zipfile.is_zipfile(path)
+        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # Damaged files raise a dozen unrelated types.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} is no readable PyTorch checkpoint: {reason}") from error

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
@@ -154,6 +155,7 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"unexpected argument {arguments[0]!r}: this command takes flags only")
     began = time.perf_counter()
     config, path, overrides = cli.config()
+    cli.join_processes()
     workdir = Path(flags.FLAGS.workdir).absolute()
     stages = stage_configs(path, overrides, config.method, workdir)
     for stage in stages.values():
@@ -161,6 +163,8 @@ def main(arguments: list[str]) -> None:
     for name, stage in stages.items():
         train.train(stage, workdir / name)
     rows = score_rows(workdir, stages, config.data_dir)
+    if jax.process_index():
+        return
     summary = {"config": path, "seed": config.seed, "overrides": overrides, "rows": rows}
     evaluate.write_text(workdir / "results.json", json.dumps(summary, indent=2) + "\n")
     text = markdown(rows, config)
@@ -177,6 +181,7 @@ def main(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     cli.define_config()
+    cli.define_processes()
     flags.DEFINE_string("workdir", None, "Folder of the recipe.")
     flags.mark_flag_as_required("workdir")
     cli.run(main)

@@ -334,9 +334,11 @@ def test_files_are_read_as_written(tmp_path):
     released = parity.checkpoint(parity.networks(parity.NARROW))
     path = tmp_path / "model.pth"
     torch.save({**{name: tensors(arrays) for name, arrays in released.items()}, "iteration": 40_000}, path)
-    file = torch_weights.read_file(path)
-    assert file["iteration"] == 40_000
-    assert all(same(file[name], arrays) for name, arrays in released.items())
+    old = tmp_path / "old.pth"  # As files were written before PyTorch 1.6.
+    torch.save(torch.load(path, weights_only=True), old, _use_new_zipfile_serialization=False)
+    for file in (torch_weights.read_file(path), torch_weights.read_file(old)):
+        assert file["iteration"] == 40_000
+        assert all(same(file[name], arrays) for name, arrays in released.items())
     flat = {f"{name}.{key}": value for name, arrays in released.items() for key, value in arrays.items()}
     safetensors.numpy.save_file(flat, tmp_path / "model.safetensors")
     nested = torch_weights.read_file(tmp_path / "model.safetensors")

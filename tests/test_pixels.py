@@ -1,5 +1,6 @@
 """Block-wise sums over upsampled maps against upsampling everything first; micro-batches against the whole batch."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,11 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_steps import make_batch, make_states
+from test_steps import SPEC, make_batch, make_states
 
 from fada_jax import losses, steps
 from fada_jax.classes import IGNORE
-from fada_jax.models import resize_align_corners
+from fada_jax.models import Segmenter, resize_align_corners
 from fada_jax.preprocessing import IMAGENET
 
 K = 3
@@ -91,3 +92,16 @@ def test_micro_batches_equal_the_whole_batch(kind, micro_batches):
     # Adam's moments after one step are the gradients.
     assert norm_error(parts[0].opt_state, whole[0].opt_state) < 1e-5
     assert norm_error(parts[1].opt_state, whole[1].opt_state) < 1e-5
+
+
+def test_recomputed_blocks_give_the_same_step():
+    batch = make_batch(0)
+    results = []
+    for remat in (False, True):
+        generator, _ = make_states("live")
+        spec = dataclasses.replace(SPEC, norm="live", remat=remat)
+        generator = generator.replace(apply_fn=Segmenter(spec).apply)
+        step = jax.jit(functools.partial(steps.supervised_step, preprocessing=IMAGENET))
+        results.append(step(generator, batch)[0])
+    assert norm_error(results[1].opt_state, results[0].opt_state) < 1e-5
+    assert norm_error(results[1].collections, results[0].collections) < 1e-5

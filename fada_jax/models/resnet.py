@@ -66,6 +66,7 @@ class ResNet(nn.Module):
       stem_pool: max-pool after the stem; small images are better off without it.
       output_stride: input pixels per feature pixel.
       norm: one of ``layers.NORMS``.
+      remat: keep only the blocks' outputs for the backward pass and compute their insides again.
     """
 
     block: str
@@ -75,6 +76,7 @@ class ResNet(nn.Module):
     stem_pool: bool = True
     output_stride: int = 8
     norm: str = "frozen"
+    remat: bool = False
     dtype: layers.Dtype = jnp.float32
 
     @nn.compact
@@ -88,6 +90,7 @@ class ResNet(nn.Module):
             x = layers.max_pool(x)
             reached = 4
         dilation = 1
+        block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         expansion = 4 if self.block == "bottleneck" else 1
         for stage, (blocks, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True), start=1):
             stride, previous = (1 if stage == 1 else 2), dilation
@@ -96,7 +99,7 @@ class ResNet(nn.Module):
             reached *= stride
             for i in range(blocks):
                 first = i == 0
-                x = Block(
+                x = block(
                     kind=self.block,
                     width=width,
                     stride=stride if first else 1,

@@ -32,6 +32,7 @@ class ModelSpec:
       output_stride: input pixels per feature pixel (ResNet).
       aspp_rates: dilations of the classifier's parallel convolutions.
       dtype: compute type; parameters stay float32.
+      remat: keep only the outputs of ResNet blocks for the backward pass.
     """
 
     backbone: str
@@ -44,6 +45,7 @@ class ModelSpec:
     output_stride: int = 8
     aspp_rates: tuple[int, ...] = (6, 12, 18, 24)
     dtype: str = "float32"
+    remat: bool = False
 
 
 class AsppClassifier(nn.Module):
@@ -92,6 +94,7 @@ class Segmenter(nn.Module):
                 stem_pool=spec.stem_pool,
                 output_stride=spec.output_stride,
                 norm=spec.norm,
+                remat=spec.remat,
                 dtype=dtype,
             )
         self.classifier = AsppClassifier(spec.num_classes, spec.aspp_rates, dtype)
