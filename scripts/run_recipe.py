@@ -150,33 +150,46 @@ def write_panel(workdir: Path, config: ConfigDict, path: Path, count: int = 4) -
     images.panel(("target image", "source only", "adapted", "ground truth"), rows, class_set).save(path)
 
 
-def main(arguments: list[str]) -> None:
-    if arguments:
-        raise UserError(f"unexpected argument {arguments[0]!r}: this command takes flags only")
-    began = time.perf_counter()
-    config, path, overrides = cli.config()
-    cli.join_processes()
-    workdir = Path(flags.FLAGS.workdir).absolute()
+def run(path: str, overrides: dict[str, Any], workdir: Path) -> tuple[list[dict[str, Any]], list[Path]]:
+    """Trains every stage and scores every row; what is finished already is not done again.
+
+    Args:
+      path: config file with its arguments.
+      overrides: flattened keys and values.
+      workdir: see the top of this file.
+
+    Returns:
+      the rows of ``results.json``, and the files and folders made.
+    """
+    config = stage_config(path, overrides)
     stages = stage_configs(path, overrides, config.method, workdir)
     for stage in stages.values():
         settings.check(stage)
     for name, stage in stages.items():
         train.train(stage, workdir / name)
     rows = score_rows(workdir, stages, config.data_dir)
-    if jax.process_index():
-        return
-    summary = {"config": path, "seed": config.seed, "overrides": overrides, "rows": rows}
-    evaluate.write_text(workdir / "results.json", json.dumps(summary, indent=2) + "\n")
-    text = markdown(rows, config)
-    evaluate.write_text(workdir / "results.md", text)
     made = ["results.md", "results.json", *stages]
-    if "adversarial" in stages:
-        write_panel(workdir, stages["adversarial"], workdir / "panel.png")
-        made.insert(2, "panel.png")
-    print("\n" + text.split("\n\n| class")[0])
+    if jax.process_index() == 0:
+        summary = {"config": path, "seed": config.seed, "overrides": overrides, "rows": rows}
+        evaluate.write_text(workdir / "results.json", json.dumps(summary, indent=2) + "\n")
+        evaluate.write_text(workdir / "results.md", markdown(rows, config))
+        if "adversarial" in stages:
+            write_panel(workdir, stages["adversarial"], workdir / "panel.png")
+            made.insert(2, "panel.png")
+    return rows, [workdir / name for name in made]
+
+
+def main(arguments: list[str]) -> None:
+    if arguments:
+        raise UserError(f"unexpected argument {arguments[0]!r}: this command takes flags only")
+    began = time.perf_counter()
+    config, path, overrides = cli.config()
+    cli.join_processes()
+    rows, made = run(path, overrides, Path(flags.FLAGS.workdir).absolute())
+    print("\n" + markdown(rows, config).split("\n\n| class")[0])
     print(f"\nmade in {(time.perf_counter() - began) / 60:.1f} minutes:")
     for name in made:
-        print(f"  {workdir / name}")
+        print(f"  {name}")
 
 
 if __name__ == "__main__":

@@ -49,16 +49,35 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def recipe(data_dir, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("recipe")
-    arguments = (
-        "scripts/run_recipe.py", f"--config={CONFIG}", f"--workdir={workdir}", f"--config.data_dir={data_dir}",
-        "--config.total_steps=6", "--config.checkpoint_every=3", "--config.log_every=2",
+    """A recipe's workdir, made by the ablation of its components, and the command that goes on with it."""
+    root = tmp_path_factory.mktemp("ablation")
+    options = (
+        f"--config={CONFIG}", f"--config.data_dir={data_dir}", "--config.total_steps=6", "--config.checkpoint_every=3",
+        "--config.log_every=2",
     )  # fmt: skip
-    return workdir, command(*arguments), arguments
+    output = command("scripts/ablate.py", *options, f"--workdir={root}", "--seeds=0")
+    return root / "seed0", output, ("scripts/run_recipe.py", *options, f"--workdir={root}/seed0", "--config.seed=0")
+
+
+def test_an_ablation_puts_its_rows_beside_the_papers(recipe):
+    workdir, output, _ = recipe
+    table = (workdir.parent / "components.md").read_text()
+    assert table in output
+    rows = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]] for line in table.splitlines()[2:]}
+    scores = {row["name"]: row["miou"] for row in json.loads((workdir / "results.json").read_text())["rows"]}
+    assert rows["F-Adv"] == [
+        f"{scores['adapted']:.1f}",
+        f"{scores['adapted'] - scores['source_only']:+.1f}",
+        f"{scores['adapted']:.1f}",
+        "46.9",
+    ]
+    assert rows["binary (global alignment)"][-1] == "39.4" and len(rows) == 7
+    header, values = (workdir.parent / "components.csv").read_text().splitlines()
+    assert header.startswith("seed,source_only,") and values.startswith("0,")
 
 
 def test_the_recipe_writes_what_scripts_read(recipe):
-    workdir, output, _ = recipe
+    workdir, _, _ = recipe
     results = json.loads((workdir / "results.json").read_text())
     assert [row["name"] for row in results["rows"]] == [
         "source_only", "control", "colour_matching", "adapted", "self_distilled", "self_distilled_multi_scale",
@@ -76,14 +95,14 @@ def test_the_recipe_writes_what_scripts_read(recipe):
         logged = [json.loads(line)["step"] for line in (workdir / name / "metrics.jsonl").read_text().splitlines()]
         assert logged == [2, 4, 6]
         assert list((workdir / name).glob("events*"))
-        assert str(workdir / name) in output
 
 
 def test_a_finished_recipe_trains_nothing_again(recipe):
     workdir, _, arguments = recipe
     before = (workdir / "source" / "checkpoints" / "6" / "_CHECKPOINT_METADATA").stat().st_mtime_ns
     table = (workdir / "results.md").read_text()
-    assert "source: finished, 6 steps" in command(*arguments)
+    output = command(*arguments)
+    assert "source: finished, 6 steps" in output and str(workdir / "self_distillation") in output
     assert (workdir / "source" / "checkpoints" / "6" / "_CHECKPOINT_METADATA").stat().st_mtime_ns == before
     assert (workdir / "results.md").read_text() == table
 
@@ -182,7 +201,7 @@ def test_wrong_use_ends_with_one_clear_line(recipe, data_dir, tmp_path):
 @pytest.mark.parametrize(
     "script",
     ["-m fada_jax.train", "-m fada_jax.evaluate", "-m fada_jax.predict", "scripts/run_recipe.py",
-     "scripts/make_miniature.py", "scripts/convert_dataset.py"],
+     "scripts/ablate.py", "scripts/make_miniature.py", "scripts/convert_dataset.py"],
 )  # fmt: skip
 def test_every_command_answers_help(script):
     output = command(*script.split(), "--help")
