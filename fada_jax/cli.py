@@ -21,6 +21,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     print one line on stderr; anything else is a defect and keeps its traceback.
     """
     logging.set_verbosity(logging.WARNING)
+    _keep_compiled_steps()
     if any(argument in ("--help", "-h", "-help", "--helpshort", "--helpfull") for argument in sys.argv[1:]):
         print((sys.modules["__main__"].__doc__ or "").strip())
         print("\nFlags:" + flags.FLAGS.main_module_help())
@@ -39,6 +40,13 @@ def run(main: Callable[[list[str]], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
+
+
+def _keep_compiled_steps() -> None:
+    """Compiled functions are kept between runs: in JAX_COMPILATION_CACHE_DIR, or else in the user's cache folder."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(root) / "fada_jax"))
 
 
 def define_config() -> None:

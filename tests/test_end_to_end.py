@@ -18,6 +18,14 @@ ROOT = Path(__file__).parents[1]
 CONFIG = "configs/gta5_to_cityscapes.py:size=miniature"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory):
+    """Commands of this module share what they compile, and leave the user's cache alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        yield
+
+
 def command(*arguments, expect=0):
     """Runs a command from the repository root; returns its output, or its one line of error."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
