@@ -6,7 +6,8 @@
   python -m fada_jax.train --config=configs/gta5_to_cityscapes.py:stage=self_distillation \\
       --workdir=W/self_distillation --config.teacher_from=W/adversarial
 
---dry_run traces the step on the config's shapes and prints parameter counts and output shapes, without data.
+--dry_run compiles the step from the config's shapes, without data, and prints parameter counts, shapes, the sharding of
+every array that is split, and the FLOPs and memory of a step.
 """
 
 from __future__ import annotations
@@ -149,11 +150,34 @@ def batch_shapes(config: ConfigDict) -> dict[str, dict[str, jax.ShapeDtypeStruct
     return result
 
 
-def dry_run(config: ConfigDict) -> None:
-    """Traces one step on abstract values and prints what it would train."""
+def compile_step(config: ConfigDict, mesh: Any) -> tuple[States, dict, Any]:
+    """The step of a config compiled ahead of time from shapes alone.
+
+    Returns:
+      shapes of the states and of a batch, with their shardings, and the compiled step.
+    """
     states = jax.eval_shape(lambda: create_states(config))
-    shapes = batch_shapes(config)
-    new_states, metrics = jax.eval_shape(make_step(config), states, shapes)
+    shardings = sharding.by_size(mesh, states)
+
+    def place(x: Any, where: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+    states = jax.tree.map(place, states, shardings)
+    shapes = jax.tree.map(lambda x: place(x, sharding.by_batch(mesh, x.ndim)), batch_shapes(config))
+    step = jax.jit(make_step(config), donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+    return states, shapes, step.lower(states, shapes).compile()
+
+
+def dry_run(config: ConfigDict) -> None:
+    """Compiles one step from shapes alone and prints what it would train and what that takes."""
+    mesh = sharding.make_mesh(config.num_devices, **config.mesh)
+    for name, stream in batch_shapes(config).items():
+        count, height = stream["image"].shape[:2]
+        sharding.check_batch(f"config.batch_size ({name})", count, mesh, config.accumulate_steps)
+        sharding.check_height(f"config.{name}", height, mesh)
+    began = time.perf_counter()
+    states, shapes, compiled = compile_step(config, mesh)
+    seconds = time.perf_counter() - began
     print(f"{config.task} {config.stage} ({config.method}), {config.model.backbone}, class set {config.class_set}")
     for name, stream in shapes.items():
         for key, value in stream.items():
@@ -169,11 +193,21 @@ def dry_run(config: ConfigDict) -> None:
             d = states["discriminator"]
             d_logits = jax.eval_shape(d.apply_fn, {"params": d.params}, features)
             print(f"  {name} discriminator logits: {d_logits.dtype}{list(d_logits.shape)}")
-    for name, state in new_states.items():
+    for name, state in states.items():
         count = sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
         size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
         print(f"  {name}: {count:,} parameters, {size / 2**20:,.0f} MiB with optimizer state")
-    print(f"  metrics: {', '.join(metrics)}")
+    axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    print(f"  {mesh.size} {jax.default_backend()} device(s): {axes}")
+    for path, x in jax.tree.leaves_with_path({**states, **shapes}):
+        if not x.sharding.is_fully_replicated:
+            print(f"    {jax.tree_util.keystr(path, simple=True, separator='/')}: {list(x.shape)} as {x.sharding.spec}")
+    cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
+    held, temporary = memory.argument_size_in_bytes / 2**30, memory.temp_size_in_bytes / 2**30
+    moved = cost.get("bytes accessed", math.nan) / 2**30
+    print(f"  compiled in {seconds:.0f} s; on each device, for one step:")
+    print(f"    {cost.get('flops', math.nan) / 1e12:,.3f} TFLOP, {moved:,.1f} GiB moved")
+    print(f"    {held + temporary:,.2f} GiB at its peak: states and batch {held:,.2f}, temporary {temporary:,.2f}")
 
 
 def initial_states(config: ConfigDict, mesh: Any) -> States:
@@ -474,5 +508,5 @@ if __name__ == "__main__":
     cli.define_config()
     cli.define_processes()
     flags.DEFINE_string("workdir", "", "Folder of this stage: checkpoints, metrics, TensorBoard events.")
-    flags.DEFINE_bool("dry_run", False, "Trace the step, print shapes and parameter counts, train nothing.")
+    flags.DEFINE_bool("dry_run", False, "Compile the step from shapes, print what it takes, train nothing.")
     cli.run(main)

@@ -209,6 +209,22 @@ def test_wrong_use_ends_with_one_clear_line(recipe, data_dir, tmp_path):
     assert not (tmp_path / "w").exists() and not (tmp_path / "o").exists()
 
 
+def test_a_dry_run_prints_shapes_sharding_and_cost(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+    output = command(
+        "-m", "fada_jax.train", f"--config={CONFIG},stage=adversarial", "--dry_run", "--config.mesh.fsdp=2",
+        "--config.data_dir=nowhere",
+    )  # fmt: skip
+    assert (
+        "source image: uint8[4, 72, 128, 3]" in output
+        and "target discriminator logits: float32[4, 16, 32, 38]" in output
+    )
+    assert "4 cpu device(s): data 2, fsdp 2, spatial 1" in output
+    kernel = "generator/params/feature_extractor/layer4_0/conv2/kernel: [3, 3, 64, 64]"
+    assert any(kernel in line and "fsdp" in line for line in output.splitlines())
+    assert "TFLOP" in output and "GiB at its peak" in output
+
+
 @pytest.mark.parametrize(
     "script",
     ["-m fada_jax.train", "-m fada_jax.evaluate", "-m fada_jax.predict", "scripts/run_recipe.py",
