@@ -126,6 +126,8 @@ def make_stream(config: ConfigDict, *, labels: bool = True, augment: bool = True
         tuple(config.size),
         city=config.city,
         augment=augmentation if augment else pipeline.Augment(),
+        sampling=config.sampling if augment else "uniform",
+        sampling_temperature=config.sampling_temperature if augment else 1.0,
         labels=labels and not pseudo_labels,
         pseudo_labels=pseudo_labels,
     )

@@ -21,7 +21,7 @@ from PIL import Image
 
 from fada_jax.classes import IGNORE, label_table
 from fada_jax.errors import UserError
-from input_pipeline import builders
+from input_pipeline import builders, sampling
 
 # JAX owns the accelerators.
 tf.config.set_visible_devices([], "GPU")
@@ -61,6 +61,8 @@ class Stream:
       dataset, split, city: which images.
       size: (width, height) that whole images are resized to.
       augment: random changes; training only.
+      sampling: one of ``sampling.KINDS``; training only. All but 'uniform' need the labels.
+      sampling_temperature: of 'rare'.
       labels: yield labels.
       pseudo_labels: file of ``write_pseudo_labels`` that replaces the labels; its maps hold class indices.
     """
@@ -70,6 +72,8 @@ class Stream:
     size: tuple[int, int]
     city: str = ""
     augment: Augment = Augment()
+    sampling: str = "uniform"
+    sampling_temperature: float = 0.01
     labels: bool = True
     pseudo_labels: str = ""
 
@@ -79,10 +83,17 @@ class _Source:
     """Random access to the records of a split."""
 
     root: Path
+    split: str
     shards: np.ndarray
     records: np.ndarray
     names: np.ndarray
     labelled: bool
+
+    def class_counts(self, table: np.ndarray) -> np.ndarray:
+        """Pixels per image and class, int64 [N, K]; ``table`` maps raw ids to class indices."""
+        classes = table[table != IGNORE]
+        one_hot = table[:, None] == np.arange(classes.max() + 1)
+        return np.load(builders.index_path(self.root, self.split))["counts"] @ one_hot.astype(np.int64)
 
     def read(self, i: int) -> bytes:
         return builders.read_payload(self.root, self.shards, self.records[i], int(i))
@@ -102,7 +113,8 @@ def _open(data_dir: str | Path, stream: Stream) -> _Source:
             f"--raw_dir=RAW --data_dir={data_dir}"
         )
     index = np.load(path)
-    return _Source(root, index["shards"], index["records"], index["names"], bool(index["counts"].any()))
+    labelled = bool(index["counts"].any())
+    return _Source(root, stream.split, index["shards"], index["records"], index["names"], labelled)
 
 
 def _table(stream: Stream, class_set: str, source: _Source) -> np.ndarray:
@@ -133,11 +145,28 @@ def check(data_dir: str | Path, stream: Stream, class_set: str) -> None:
     source = _open(data_dir, stream)
     if stream.labels and not stream.pseudo_labels:
         _table(stream, class_set, source)
+    _sampler(stream, class_set, source, 0)
 
 
-def epoch_order(stream: Stream, seed: int, epoch: int, count: int) -> np.ndarray:
-    """Order of a split's ``count`` images in an epoch, int64 [count]."""
-    return np.random.default_rng([seed, _stream_id(stream), epoch]).permutation(count)
+def _sampler(stream: Stream, class_set: str, source: _Source, seed: int) -> Callable[[int], np.ndarray]:
+    """A function from the number of a run to its image numbers, int64 [``sampling.run_length``].
+
+    Raises:
+      UserError: no such sampling, or one that needs labels on a stream without.
+    """
+    kind, stream_id = stream.sampling, _stream_id(stream)
+    if kind not in sampling.KINDS:
+        raise UserError(f"sampling={kind!r}: one of {', '.join(sampling.KINDS)}")
+    if kind == "uniform":
+        return lambda run: sampling.uniform_run(len(source.records), [seed, stream_id, run])
+    if not stream.labels:
+        raise UserError(f"sampling={kind!r} needs labels: use 'uniform' for {stream.dataset}/{stream.split}")
+    counts = source.class_counts(_table(stream, class_set, source))
+    if kind == "balanced":
+        return lambda run: sampling.balanced_run(counts, [seed, stream_id, run])
+    if stream.sampling_temperature <= 0:
+        raise UserError(f"sampling_temperature={stream.sampling_temperature} must be positive")
+    return lambda run: sampling.rare_run(counts, [seed, stream_id, run], stream.sampling_temperature)
 
 
 def _stream_id(stream: Stream) -> int:
@@ -156,7 +185,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Endless training batches: each epoch is a new permutation, each image newly augmented.
+    """Endless training batches in the order of ``stream.sampling``, each image newly augmented.
 
     Args:
       data_dir: converted data.
@@ -175,7 +204,11 @@ def train_batches(
     source = _open(data_dir, stream)
     if batch_size % process_count:
         raise UserError(f"a batch of {batch_size} cannot be shared by {process_count} processes")
-    share, count = batch_size // process_count, len(source.records)
+    share = batch_size // process_count
+    sampler, length = (
+        _sampler(stream, class_set, source, seed),
+        sampling.run_length(stream.sampling, len(source.records)),
+    )
     pseudo = _PseudoLabels(stream.pseudo_labels) if stream.pseudo_labels else None
     with_labels = stream.labels or pseudo is not None
     identity = np.arange(256, dtype=np.uint8)
@@ -189,12 +222,12 @@ def train_batches(
             step += 1
 
     def records() -> Iterator[tuple[bytes, bytes, np.ndarray]]:
-        epoch, order = -1, np.zeros(0, np.int64)
+        run, order = -1, np.zeros(0, np.int64)
         for position in positions():
-            if position // count != epoch:
-                epoch = position // count
-                order = epoch_order(stream, seed, epoch, count)
-            i = order[position % count]
+            if position // length != run:
+                run = position // length
+                order = sampler(run)
+            i = order[position % length]
             label = pseudo.read(str(source.names[i])) if pseudo else b""
             random = np.random.default_rng([seed, _stream_id(stream), position, 1]).integers(0, 2**31 - 1, 2)
             yield source.read(i), label, random.astype(np.int32)

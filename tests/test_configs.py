@@ -59,6 +59,8 @@ def test_released_values():
     )
     assert (adversarial.source.brightness, adversarial.source.hue, adversarial.source.flip) == (0.5, 0.2, False)
     assert (source.source.brightness, distillation.target.scale) == (0.0, (0.5, 1.5))
+    assert (adversarial.source.sampling, adversarial.target.sampling) == ("balanced", "uniform")
+    assert load("gta5_to_cityscapes", "size=miniature").source.sampling == "uniform"
     assert load("gta5_to_cityscapes", "backbone=vgg16").preprocessing.channel_order == "BGR"
 
 
