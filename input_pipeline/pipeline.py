@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from fada_jax.classes import IGNORE, label_table
+from fada_jax.classes import IGNORE, ClassSet, LabelEncoding, label_table
 from fada_jax.errors import UserError
 from input_pipeline import builders, sampling
 
@@ -88,6 +88,7 @@ class _Source:
     records: np.ndarray
     names: np.ndarray
     labelled: bool
+    encoding: LabelEncoding
 
     def class_counts(self, table: np.ndarray) -> np.ndarray:
         """Pixels per image and class, int64 [N, K]; ``table`` maps raw ids to class indices."""
@@ -100,29 +101,37 @@ class _Source:
 
 
 def _open(data_dir: str | Path, stream: Stream) -> _Source:
-    if stream.dataset not in builders.BUILDERS:
-        raise UserError(f"unknown dataset {stream.dataset!r}: one of {', '.join(builders.BUILDERS)}")
     root = builders.folder(data_dir, stream.dataset, stream.city)
     path = builders.index_path(root, stream.split)
     if not path.is_file():
         splits = sorted(p.name.removesuffix("_index.npz") for p in root.glob("*_index.npz"))
         if splits:
             raise UserError(f"{root} has no split {stream.split!r}: one of {', '.join(splits)}")
+        own = stream.dataset not in builders.BUILDERS
+        which = f"--dataset=folder --name={stream.dataset} --class_map=MAP" if own else f"--dataset={stream.dataset}"
         raise UserError(
-            f"{root} is not there: make it with python scripts/convert_dataset.py --dataset={stream.dataset} "
-            f"--raw_dir=RAW --data_dir={data_dir}"
+            f"{root} is not there: make it with python scripts/convert_dataset.py {which} --raw_dir=RAW "
+            f"--data_dir={data_dir}" + (f" (ours are {', '.join(builders.BUILDERS)})" if own else "")
         )
     index = np.load(path)
     labelled = bool(index["counts"].any())
-    return _Source(root, stream.split, index["shards"], index["records"], index["names"], labelled)
+    return _Source(
+        root,
+        stream.split,
+        index["shards"],
+        index["records"],
+        index["names"],
+        labelled,
+        builders.encoding(root, stream.dataset),
+    )
 
 
-def _table(stream: Stream, class_set: str, source: _Source) -> np.ndarray:
+def _table(stream: Stream, class_set: ClassSet, source: _Source) -> np.ndarray:
     """Raw id -> class index."""
     if not source.labelled:
         raise UserError(f"{stream.dataset}/{stream.split} in {source.root} has no labels")
     try:
-        return label_table(stream.dataset, class_set)
+        return label_table(stream.dataset, class_set, source.encoding)
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -136,7 +145,41 @@ def num_examples(data_dir: str | Path, stream: Stream) -> int:
     return len(_open(data_dir, stream).records)
 
 
-def check(data_dir: str | Path, stream: Stream, class_set: str) -> None:
+def class_counts(data_dir: str | Path, stream: Stream, class_set: ClassSet) -> np.ndarray | None:
+    """Pixels per image and class of a split, int64 [N, K + 1] with ignored pixels last; None where it is unlabelled.
+
+    Raises:
+      UserError: missing data, or a class set that the labels cannot give.
+    """
+    source = _open(data_dir, stream)
+    if not source.labelled:
+        return None
+    counts = source.class_counts(_table(stream, class_set, source))
+    every = np.load(builders.index_path(source.root, source.split))["counts"].sum(1)
+    return np.column_stack([counts, every - counts.sum(1)])
+
+
+def examples(
+    data_dir: str | Path, stream: Stream, class_set: ClassSet, numbers: Iterable[int]
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """Stored images of a split by number, at their own size.
+
+    Yields:
+      uint8 [H, W, 3] and uint8 [H, W] of class indices and ``IGNORE``, None where unlabelled.
+
+    Raises:
+      UserError: missing data, or a damaged record.
+    """
+    source = _open(data_dir, stream)
+    for i in numbers:
+        example = tf.io.parse_single_example(source.read(i), _FEATURES)
+        label = None
+        if source.labelled:
+            label = _decode_label(example["label"], _table(stream, class_set, source)).numpy()[..., 0]
+        yield _decode_image(example["image"]).numpy(), label
+
+
+def check(data_dir: str | Path, stream: Stream, class_set: ClassSet) -> None:
     """Refuses a stream that cannot be read, before anything is written.
 
     Raises:
@@ -148,7 +191,7 @@ def check(data_dir: str | Path, stream: Stream, class_set: str) -> None:
     _sampler(stream, class_set, source, 0)
 
 
-def _sampler(stream: Stream, class_set: str, source: _Source, seed: int) -> Callable[[int], np.ndarray]:
+def _sampler(stream: Stream, class_set: ClassSet, source: _Source, seed: int) -> Callable[[int], np.ndarray]:
     """A function from the number of a run to its image numbers, int64 [``sampling.run_length``].
 
     Raises:
@@ -178,7 +221,7 @@ def train_batches(
     data_dir: str | Path,
     stream: Stream,
     *,
-    class_set: str,
+    class_set: ClassSet,
     batch_size: int,
     seed: int,
     start_step: int = 0,
@@ -274,7 +317,9 @@ def _run(records: Callable[[], Iterator[Any]], decode: Callable[..., Any], batch
         raise failed[0] if failed else UserError(f"an image cannot be decoded: {error.message}") from error
 
 
-def eval_batches(data_dir: str | Path, stream: Stream, *, class_set: str, batch_size: int) -> Iterator[dict[str, Any]]:
+def eval_batches(
+    data_dir: str | Path, stream: Stream, *, class_set: ClassSet, batch_size: int
+) -> Iterator[dict[str, Any]]:
     """One pass in stored order; every image counts once.
 
     Yields:

@@ -23,7 +23,7 @@ def test_every_stage_builds_and_its_data_has_the_classes(task, stage, variant):
     config = load(task, f"stage={stage},{variant}")
     settings.check(config)
     for name in ("source", "target", "eval"):
-        classes.label_table(config[name].dataset, config.class_set)
+        classes.label_table(config[name].dataset, classes.get_class_set(config.class_set))
     spec = settings.model_spec(config)
     assert spec.num_classes == classes.get_class_set(config.class_set).num_classes
     assert ("target" in train.batch_shapes(config)) == (stage == "adversarial")

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fada_jax.classes import IGNORE
+from fada_jax.classes import IGNORE, get_class_set
 from fada_jax.errors import UserError
 from input_pipeline import builders, pipeline, sampling
 from input_pipeline.pipeline import Augment, Stream
@@ -29,7 +29,7 @@ def data_dir(tmp_path_factory):
 
 
 def batches(data_dir, count, start_step=0, augment=EVERYTHING, sampling="uniform", **options):
-    options = {"class_set": "cityscapes19", "batch_size": 4, "seed": 3, **options}
+    options = {"class_set": get_class_set("cityscapes19"), "batch_size": 4, "seed": 3, **options}
     stream = Stream("gta5", "train", (64, 36), augment=augment, sampling=sampling)
     found = pipeline.train_batches(data_dir, stream, start_step=start_step, **options)
     return list(itertools.islice(found, count))
@@ -68,7 +68,7 @@ def test_every_epoch_holds_every_image_once(data_dir):
 
 def test_evaluation_counts_every_image_once_and_pads(data_dir):
     stream = Stream("gta5", "train", (32, 18))
-    found = list(pipeline.eval_batches(data_dir, stream, class_set="cityscapes19", batch_size=4))
+    found = list(pipeline.eval_batches(data_dir, stream, class_set=get_class_set("cityscapes19"), batch_size=4))
     assert [b["mask"].tolist() for b in found] == [[True] * 4, [True] * 3 + [False]]
     assert [n for b in found for n in b["name"]] == [f"{i:05d}" for i in range(1, 8)] + [""]
     assert found[0]["image"].shape == (4, 18, 32, 3) and found[0]["label"].shape == (4, 36, 64)
@@ -162,7 +162,7 @@ def test_pseudo_labels_replace_the_labels(data_dir, tmp_path):
     maps = {f"{i:05d}": np.full((18, 32), i, np.uint8) for i in range(1, 8)}
     assert pipeline.write_pseudo_labels(tmp_path / "p.tfrecord", maps.items()) == 7
     stream = Stream("gta5", "train", (64, 36), labels=False, pseudo_labels=str(tmp_path / "p.tfrecord"))
-    options = {"class_set": "cityscapes19", "batch_size": 7, "seed": 0}
+    options = {"class_set": get_class_set("cityscapes19"), "batch_size": 7, "seed": 0}
     batch = next(pipeline.train_batches(data_dir, stream, **options))
     assert batch["label"].shape == (7, 36, 64)
     for image, label in zip(batch["image"], batch["label"], strict=True):
@@ -248,9 +248,11 @@ def test_sampling_by_class_prefers_images_with_rare_classes(tmp_path):
 
 def test_sampling_that_cannot_be_is_refused(data_dir):
     with pytest.raises(UserError, match="sampling='classes': one of uniform, balanced, rare"):
-        pipeline.check(data_dir, Stream("gta5", "train", (64, 36), sampling="classes"), "cityscapes19")
+        pipeline.check(data_dir, Stream("gta5", "train", (64, 36), sampling="classes"), get_class_set("cityscapes19"))
     with pytest.raises(UserError, match="sampling='rare' needs labels"):
-        pipeline.check(data_dir, Stream("gta5", "train", (64, 36), sampling="rare", labels=False), "cityscapes19")
+        pipeline.check(
+            data_dir, Stream("gta5", "train", (64, 36), sampling="rare", labels=False), get_class_set("cityscapes19")
+        )
     with pytest.raises(UserError, match="sampling_temperature=0"):
         stream = Stream("gta5", "train", (64, 36), sampling="rare", sampling_temperature=0)
-        pipeline.check(data_dir, stream, "cityscapes19")
+        pipeline.check(data_dir, stream, get_class_set("cityscapes19"))
