@@ -280,8 +280,9 @@ def train_batches(
         image = _resize_image(_decode_image(example["image"]), stream.size)
         labels = None
         if with_labels:
-            labels = _decode_label(label if pseudo else example["label"], table)
-            labels = _resize_label(labels, stream.size)
+            # Resized first: nearest commutes with the lookup, which then has fewer pixels.
+            labels = tf.io.decode_png(label if pseudo else example["label"], channels=1)
+            labels = _look_up(_resize_label(labels, stream.size), table)
         image, labels = augment(image, labels, key, stream.augment)
         width, height = stream.augment.crop or stream.size
         result = {"image": tf.ensure_shape(image, (height, width, 3))}
@@ -381,7 +382,11 @@ def _decode_image(data: tf.Tensor) -> tf.Tensor:
 
 def _decode_label(data: tf.Tensor, table: np.ndarray) -> tf.Tensor:
     """Class indices, uint8 [H, W, 1]."""
-    return tf.gather(tf.constant(table), tf.cast(tf.io.decode_png(data, channels=1), tf.int32))
+    return _look_up(tf.io.decode_png(data, channels=1), table)
+
+
+def _look_up(label: tf.Tensor, table: np.ndarray) -> tf.Tensor:
+    return tf.gather(tf.constant(table), tf.cast(label, tf.int32))
 
 
 def _resize_image(image: tf.Tensor, size: Any) -> tf.Tensor:
