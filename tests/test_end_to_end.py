@@ -182,7 +182,8 @@ def test_wrong_use_ends_with_one_clear_line(recipe, data_dir, tmp_path):
 @pytest.mark.parametrize(
     "script",
     ["-m fada_jax.train", "-m fada_jax.evaluate", "-m fada_jax.predict", "scripts/run_recipe.py",
-     "scripts/make_miniature.py", "scripts/convert_dataset.py"],
+     "scripts/make_miniature.py", "scripts/convert_dataset.py", "scripts/inspect_dataset.py",
+     "scripts/benchmark_input.py"],
 )  # fmt: skip
 def test_every_command_answers_help(script):
     output = command(*script.split(), "--help")
