@@ -31,7 +31,7 @@ NEEDED = 120.0  # Images a second that keep an H100 busy: about 15 adversarial s
 
 
 def make_raw(root: Path, count: int) -> None:
-    """GTA5's layout with images that compress about like rendered ones, 2 to 3 MB."""
+    """GTA5's layout with grainy images of about 3 MB as PNG."""
     for folder in ("images", "labels"):
         (root / folder).mkdir(parents=True)
     for i in range(1, count + 1):
