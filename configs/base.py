@@ -40,6 +40,8 @@ def stream(dataset: str = "", split: str = "", size: tuple[int, int] = (0, 0), c
     config.split = split  # Its split.
     config.city = city  # Cross-City only: Rome, Rio, Tokyo or Taipei.
     config.size = size  # The whole image is resized to this: bicubic with antialiasing, labels nearest.
+    config.sampling = "uniform"  # 'uniform' epochs, 'balanced' by class as released, or 'rare' classes first.
+    config.sampling_temperature = 0.01  # Of 'rare': the lower, the rarer the classes.
     config.flip = False  # Random horizontal flips.
     config.scale = ()  # (low, high) of a random scale after resizing; empty: none.
     config.crop = ()  # Random crop after scaling, padded with black and ignored labels; empty: none.
@@ -80,7 +82,9 @@ def get_config(arguments: ConfigDict) -> ConfigDict:
     config.stage = stage
     config.method = method
     config.size = arguments.size  # 'released' or 'miniature'.
-    config.class_set = "cityscapes19"  # Classes trained and scored, see fada_jax/classes.py.
+    config.class_set = (
+        "cityscapes19"  # Classes trained and scored: a set of fada_jax/classes.py or a class map (.json).
+    )
     config.total_steps = 40_000 if adversarial else 20_000
     config.batch_size = 8  # Global; adversarial stage: half source, half target.
     config.accumulate_steps = 1  # Micro-batches that a batch is worked through in, where it does not fit at once.
@@ -140,10 +144,11 @@ def get_config(arguments: ConfigDict) -> ConfigDict:
 
 
 def released_augmentation(config: ConfigDict) -> None:
-    """Augmentation as released: jitter in the last two stages, geometry only in self-distillation.
+    """Sampling and augmentation as released: jitter in the last two stages, geometry only in self-distillation.
 
-    Paper: "random flip and color jittering" without saying where.
+    Paper: "random flip and color jittering" without saying where; images "randomly picked", sampling="uniform".
     """
+    config.source.sampling = "balanced"
     jitter = {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.2}
     if config.stage == "adversarial":
         config.source.update(jitter)

@@ -16,7 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 from flax import serialization
 
-from fada_jax import __version__, steps
+from fada_jax import __version__, classes, steps
 from fada_jax.errors import UserError
 from fada_jax.models import ModelSpec
 from fada_jax.optim import OptimizerSpec
@@ -33,7 +33,7 @@ class Model:
     Attributes:
       spec: its shapes.
       preprocessing: input normalisation that belongs to the weights.
-      class_set: classes it predicts; empty where only the feature extractor was trained (ImageNet).
+      class_set: classes it predicts; None where only the feature extractor was trained (ImageNet).
       params, batch_stats: weights, on the host.
       config: the config that trained it, as a plain dict.
       step: of the checkpoint.
@@ -41,7 +41,7 @@ class Model:
 
     spec: ModelSpec
     preprocessing: Preprocessing
-    class_set: str
+    class_set: classes.ClassSet | None
     params: Any
     batch_stats: Any
     config: dict[str, Any]
@@ -59,7 +59,9 @@ def directory(workdir: str | Path) -> Path:
     return Path(workdir).absolute() / "checkpoints"
 
 
-def make_meta(config: Mapping[str, Any], spec: ModelSpec, preprocessing: Preprocessing, class_set: str) -> dict:
+def make_meta(
+    config: Mapping[str, Any], spec: ModelSpec, preprocessing: Preprocessing, class_set: classes.ClassSet | None
+) -> dict:
     """What a checkpoint says about itself, JSON types only."""
     meta = {
         "format": FORMAT,
@@ -67,7 +69,7 @@ def make_meta(config: Mapping[str, Any], spec: ModelSpec, preprocessing: Preproc
         "config": dict(config),
         "model": dataclasses.asdict(spec),
         "preprocessing": dataclasses.asdict(preprocessing),
-        "class_set": class_set,
+        "class_set": dataclasses.asdict(class_set) if class_set else None,
     }
     return json.loads(json.dumps(meta))
 
@@ -141,6 +143,14 @@ def read_meta(workdir: str | Path, step: int) -> dict[str, Any]:
     return _restore(workdir, step, "meta", ocp.args.JsonRestore())
 
 
+def class_set(meta: Mapping[str, Any]) -> classes.ClassSet | None:
+    """The class set of a ``meta`` item; the first checkpoints held only the name of one."""
+    stored = meta["class_set"]
+    if isinstance(stored, str):
+        return classes.get_class_set(stored) if stored else None
+    return classes.ClassSet.from_dict(stored) if stored else None
+
+
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
@@ -158,7 +168,7 @@ def load_model(workdir: str | Path, checkpoint: str = "last") -> Model:
     state = jax.eval_shape(lambda: steps.create_generator(spec, OptimizerSpec(), jax.random.key(0)))
     abstract = _on_one_device({"params": state.params, "batch_stats": state.collections.get("batch_stats", {})})
     tree = jax.device_get(_restore(workdir, step, "model", ocp.args.StandardRestore(abstract)))
-    return Model(spec, preprocessing, meta["class_set"], tree["params"], tree["batch_stats"], meta["config"], step)
+    return Model(spec, preprocessing, class_set(meta), tree["params"], tree["batch_stats"], meta["config"], step)
 
 
 def _on_one_device(tree: Any) -> Any:

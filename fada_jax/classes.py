@@ -1,15 +1,22 @@
 """Class tables: what each raw label id means, and the class sets that models are trained and scored on.
 
-One literal table per raw encoding and per class set; every lookup is derived from them. Labels inside a model's class
+One literal table per raw encoding and per class set; every lookup is derived from them. A user's own data bring both in
+a class map, a JSON file, and nothing here changes. Labels inside a model's class
 set run from 0 to K - 1; pixels that belong to no class carry ``IGNORE`` and never count.
 """
 
 from __future__ import annotations
 
+import colorsys
 import dataclasses
+import json
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from fada_jax.errors import UserError
 
 IGNORE = 255
 
@@ -101,6 +108,16 @@ class ClassSet:
     colors: tuple[tuple[int, int, int], ...]
     subset_13: tuple[int, ...] = ()
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ClassSet:
+        """The class set of which ``dataclasses.asdict`` made ``values``, possibly read back from JSON."""
+        return cls(
+            values["name"],
+            tuple(values["names"]),
+            tuple((r, g, b) for r, g, b in values["colors"]),
+            tuple(values["subset_13"]),
+        )
+
     @property
     def num_classes(self) -> int:
         return len(self.names)
@@ -143,40 +160,112 @@ CLASS_SETS: Mapping[str, ClassSet] = {
 
 
 def get_class_set(name: str) -> ClassSet:
-    """The class set called ``name``.
+    """The class set called ``name``, or the one of a class map where ``name`` is the path of a .json file.
 
     Raises:
       ValueError: no such set.
+      UserError: the class map cannot be used.
     """
+    if name.endswith(".json"):
+        return parse_class_map(read_class_map(name), name)[0]
     if name not in CLASS_SETS:
-        raise ValueError(f"unknown class set {name!r}: one of {', '.join(CLASS_SETS)}")
+        raise ValueError(f"unknown class set {name!r}: one of {', '.join(CLASS_SETS)}, or a class map (.json)")
     return CLASS_SETS[name]
 
 
-def label_table(dataset: str, class_set: str) -> np.ndarray:
+def read_class_map(path: str | Path) -> dict[str, Any]:
+    """The class map in a JSON file; its name is the file's unless it has one.
+
+    Raises:
+      UserError: not there, no JSON, or not a valid class map.
+    """
+    try:
+        values = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"class map {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"class map {path} is not JSON: {error}") from error
+    if isinstance(values, dict):
+        values = {"name": Path(path).stem, **values}
+    parse_class_map(values, path)
+    return values
+
+
+def parse_class_map(values: Any, where: str | Path) -> tuple[ClassSet, LabelEncoding]:
+    """The class set and the label encoding of a class map.
+
+    Args:
+      values: ``{"name": ..., "classes": [{"name": ..., "ids": [raw ids], "color": [r, g, b]}, ...], "ignored_ids":
+        [...]}``; colours and ignored ids may be left out.
+      where: names the class map in errors.
+
+    Raises:
+      UserError: naming the entry that is wrong.
+    """
+
+    def fail(what: str) -> None:
+        raise UserError(f"class map {where}: {what}")
+
+    def is_byte(x: Any) -> bool:
+        return isinstance(x, int) and not isinstance(x, bool) and 0 <= x <= 255
+
+    if not isinstance(values, dict) or not values.keys() <= {"name", "classes", "ignored_ids"}:
+        fail("must be an object with 'classes' and, if wanted, 'name' and 'ignored_ids'")
+    classes, ignored = values.get("classes"), values.get("ignored_ids", [])
+    if not isinstance(classes, list) or not 0 < len(classes) < IGNORE:
+        fail(f"'classes' must be a list of 1 to {IGNORE - 1} classes")
+    if not isinstance(ignored, list) or not all(map(is_byte, ignored)):
+        fail("'ignored_ids' must be a list of raw ids, 0 to 255")
+    ids: dict[int, str] = {}
+    names, colors = [], []
+    for i, entry in enumerate(classes):
+        if not isinstance(entry, dict) or not entry.keys() <= {"name", "ids", "color"}:
+            fail(f"class {i} must be an object with 'name', 'ids' and, if wanted, 'color'")
+        name, raw = entry.get("name"), entry.get("ids")
+        # Hues a golden angle apart stay distinct for any number of classes.
+        color = entry.get("color", [round(255 * x) for x in colorsys.hsv_to_rgb(i * 0.618034 % 1, 0.7, 0.9)])
+        if not isinstance(name, str) or not name or name in names:
+            fail(f"class {i} needs a 'name' of its own, not {name!r}")
+        if not isinstance(raw, list) or not raw or not all(map(is_byte, raw)):
+            fail(f"'ids' of class {name!r} must be a list of raw ids, 0 to 255")
+        if not isinstance(color, list) or len(color) != 3 or not all(map(is_byte, color)):
+            fail(f"'color' of class {name!r} must be [red, green, blue], 0 to 255")
+        twice = [x for x in raw if x in ids or x in ignored]
+        if twice:
+            fail(f"raw id {twice[0]} of class {name!r} is used twice")
+        ids |= dict.fromkeys(raw, name)
+        names.append(name)
+        colors.append(tuple(color))
+    class_set = ClassSet(str(values.get("name", "")), tuple(names), tuple(colors))
+    return class_set, LabelEncoding(ids, frozenset(ids) | frozenset(ignored))
+
+
+def label_table(dataset: str, class_set: ClassSet, encoding: LabelEncoding | None = None) -> np.ndarray:
     """Lookup from a dataset's raw ids to the indices of a class set.
 
     Args:
-      dataset: key of ``ENCODINGS``.
-      class_set: key of ``CLASS_SETS``.
+      dataset: key of ``ENCODINGS``, or the name of a user's data set.
+      class_set: the classes wanted; they are found by name.
+      encoding: of the labels; None: the dataset's own in ``ENCODINGS``.
 
     Returns:
       uint8 [256]: class index, ``IGNORE`` for every id that is no class of the set.
 
     Raises:
-      ValueError: unknown names, or a class set of which the dataset labels no class at all.
+      ValueError: an unknown dataset, or a class of the set that the dataset does not label.
     """
-    if dataset not in ENCODINGS:
-        raise ValueError(f"unknown dataset {dataset!r}: one of {', '.join(ENCODINGS)}")
-    names = get_class_set(class_set).names
+    if encoding is None:
+        if dataset not in ENCODINGS:
+            raise ValueError(f"unknown dataset {dataset!r}: one of {', '.join(ENCODINGS)}")
+        encoding = ENCODINGS[dataset]
     table = np.full(256, IGNORE, np.uint8)
-    for raw, name in ENCODINGS[dataset].ids.items():
-        if name in names:
-            table[raw] = names.index(name)
-    missing = [name for name in names if name not in ENCODINGS[dataset].ids.values()]
+    for raw, name in encoding.ids.items():
+        if name in class_set.names:
+            table[raw] = class_set.names.index(name)
+    missing = [name for name in class_set.names if name not in encoding.ids.values()]
     if missing:
         raise ValueError(
-            f"dataset {dataset!r} has no labels for {', '.join(missing)} of class set {class_set!r}: "
+            f"dataset {dataset!r} has no labels for {', '.join(missing)} of class set {class_set.name!r}: "
             "choose a class set that both domains share"
         )
     return table

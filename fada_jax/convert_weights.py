@@ -29,7 +29,7 @@ from absl import flags
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from fada_jax import checkpoints, cli, preprocessing, settings, steps, torch_weights, train
+from fada_jax import checkpoints, classes, cli, preprocessing, settings, steps, torch_weights, train
 from fada_jax.errors import UserError
 from fada_jax.evaluate import stage_workdir
 
@@ -160,14 +160,15 @@ def import_file(path: str, output: str, *, format: str = "", config: ConfigDict 
         raise UserError(f"{path} belongs to preprocessing {own}, the config has {wanted}")
     with config.unlocked():
         config.preprocessing.update(dataclasses.asdict(own))
-    class_set = config.class_set if found == "fada" else ""
+    class_set = classes.get_class_set(config.class_set) if found == "fada" else None
     unread = [key for key in file if found == "fada" and key not in _known_sections()]
     del file  # The states hold copies; both at once would be too much beside what writing takes.
     meta = checkpoints.make_meta(settings.plain(config), settings.model_spec(config), own, class_set)
     with checkpoints.manager(output, background=False) as writer:
         checkpoints.save(writer, iteration, states, meta)
         writer.wait_until_finished()
-    lines = [f"{path}: {found}, {config.model.backbone}, class set {class_set or 'none (feature extractor only)'}"]
+    predicts = class_set.name if class_set else "none (feature extractor only)"
+    lines = [f"{path}: {found}, {config.model.backbone}, class set {predicts}"]
     for kind in ("used", "dropped", "initialised"):
         names = [name for report in reports for name in getattr(report, kind)]
         # Batch norm's counters say nothing about the weights; the names worth reading come first.

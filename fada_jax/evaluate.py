@@ -26,7 +26,7 @@ from absl import flags
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from fada_jax import checkpoints, classes, cli, colour_matching, inference, metrics, sharding
+from fada_jax import checkpoints, cli, colour_matching, inference, metrics, sharding
 from fada_jax.errors import UserError
 from fada_jax.models import Segmenter
 
@@ -70,7 +70,7 @@ def evaluate(
       scores of ``metrics.scores`` with ``confusion`` (nested list), ``num_images``, ``scored_at`` (label sizes).
     """
     mesh = sharding.make_mesh(num_devices)
-    class_set = classes.get_class_set(model.class_set)
+    class_set = model.class_set
     step = jax.jit(
         functools.partial(
             inference.evaluation_step,

@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from fada_jax import checkpoints, classes, cli, images, inference
+from fada_jax import checkpoints, cli, images, inference
 from fada_jax.errors import UserError
 from fada_jax.evaluate import stage_workdir
 from fada_jax.models import Segmenter
@@ -62,7 +62,9 @@ def main(arguments: list[str]) -> None:
     if not arguments:
         raise UserError("no image given: name one or more image files")
     model = checkpoints.load_model(stage_workdir(options.workdir), options.checkpoint)
-    class_set = classes.get_class_set(model.class_set)
+    class_set = model.class_set
+    if not class_set:
+        raise UserError(f"{options.workdir}: these weights have no classifier to predict with")
     out = Path(options.out)
     stems = [Path(path).stem for path in arguments]
     repeated = {stem for stem in stems if stems.count(stem) > 1}

@@ -33,7 +33,10 @@ def check(config: ConfigDict) -> None:
     Raises:
       UserError: naming the key, its value and what is allowed.
     """
-    _one_of(config, "class_set", classes.CLASS_SETS)
+    try:
+        classes.get_class_set(config.class_set)
+    except ValueError as error:
+        raise UserError(f"config.class_set: {error}") from error
     _one_of(config.model, "backbone", BACKBONES, "model.")
     _one_of(config.model, "norm", NORMS, "model.")
     _one_of(config.model, "dtype", ("float32", "bfloat16"), "model.")

@@ -130,6 +130,8 @@ def make_stream(config: ConfigDict, *, labels: bool = True, augment: bool = True
         tuple(config.size),
         city=config.city,
         augment=augmentation if augment else pipeline.Augment(),
+        sampling=config.sampling if augment else "uniform",
+        sampling_temperature=config.sampling_temperature if augment else 1.0,
         labels=labels and not pseudo_labels,
         pseudo_labels=pseudo_labels,
     )
@@ -276,7 +278,8 @@ def load_compatible(config: ConfigDict, workdir: str, key: str, *, any_head: boo
     spec = settings.model_spec(config)
     pairs = [("preprocessing", model.preprocessing, settings.preprocessing(config))]
     if model.class_set or not any_head:
-        pairs.append(("class set", model.class_set, config.class_set))
+        theirs, ours = model.class_set or classes.ClassSet("", (), ()), classes.get_class_set(config.class_set)
+        pairs += [("class set", theirs.name, ours.name), ("classes", theirs.names, ours.names)]
     for field in ("backbone", "stage_sizes", "widths", "stem_width", "stem_pool", "output_stride", "aspp_rates"):
         pairs.append((f"model.{field}", getattr(model.spec, field), getattr(spec, field)))
     if "group" in (model.spec.norm, spec.norm):
@@ -324,7 +327,7 @@ def make_pseudo_labels(
 
     def labelled() -> Iterator[tuple[str, np.ndarray]]:
         batches = pipeline.eval_batches(
-            config.data_dir, stream, class_set=config.class_set, batch_size=config.eval_batch_size
+            config.data_dir, stream, class_set=model.class_set, batch_size=config.eval_batch_size
         )
         for batch in batches:
             labels = np.asarray(predict(variables, batch["image"]))
@@ -355,15 +358,16 @@ def train(config: ConfigDict, workdir: str | Path, *, log: Callable[[str], None]
     mesh = sharding.make_mesh(config.num_devices, **config.mesh)
     plain_config = settings.plain(config)
     class_set = classes.get_class_set(config.class_set)
-    meta = checkpoints.make_meta(
-        plain_config, settings.model_spec(config), settings.preprocessing(config), class_set.name
-    )
+    meta = checkpoints.make_meta(plain_config, settings.model_spec(config), settings.preprocessing(config), class_set)
 
     done = checkpoints.available_steps(workdir)
     start = done[-1] if done else 0
     if done:
-        stored = checkpoints.read_meta(workdir, start)["config"]
-        settings.refuse_other_config(stored, plain_config, workdir)
+        stored = checkpoints.read_meta(workdir, start)
+        # A class map may have moved; what counts is the classes in it.
+        names = {"class_set": list(checkpoints.class_set(stored).names)}
+        now = {"class_set": list(class_set.names)}
+        settings.refuse_other_config(stored["config"] | names, plain_config | now, workdir)
     # Everything that can be refused is refused here, before anything is written.
     pseudo_labels = str(workdir / "pseudo_labels.tfrecord") if config.stage == "self_distillation" else ""
     teacher = None
@@ -372,7 +376,7 @@ def train(config: ConfigDict, workdir: str | Path, *, log: Callable[[str], None]
     for stream, size in streams(config, pseudo_labels).values():
         sharding.check_batch("config.batch_size (per stream)", size, mesh, config.accumulate_steps)
         sharding.check_height(f"{stream.dataset}/{stream.split}", (stream.augment.crop or stream.size)[1], mesh)
-        pipeline.check(config.data_dir, stream, config.class_set)
+        pipeline.check(config.data_dir, stream, class_set)
     states = initial_states(config, mesh)
     if start:
         states = checkpoints.restore_states(workdir, start, states, jax.tree.map(lambda x: x.sharding, states))
@@ -391,7 +395,7 @@ def train(config: ConfigDict, workdir: str | Path, *, log: Callable[[str], None]
         name: pipeline.train_batches(
             config.data_dir,
             stream,
-            class_set=config.class_set,
+            class_set=class_set,
             batch_size=size,
             seed=config.seed,
             start_step=start,

@@ -8,19 +8,23 @@ import dataclasses
 import functools
 import io
 import itertools
+import json
 import multiprocessing
 import os
 import shutil
 import struct
+import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import shuffle
 
+from fada_jax.classes import ENCODINGS, LabelEncoding, parse_class_map
 from fada_jax.errors import UserError
 from input_pipeline import raw_datasets
 from input_pipeline.raw_datasets import CITIES, RawExample, Record
@@ -29,6 +33,9 @@ VERSION = "1.0.0"
 # Conversion reads local files only; without this tfds asks a cloud bucket for prepared data.
 tfds.core.utils.gcs_utils._is_gcs_disabled = True
 tfds.disable_progress_bar()
+# tfds holds this much of a split in memory before it goes through 1,000 bucket files, one of which it sorts at a time.
+shuffle.MAX_MEM_BUFFER_SIZE = 64 << 20
+_KEYS = 2**shuffle.HKEY_SIZE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +46,8 @@ class Conversion:
       dataset: key of ``raw_datasets.DATASETS``.
       raw_dir: folder of the raw data.
       city: Cross-City only.
+      name: of the converted data set, where it is a user's own ('folder').
+      class_map: what ``fada_jax.classes.read_class_map`` returns; a user's own data need one.
       workers: processes that read and check images.
       resize: (width, height) to store at; None keeps the files' bytes.
       skip_errors: leave bad examples out and count them, instead of failing.
@@ -47,9 +56,16 @@ class Conversion:
     dataset: str
     raw_dir: Path
     city: str = ""
+    name: str = ""
+    class_map: dict[str, Any] | None = None
     workers: int = 1
     resize: tuple[int, int] | None = None
     skip_errors: bool = False
+
+    @property
+    def stored_as(self) -> str:
+        """Name of the data set under ``data_dir``, as configs call it."""
+        return self.name or self.dataset
 
 
 class _Builder(tfds.core.GeneratorBasedBuilder):
@@ -58,8 +74,8 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version(VERSION)
     skip_registration = True
 
-    def __init__(self, *, source: Callable[[str], Iterable[Record]], splits: Iterable[str], **options: Any) -> None:
-        self._source, self._splits = source, tuple(splits)
+    def __init__(self, *, source: Callable[[str], Iterable[Record]], splits: Mapping[str, int], **options: Any) -> None:
+        self._source, self._sizes = source, dict(splits)
         super().__init__(**options)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -72,11 +88,13 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         del dl_manager
-        return {split: self._generate_examples(split) for split in self._splits}
+        return {split: self._generate_examples(split) for split in self._sizes}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        # Keys give the order; spread over their whole range they fill all bucket files alike.
+        spread = _KEYS // self._sizes[split]
         for i, record in enumerate(self._source(split)):
-            yield i, {key: getattr(record, key) for key in ("image", "label", "name", "height", "width")}
+            yield i * spread, {key: getattr(record, key) for key in ("image", "label", "name", "height", "width")}
 
 
 class Gta5(_Builder):
@@ -101,12 +119,41 @@ class Camvid(_Builder):
     """CamVid as in the SegNet tutorial, by time of day."""
 
 
+def builder_class(dataset: str) -> type[_Builder]:
+    """The builder of a data set, ours or a user's own."""
+    own = {"name": dataset, "__module__": __name__}
+    return BUILDERS.get(dataset) or type(dataset, (_Builder,), own, skip_registration=True)
+
+
 BUILDERS = {"gta5": Gta5, "synthia": Synthia, "cityscapes": Cityscapes, "crosscity": Crosscity, "camvid": Camvid}
 
 
 def folder(data_dir: str | Path, dataset: str, city: str = "") -> Path:
     """Where a converted data set lies."""
     return Path(data_dir) / dataset / city / VERSION
+
+
+def description(root: Path) -> dict[str, Any]:
+    """What ``convert`` noted of a converted data set: ``resize``, ``images`` per split, ``skipped``, ``class_map``.
+
+    Raises:
+      UserError: it is of an earlier version, without a note.
+    """
+    path = root / "conversion.json"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: convert again with --overwrite")
+    return json.loads(path.read_text())
+
+
+def encoding(root: Path, dataset: str) -> LabelEncoding:
+    """How the labels of a converted data set encode classes.
+
+    Raises:
+      UserError: a user's own data set without its class map.
+    """
+    if dataset in ENCODINGS:
+        return ENCODINGS[dataset]
+    return parse_class_map(description(root)["class_map"], root / "conversion.json")[1]
 
 
 def index_path(root: Path, split: str) -> Path:
@@ -122,12 +169,22 @@ def _in_order(read: Callable[[RawExample], Any], examples: Iterable[RawExample],
         return
     # TensorFlow's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
         iterator = iter(examples)
         pending = [pool.submit(read, example) for example in itertools.islice(iterator, 4 * workers)]
         while pending:
             yield pending.pop(0).result()
             pending += [pool.submit(read, example) for example in itertools.islice(iterator, 1)]
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def scan(path: Path) -> Iterator[tuple[int, int, int]]:
@@ -165,17 +222,22 @@ def convert(
       UserError: wrong raw folder, or bad files (all of them listed in ``<data_dir>/<dataset>_errors.txt``).
     """
     data_dir = Path(data_dir).absolute()
-    splits = raw_datasets.DATASETS[conversion.dataset](Path(conversion.raw_dir), conversion.city)
+    dataset, city = conversion.stored_as, conversion.city
+    splits = raw_datasets.DATASETS[conversion.dataset](Path(conversion.raw_dir), city)
     splits = {split: examples for split, examples in splits.items() if examples}
-    name = "_".join(filter(None, (conversion.dataset, conversion.city)))
-    partial = data_dir / f".{name}.partial"
+    ids = parse_class_map(conversion.class_map, dataset)[1] if conversion.class_map else ENCODINGS[dataset]
+    title = "_".join(filter(None, (dataset, city)))
+    partial, replaced = data_dir / f".{title}.partial", data_dir / f".{title}.replaced"
+    final, report = folder(data_dir, dataset, city), data_dir / f"{title}_errors.txt"
     shutil.rmtree(partial, ignore_errors=True)
+    if replaced.exists() and not final.exists():  # Killed between the two moves below.
+        os.replace(replaced, final)
     names: dict[str, list[str]] = {split: [] for split in splits}
     counts: dict[str, list[np.ndarray]] = {split: [] for split in splits}
     errors: list[str] = []
 
     def source(split: str) -> Iterator[Record]:
-        read = functools.partial(raw_datasets.try_read, conversion.dataset, conversion.resize)
+        read = functools.partial(raw_datasets.try_read, dataset, ids, conversion.resize)
         for i, record in enumerate(_in_order(read, splits[split], conversion.workers), start=1):
             if isinstance(record, Record):
                 names[split].append(record.name)
@@ -184,28 +246,42 @@ def convert(
             else:
                 errors.append(record)
             progress(split, i, len(splits[split]))
+        if not names[split]:
+            _write_report(report, errors)
+            raise UserError(f"{errors[0]}; no image of {split} can be used ({len(errors)} bad, listed in {report})")
 
     try:
-        options = {"config": conversion.city} if conversion.city else {}
-        builder = BUILDERS[conversion.dataset](source=source, splits=splits, data_dir=str(partial), **options)
+        options = {"config": city} if city else {}
+        sizes = {split: len(examples) for split, examples in splits.items()}
+        builder = builder_class(dataset)(source=source, splits=sizes, data_dir=str(partial), **options)
         with contextlib.redirect_stdout(io.StringIO()):  # tfds announces a download that there is not.
             builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
-        if errors:
-            report = data_dir / f"{name}_errors.txt"
-            report.write_text("\n".join(errors) + "\n")
-            if not conversion.skip_errors:
-                raise UserError(f"{errors[0]} ({len(errors)} bad in all, listed in {report})")
+        _write_report(report, errors)
+        if errors and not conversion.skip_errors:
+            raise UserError(f"{errors[0]} ({len(errors)} bad in all, listed in {report})")
         made = Path(builder.data_dir)
         for split in splits:
             _write_index(made, split, builder.info, names[split], counts[split])
-        final = folder(data_dir, conversion.dataset, conversion.city)
+        done = {split: len(found) for split, found in names.items()}
+        note = {"resize": conversion.resize, "images": done, "skipped": len(errors), "class_map": conversion.class_map}
+        (made / "conversion.json").write_text(json.dumps(note, indent=2) + "\n")
         final.parent.mkdir(parents=True, exist_ok=True)
         if final.exists():  # Moved away whole, so that no half data set is ever at its place.
-            os.replace(final, partial / "replaced")
+            shutil.rmtree(replaced, ignore_errors=True)
+            os.replace(final, replaced)
         os.replace(made, final)
+        shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return final, {split: len(names[split]) for split in splits}, errors
+    return final, done, errors
+
+
+def _write_report(path: Path, errors: list[str]) -> None:
+    """One error a line; no file where there is none."""
+    if errors:
+        path.write_text("\n".join(errors) + "\n")
+    else:
+        path.unlink(missing_ok=True)
 
 
 def verify(root: Path) -> dict[str, int]:

@@ -19,9 +19,9 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from fada_jax.classes import IGNORE, label_table
+from fada_jax.classes import IGNORE, ClassSet, LabelEncoding, label_table
 from fada_jax.errors import UserError
-from input_pipeline import builders
+from input_pipeline import builders, sampling
 
 # JAX owns the accelerators.
 tf.config.set_visible_devices([], "GPU")
@@ -61,6 +61,8 @@ class Stream:
       dataset, split, city: which images.
       size: (width, height) that whole images are resized to.
       augment: random changes; training only.
+      sampling: one of ``sampling.KINDS``; training only. All but 'uniform' need the labels.
+      sampling_temperature: of 'rare'.
       labels: yield labels.
       pseudo_labels: file of ``write_pseudo_labels`` that replaces the labels; its maps hold class indices.
     """
@@ -70,6 +72,8 @@ class Stream:
     size: tuple[int, int]
     city: str = ""
     augment: Augment = Augment()
+    sampling: str = "uniform"
+    sampling_temperature: float = 0.01
     labels: bool = True
     pseudo_labels: str = ""
 
@@ -79,38 +83,55 @@ class _Source:
     """Random access to the records of a split."""
 
     root: Path
+    split: str
     shards: np.ndarray
     records: np.ndarray
     names: np.ndarray
     labelled: bool
+    encoding: LabelEncoding
+
+    def class_counts(self, table: np.ndarray) -> np.ndarray:
+        """Pixels per image and class, int64 [N, K]; ``table`` maps raw ids to class indices."""
+        classes = table[table != IGNORE]
+        one_hot = table[:, None] == np.arange(classes.max() + 1)
+        return np.load(builders.index_path(self.root, self.split))["counts"] @ one_hot.astype(np.int64)
 
     def read(self, i: int) -> bytes:
         return builders.read_payload(self.root, self.shards, self.records[i], int(i))
 
 
 def _open(data_dir: str | Path, stream: Stream) -> _Source:
-    if stream.dataset not in builders.BUILDERS:
-        raise UserError(f"unknown dataset {stream.dataset!r}: one of {', '.join(builders.BUILDERS)}")
     root = builders.folder(data_dir, stream.dataset, stream.city)
     path = builders.index_path(root, stream.split)
     if not path.is_file():
         splits = sorted(p.name.removesuffix("_index.npz") for p in root.glob("*_index.npz"))
         if splits:
             raise UserError(f"{root} has no split {stream.split!r}: one of {', '.join(splits)}")
+        own = stream.dataset not in builders.BUILDERS
+        which = f"--dataset=folder --name={stream.dataset} --class_map=MAP" if own else f"--dataset={stream.dataset}"
         raise UserError(
-            f"{root} is not there: make it with python scripts/convert_dataset.py --dataset={stream.dataset} "
-            f"--raw_dir=RAW --data_dir={data_dir}"
+            f"{root} is not there: make it with python scripts/convert_dataset.py {which} --raw_dir=RAW "
+            f"--data_dir={data_dir}" + (f" (ours are {', '.join(builders.BUILDERS)})" if own else "")
         )
     index = np.load(path)
-    return _Source(root, index["shards"], index["records"], index["names"], bool(index["counts"].any()))
+    labelled = bool(index["counts"].any())
+    return _Source(
+        root,
+        stream.split,
+        index["shards"],
+        index["records"],
+        index["names"],
+        labelled,
+        builders.encoding(root, stream.dataset),
+    )
 
 
-def _table(stream: Stream, class_set: str, source: _Source) -> np.ndarray:
+def _table(stream: Stream, class_set: ClassSet, source: _Source) -> np.ndarray:
     """Raw id -> class index."""
     if not source.labelled:
         raise UserError(f"{stream.dataset}/{stream.split} in {source.root} has no labels")
     try:
-        return label_table(stream.dataset, class_set)
+        return label_table(stream.dataset, class_set, source.encoding)
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -124,7 +145,41 @@ def num_examples(data_dir: str | Path, stream: Stream) -> int:
     return len(_open(data_dir, stream).records)
 
 
-def check(data_dir: str | Path, stream: Stream, class_set: str) -> None:
+def class_counts(data_dir: str | Path, stream: Stream, class_set: ClassSet) -> np.ndarray | None:
+    """Pixels per image and class of a split, int64 [N, K + 1] with ignored pixels last; None where it is unlabelled.
+
+    Raises:
+      UserError: missing data, or a class set that the labels cannot give.
+    """
+    source = _open(data_dir, stream)
+    if not source.labelled:
+        return None
+    counts = source.class_counts(_table(stream, class_set, source))
+    every = np.load(builders.index_path(source.root, source.split))["counts"].sum(1)
+    return np.column_stack([counts, every - counts.sum(1)])
+
+
+def examples(
+    data_dir: str | Path, stream: Stream, class_set: ClassSet, numbers: Iterable[int]
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """Stored images of a split by number, at their own size.
+
+    Yields:
+      uint8 [H, W, 3] and uint8 [H, W] of class indices and ``IGNORE``, None where unlabelled.
+
+    Raises:
+      UserError: missing data, or a damaged record.
+    """
+    source = _open(data_dir, stream)
+    for i in numbers:
+        example = tf.io.parse_single_example(source.read(i), _FEATURES)
+        label = None
+        if source.labelled:
+            label = _decode_label(example["label"], _table(stream, class_set, source)).numpy()[..., 0]
+        yield _decode_image(example["image"]).numpy(), label
+
+
+def check(data_dir: str | Path, stream: Stream, class_set: ClassSet) -> None:
     """Refuses a stream that cannot be read, before anything is written.
 
     Raises:
@@ -133,11 +188,28 @@ def check(data_dir: str | Path, stream: Stream, class_set: str) -> None:
     source = _open(data_dir, stream)
     if stream.labels and not stream.pseudo_labels:
         _table(stream, class_set, source)
+    _sampler(stream, class_set, source, 0)
 
 
-def epoch_order(stream: Stream, seed: int, epoch: int, count: int) -> np.ndarray:
-    """Order of a split's ``count`` images in an epoch, int64 [count]."""
-    return np.random.default_rng([seed, _stream_id(stream), epoch]).permutation(count)
+def _sampler(stream: Stream, class_set: ClassSet, source: _Source, seed: int) -> Callable[[int], np.ndarray]:
+    """A function from the number of a run to its image numbers, int64 [``sampling.run_length``].
+
+    Raises:
+      UserError: no such sampling, or one that needs labels on a stream without.
+    """
+    kind, stream_id = stream.sampling, _stream_id(stream)
+    if kind not in sampling.KINDS:
+        raise UserError(f"sampling={kind!r}: one of {', '.join(sampling.KINDS)}")
+    if kind == "uniform":
+        return lambda run: sampling.uniform_run(len(source.records), [seed, stream_id, run])
+    if not stream.labels:
+        raise UserError(f"sampling={kind!r} needs labels: use 'uniform' for {stream.dataset}/{stream.split}")
+    counts = source.class_counts(_table(stream, class_set, source))
+    if kind == "balanced":
+        return lambda run: sampling.balanced_run(counts, [seed, stream_id, run])
+    if stream.sampling_temperature <= 0:
+        raise UserError(f"sampling_temperature={stream.sampling_temperature} must be positive")
+    return lambda run: sampling.rare_run(counts, [seed, stream_id, run], stream.sampling_temperature)
 
 
 def _stream_id(stream: Stream) -> int:
@@ -149,14 +221,14 @@ def train_batches(
     data_dir: str | Path,
     stream: Stream,
     *,
-    class_set: str,
+    class_set: ClassSet,
     batch_size: int,
     seed: int,
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Endless training batches: each epoch is a new permutation, each image newly augmented.
+    """Endless training batches in the order of ``stream.sampling``, each image newly augmented.
 
     Args:
       data_dir: converted data.
@@ -175,7 +247,11 @@ def train_batches(
     source = _open(data_dir, stream)
     if batch_size % process_count:
         raise UserError(f"a batch of {batch_size} cannot be shared by {process_count} processes")
-    share, count = batch_size // process_count, len(source.records)
+    share = batch_size // process_count
+    sampler, length = (
+        _sampler(stream, class_set, source, seed),
+        sampling.run_length(stream.sampling, len(source.records)),
+    )
     pseudo = _PseudoLabels(stream.pseudo_labels) if stream.pseudo_labels else None
     with_labels = stream.labels or pseudo is not None
     identity = np.arange(256, dtype=np.uint8)
@@ -189,12 +265,12 @@ def train_batches(
             step += 1
 
     def records() -> Iterator[tuple[bytes, bytes, np.ndarray]]:
-        epoch, order = -1, np.zeros(0, np.int64)
+        run, order = -1, np.zeros(0, np.int64)
         for position in positions():
-            if position // count != epoch:
-                epoch = position // count
-                order = epoch_order(stream, seed, epoch, count)
-            i = order[position % count]
+            if position // length != run:
+                run = position // length
+                order = sampler(run)
+            i = order[position % length]
             label = pseudo.read(str(source.names[i])) if pseudo else b""
             random = np.random.default_rng([seed, _stream_id(stream), position, 1]).integers(0, 2**31 - 1, 2)
             yield source.read(i), label, random.astype(np.int32)
@@ -204,8 +280,9 @@ def train_batches(
         image = _resize_image(_decode_image(example["image"]), stream.size)
         labels = None
         if with_labels:
-            labels = _decode_label(label if pseudo else example["label"], table)
-            labels = _resize_label(labels, stream.size)
+            # Resized first: nearest commutes with the lookup, which then has fewer pixels.
+            labels = tf.io.decode_png(label if pseudo else example["label"], channels=1)
+            labels = _look_up(_resize_label(labels, stream.size), table)
         image, labels = augment(image, labels, key, stream.augment)
         width, height = stream.augment.crop or stream.size
         result = {"image": tf.ensure_shape(image, (height, width, 3))}
@@ -245,7 +322,7 @@ def eval_batches(
     data_dir: str | Path,
     stream: Stream,
     *,
-    class_set: str,
+    class_set: ClassSet,
     batch_size: int,
     process_index: int = 0,
     process_count: int = 1,
@@ -330,7 +407,11 @@ def _decode_image(data: tf.Tensor) -> tf.Tensor:
 
 def _decode_label(data: tf.Tensor, table: np.ndarray) -> tf.Tensor:
     """Class indices, uint8 [H, W, 1]."""
-    return tf.gather(tf.constant(table), tf.cast(tf.io.decode_png(data, channels=1), tf.int32))
+    return _look_up(tf.io.decode_png(data, channels=1), table)
+
+
+def _look_up(label: tf.Tensor, table: np.ndarray) -> tf.Tensor:
+    return tf.gather(tf.constant(table), tf.cast(label, tf.int32))
 
 
 def _resize_image(image: tf.Tensor, size: Any) -> tf.Tensor:

@@ -1,11 +1,12 @@
 """Raw data sets as they lie on disk: which files belong to a split, and how each is read and checked.
 
-A new data set is one function that lists its splits, one entry in ``DATASETS``, and its label ids in
-``fada_jax/classes.py``. Nothing here needs TensorFlow.
+A new layout is one function that lists its splits, one entry in ``DATASETS``, and its label ids in
+``fada_jax/classes.py``; a user's own data come as ``folder`` with a class map. Nothing here needs TensorFlow.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import io
 import struct
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fada_jax.classes import ENCODINGS
+from fada_jax.classes import LabelEncoding
 from fada_jax.errors import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -55,15 +56,27 @@ class Record:
 Splits = Mapping[str, list[RawExample]]
 
 
+def _folder(folder: Path, what: str) -> Path:
+    """``folder``, which must be there.
+
+    Raises:
+      UserError: it is not.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not there: {what}")
+    return folder
+
+
 def _files(folder: Path, what: str, recursive: bool = False) -> list[Path]:
     """Image files of a folder in name order.
 
     Raises:
       UserError: the folder is not there, or holds none.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not there: {what}")
-    files = sorted(p for p in (folder.rglob("*") if recursive else folder.iterdir()) if p.suffix in IMAGE_SUFFIXES)
+    _folder(folder, what)
+    files = sorted(
+        p for p in (folder.rglob("*") if recursive else folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES
+    )
     if not files:
         raise UserError(f"{folder} holds no images: {what}")
     return files
@@ -71,26 +84,30 @@ def _files(folder: Path, what: str, recursive: bool = False) -> list[Path]:
 
 def gta5(root: Path, city: str = "") -> Splits:
     """``images/00001.png`` with ``labels/00001.png``."""
-    files = _files(root / "images", "--raw_dir must be the folder that holds images/ and labels/")
-    return {"train": [RawExample(p.stem, p, root / "labels" / p.name) for p in files]}
+    what = "--raw_dir must be the folder that holds images/ and labels/"
+    files, labels = _files(root / "images", what), _folder(root / "labels", what)
+    return {"train": [RawExample(p.stem, p, labels / p.name) for p in files]}
 
 
 def synthia(root: Path, city: str = "") -> Splits:
     """SYNTHIA-RAND-CITYSCAPES: ``RAND_CITYSCAPES/RGB`` with 16-bit ``RAND_CITYSCAPES/GT/LABELS``."""
     base = root / "RAND_CITYSCAPES"
-    files = _files(base / "RGB", "--raw_dir must be the folder that holds RAND_CITYSCAPES/")
-    return {"train": [RawExample(p.stem, p, base / "GT" / "LABELS" / p.name) for p in files]}
+    what = "--raw_dir must be the folder that holds RAND_CITYSCAPES/ with RGB/ and GT/LABELS/"
+    files, labels = _files(base / "RGB", what), _folder(base / "GT" / "LABELS", what)
+    return {"train": [RawExample(p.stem, p, labels / p.name) for p in files]}
 
 
 def cityscapes(root: Path, city: str = "") -> Splits:
     """``leftImg8bit/<split>/<city>`` with ``gtFine/<split>/<city>``; the test split's dummy labels are left out."""
-    splits = {}
+    splits, what = {}, "--raw_dir must be the folder that holds leftImg8bit/ and gtFine/"
     for split in ("train", "val", "test"):
         folder = root / "leftImg8bit" / split
         if split == "test" and not folder.is_dir():
             continue
         examples = []
-        for path in _files(folder, "--raw_dir must be the folder that holds leftImg8bit/ and gtFine/", recursive=True):
+        if split != "test":
+            _folder(root / "gtFine" / split, what)
+        for path in _files(folder, what, recursive=True):
             stem = path.stem.removesuffix("_leftImg8bit")
             label = root / "gtFine" / split / path.parent.name / f"{stem}_gtFine_labelIds.png"
             examples.append(RawExample(stem, path, None if split == "test" else label))
@@ -102,7 +119,7 @@ def crosscity(root: Path, city: str = "") -> Splits:
     """``<City>/Images/Train`` without and ``<City>/Images/Test`` with ``<City>/Labels/Test/*_eval.png``."""
     what = f"--raw_dir must be the folder that holds {city}/"
     train = [RawExample(p.stem, p, None) for p in _files(root / city / "Images" / "Train", what)]
-    labels = root / city / "Labels" / "Test"
+    labels = _folder(root / city / "Labels" / "Test", what)
     test = [RawExample(p.stem, p, labels / f"{p.stem}_eval.png") for p in _files(root / city / "Images" / "Test", what)]
     return {"train": train, "test": test}
 
@@ -112,11 +129,30 @@ def camvid(root: Path, city: str = "") -> Splits:
     splits: dict[str, list[RawExample]] = {"train_day": [], "train_dusk": [], "val_day": [], "test_dusk": []}
     what = "--raw_dir must be the folder that holds train/, trainannot/, val/, ..."
     for folder, day, dusk in (("train", "train_day", "train_dusk"), ("val", "val_day", ""), ("test", "", "test_dusk")):
+        _folder(root / f"{folder}annot", what)
         for path in _files(root / folder, what):
             split = dusk if path.name.startswith("0001TP") else day
             if not split:
                 raise UserError(f"{path} is not expected in {folder}/ of CamVid's SegNet split")
             splits[split].append(RawExample(path.stem, path, root / f"{folder}annot" / path.name))
+    return splits
+
+
+def folder(root: Path, city: str = "") -> Splits:
+    """A user's own data: ``<split>/images/*`` with ``<split>/labels/*.png`` of the same stems, or unlabelled splits."""
+    what = "--raw_dir must be the folder that holds <split>/images/ and, where labelled, <split>/labels/"
+    splits = {}
+    for split in sorted(p.name for p in root.iterdir() if (p / "images").is_dir()):
+        labels = root / split / "labels"
+        files = _files(root / split / "images", what)
+        stems = collections.Counter(p.stem for p in files)
+        for stem in (stem for stem, count in stems.items() if count > 1):
+            raise UserError(
+                f"{root / split / 'images'} holds several images called {stem!r}: one label cannot serve both"
+            )
+        splits[split] = [RawExample(p.stem, p, labels / f"{p.stem}.png" if labels.is_dir() else None) for p in files]
+    if not splits:
+        raise UserError(f"{root} holds no <split>/images/: {what}")
     return splits
 
 
@@ -127,6 +163,7 @@ DATASETS: Mapping[str, Callable[[Path, str], Splits]] = {
     "cityscapes": cityscapes,
     "crosscity": crosscity,
     "camvid": camvid,
+    "folder": folder,
 }
 
 
@@ -211,11 +248,14 @@ def _png(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def read_record(dataset: str, example: RawExample, resize: tuple[int, int] | None = None) -> Record:
+def read_record(
+    dataset: str, encoding: LabelEncoding, example: RawExample, resize: tuple[int, int] | None = None
+) -> Record:
     """Reads and checks one example.
 
     Args:
-      dataset: key of ``DATASETS``.
+      dataset: its name, for errors.
+      encoding: the label ids that it defines.
       example: its files.
       resize: (width, height) to store at: bicubic with antialiasing, labels nearest; None keeps the image's bytes.
 
@@ -238,7 +278,7 @@ def read_record(dataset: str, example: RawExample, resize: tuple[int, int] | Non
                 f"{example.label} is {label.shape[1]}x{label.shape[0]}, its image {size[0]}x{size[1]}: "
                 "leave it out with --on_error=skip"
             )
-        undefined = [i for i in np.unique(label).tolist() if i not in ENCODINGS[dataset].defined]
+        undefined = [i for i in np.unique(label).tolist() if i not in encoding.defined]
         if undefined:
             raise UserError(f"{example.label} holds ids that {dataset} does not define: {undefined[:8]}")
     if resize and size != resize:
@@ -252,9 +292,11 @@ def read_record(dataset: str, example: RawExample, resize: tuple[int, int] | Non
     return Record(example.name, data, label_bytes, pixels.height, pixels.width, counts)
 
 
-def try_read(dataset: str, resize: tuple[int, int] | None, example: RawExample) -> Record | str:
+def try_read(
+    dataset: str, encoding: LabelEncoding, resize: tuple[int, int] | None, example: RawExample
+) -> Record | str:
     """``read_record``, or the message of its ``UserError``: what a worker process sends back."""
     try:
-        return read_record(dataset, example, resize)
+        return read_record(dataset, encoding, example, resize)
     except UserError as error:
         return str(error)

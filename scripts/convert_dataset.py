@@ -4,6 +4,7 @@
   python scripts/convert_dataset.py --dataset=crosscity --raw_dir=NTHU --data_dir=DATA --city=Rome
   python scripts/convert_dataset.py --dataset=gta5 --raw_dir=GTA5 --data_dir=DATA --resize=1280x720
   python scripts/convert_dataset.py --dataset=gta5 --data_dir=DATA --verify
+  python scripts/convert_dataset.py --dataset=folder --name=mine --raw_dir=MINE --class_map=classes.json --data_dir=DATA
 
 Labels keep their raw ids; the class set is chosen by the training config. Every image and label is checked. A data set
 appears at its place only when it is complete, so a killed conversion leaves nothing that looks like one.
@@ -12,6 +13,7 @@ appears at its place only when it is complete, so a killed conversion leaves not
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -19,6 +21,7 @@ from pathlib import Path
 from absl import flags
 
 from fada_jax import cli
+from fada_jax.classes import read_class_map
 from fada_jax.errors import UserError
 
 
@@ -43,15 +46,27 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"unexpected argument {arguments[0]!r}: this command takes flags only")
     options = flags.FLAGS
     size = parse_size(options.resize)
+    own = options.dataset == "folder"
+    if own and (not re.fullmatch("[a-z][a-z0-9_]*", options.name) or options.name in builders.BUILDERS):
+        raise UserError(f"--name={options.name}: name your data set in small letters, digits and _, unlike ours")
+    if not own and (options.name or options.class_map):
+        raise UserError(f"--name and --class_map are for --dataset=folder, not for {options.dataset}")
     cities = ("",)
     if options.dataset == "crosscity":
         cities = (options.city,) if options.city else raw_datasets.CITIES
     for city in cities:
         if city and city not in raw_datasets.CITIES:
             raise UserError(f"--city={city}: one of {', '.join(raw_datasets.CITIES)}")
-        title = "/".join(filter(None, (options.dataset, city)))
-        root = builders.folder(options.data_dir, options.dataset, city)
+        title = "/".join(filter(None, (options.name or options.dataset, city)))
+        root = builders.folder(options.data_dir, options.name or options.dataset, city)
         if root.is_dir() and not options.overwrite:
+            stored = builders.description(root)["resize"]
+            if options.raw_dir and stored != (list(size) if size else None):
+                there = "x".join(map(str, stored)) if stored else "its own size"
+                raise UserError(
+                    f"{root} holds {title} at {there}, not at {options.resize or 'its own size'}: --overwrite converts "
+                    "it again, another --data_dir keeps both"
+                )
             print(f"{title} is already in {root} (--overwrite converts it again)")
         elif options.verify and not options.raw_dir:
             raise UserError(f"{root} is not there: nothing to verify")
@@ -69,6 +84,9 @@ def _convert(options: flags.FlagValues, title: str, city: str, size: tuple[int, 
         raise UserError("--raw_dir is missing: the folder of the raw data")
     if not Path(options.raw_dir).is_dir():
         raise UserError(f"--raw_dir={options.raw_dir}: no such folder")
+    if options.name and not options.class_map:
+        raise UserError("--class_map is missing: the JSON file that says which raw ids are which class")
+    class_map = read_class_map(options.class_map) if options.class_map else None
     began: dict[str, float] = {}
 
     def progress(split: str, done: int, total: int) -> None:
@@ -79,18 +97,31 @@ def _convert(options: flags.FlagValues, title: str, city: str, size: tuple[int, 
             print(line, end="\n" if done == total else "", file=sys.stderr, flush=True)
 
     conversion = builders.Conversion(
-        options.dataset, Path(options.raw_dir), city, options.workers, size, options.on_error == "skip"
+        options.dataset,
+        Path(options.raw_dir),
+        city=city,
+        name=options.name,
+        class_map=class_map,
+        workers=options.workers,
+        resize=size,
+        skip_errors=options.on_error == "skip",
     )
     root, counts, errors = builders.convert(conversion, options.data_dir, progress)
-    summary = ", ".join(f"{split} {count} images" for split, count in counts.items())
-    print(f"{title}: {summary} in {root}" + (f"; {len(errors)} skipped, first: {errors[0]}" if errors else ""))
+    print(f"{title}: {', '.join(f'{split} {count} images' for split, count in counts.items())} in {root}")
+    if errors:
+        report = Path(options.data_dir) / f"{title.replace('/', '_')}_errors.txt"
+        print(f"{title}: {len(errors)} skipped, listed in {report}; first: {errors[0]}")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_enum("dataset", None, ["gta5", "synthia", "cityscapes", "crosscity", "camvid"], "Which data set.")
+    flags.DEFINE_enum(
+        "dataset", None, ["gta5", "synthia", "cityscapes", "crosscity", "camvid", "folder"], "Which data set."
+    )
     flags.DEFINE_string("raw_dir", "", "Its folder as distributed.")
     flags.DEFINE_string("data_dir", None, "Where the TFRecords go.")
     flags.DEFINE_string("city", "", "Cross-City: one city; default: all four.")
+    flags.DEFINE_string("name", "", "folder: what configs call your data set.")
+    flags.DEFINE_string("class_map", "", "folder: JSON file of class names and raw ids, see docs/custom_data.md.")
     flags.DEFINE_integer("workers", os.cpu_count() or 1, "Processes that read and check images.", lower_bound=1)
     flags.DEFINE_string("resize", "", "Store images at WIDTHxHEIGHT already.")
     flags.DEFINE_enum("on_error", "fail", ["fail", "skip"], "Bad files: fail with a report, or skip and count.")

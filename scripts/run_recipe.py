@@ -140,7 +140,7 @@ def write_panel(workdir: Path, config: ConfigDict, path: Path, count: int = 4) -
     models = [checkpoints.load_model(workdir / stage) for stage in ("source", "adversarial")]
     stream = train.make_stream(config.eval, augment=False)
     every = max(1, pipeline.num_examples(config.data_dir, stream) // count)
-    batches = pipeline.eval_batches(config.data_dir, stream, class_set=config.class_set, batch_size=1)
+    batches = pipeline.eval_batches(config.data_dir, stream, class_set=class_set, batch_size=1)
     rows = []
     for batch in itertools.islice(batches, 0, every * count, every):
         image, label = batch["image"][0], batch["label"][0]

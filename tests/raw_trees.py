@@ -87,3 +87,13 @@ def crosscity(root: Path, city: str = "Rome") -> Path:
         _save(root / city / "Images" / "Test" / f"pano_{i:05d}_2.png", Image.fromarray(picture(i, 32, 64)))
         _save(root / city / "Labels" / "Test" / f"pano_{i:05d}_2_eval.png", Image.fromarray(ids(i, 32, 64, 34)))
     return root
+
+
+def folder(root: Path, split: str, count: int, label: np.ndarray | None, size: tuple[int, int] = (20, 30)) -> Path:
+    """A user's own split: images of ``size`` (height, width), JPEG and PNG in turn, all with the same label."""
+    for i in range(count):
+        suffix = "png" if i % 2 else "jpg"
+        _save(root / split / "images" / f"street_{i}.{suffix}", Image.fromarray(picture(i, *size)))
+        if label is not None:
+            _save(root / split / "labels" / f"street_{i}.png", Image.fromarray(label))
+    return root

@@ -23,7 +23,7 @@ def test_every_stage_builds_and_its_data_has_the_classes(task, stage, variant):
     config = load(task, f"stage={stage},{variant}")
     settings.check(config)
     for name in ("source", "target", "eval"):
-        classes.label_table(config[name].dataset, config.class_set)
+        classes.label_table(config[name].dataset, classes.get_class_set(config.class_set))
     spec = settings.model_spec(config)
     assert spec.num_classes == classes.get_class_set(config.class_set).num_classes
     assert ("target" in train.batch_shapes(config)) == (stage == "adversarial")
@@ -59,6 +59,8 @@ def test_released_values():
     )
     assert (adversarial.source.brightness, adversarial.source.hue, adversarial.source.flip) == (0.5, 0.2, False)
     assert (source.source.brightness, distillation.target.scale) == (0.0, (0.5, 1.5))
+    assert (adversarial.source.sampling, adversarial.target.sampling) == ("balanced", "uniform")
+    assert load("gta5_to_cityscapes", "size=miniature").source.sampling == "uniform"
     assert load("gta5_to_cityscapes", "backbone=vgg16").preprocessing.channel_order == "BGR"
 
 

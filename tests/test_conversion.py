@@ -1,18 +1,25 @@
 """Raw layouts -> TFRecords -> batches, pixel for pixel against direct reading, and every bad input."""
 
+import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import raw_trees
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from fada_jax.classes import IGNORE, get_class_set, label_table
+from fada_jax.classes import ENCODINGS, IGNORE, get_class_set, label_table, read_class_map
 from fada_jax.errors import UserError
-from input_pipeline import builders, pipeline, raw_datasets
+from input_pipeline import builders, pipeline
 
 ROOT = Path(__file__).parents[1]
 CAMVID = ROOT.parent / "shared" / "data" / "camvid"
@@ -25,7 +32,7 @@ def convert(dataset, raw, data, **options):
 def read(data, stream, class_set):
     """All examples of a split by name: image and label, without padding."""
     found = {}
-    for batch in pipeline.eval_batches(data, stream, class_set=class_set, batch_size=2):
+    for batch in pipeline.eval_batches(data, stream, class_set=get_class_set(class_set), batch_size=2):
         for i in np.flatnonzero(batch["mask"]):
             found[batch["name"][i]] = (batch["image"][i], batch["label"][i] if "label" in batch else None)
     return found
@@ -49,7 +56,7 @@ def test_labels_and_images_arrive_unchanged(dataset, city, split, class_set, siz
     assert len(found) == examples
     # Class by name, through the paper's tables: independent of the lookup that the pipeline uses.
     names = get_class_set(class_set).names
-    meaning = raw_datasets.ENCODINGS[dataset].ids
+    meaning = ENCODINGS[dataset].ids
     for name, (image, label) in found.items():
         i = int(name.split("_")[1]) if "_" in name else int(name)
         np.testing.assert_array_equal(image, raw_trees.picture(i, size[1], size[0]))
@@ -71,9 +78,9 @@ def test_class_maps_of_the_released_code():
         ("synthia", "synthia16", synthia),
         ("camvid", "camvid11", {i: i for i in range(11)}),
     ):
-        table = label_table(dataset, class_set)
+        table = label_table(dataset, get_class_set(class_set))
         assert {int(i): int(table[i]) for i in np.flatnonzero(table != IGNORE)} == expected
-    order = [cityscapes[i] for i in np.flatnonzero(label_table("crosscity", "crosscity13") != IGNORE)]
+    order = [cityscapes[i] for i in np.flatnonzero(label_table("crosscity", get_class_set("crosscity13")) != IGNORE)]
     assert order == [0, 1, 2, 6, 7, 8, 10, 11, 12, 13, 15, 17, 18]
 
 
@@ -99,7 +106,9 @@ def test_stored_resize_equals_pillow(tmp_path):
     raw = Image.fromarray(raw_trees.picture(1, 36, 64))
     np.testing.assert_array_equal(found["00001"][0], raw.resize((32, 18), Image.Resampling.BICUBIC))
     label = Image.fromarray(raw_trees.ids(1, 36, 64, 35)).resize((32, 18), Image.Resampling.NEAREST)
-    np.testing.assert_array_equal(found["00001"][1], label_table("gta5", "cityscapes19")[np.asarray(label)])
+    np.testing.assert_array_equal(
+        found["00001"][1], label_table("gta5", get_class_set("cityscapes19"))[np.asarray(label)]
+    )
 
 
 def break_missing(raw):
@@ -151,6 +160,7 @@ def test_bad_files_fail_or_are_skipped_and_the_old_data_set_stays(damage, tmp_pa
     assert sorted(p.name for p in (tmp_path / "data").iterdir()) == ["gta5", "gta5_errors.txt"]
     _, counts, errors = convert("gta5", raw, tmp_path / "data", skip_errors=True)
     assert counts == {"train": 5} and len(errors) == 1
+    assert expected in (tmp_path / "data" / "gta5_errors.txt").read_text()
     assert "00002" not in read(tmp_path / "data", pipeline.Stream("gta5", "train", (64, 36)), "cityscapes19")
 
 
@@ -211,3 +221,170 @@ def test_camvid_converts(tmp_path):
     )
     raw = np.asarray(Image.open(CAMVID / "testannot" / f"{name}.png"))
     np.testing.assert_array_equal(found[name][1], np.where(raw == 11, 255, raw))
+
+
+def command(*arguments, expect=0):
+    """Runs the conversion; returns its output, or its one line of error."""
+    result = subprocess.run(
+        [sys.executable, "scripts/convert_dataset.py", "--workers=1", *map(str, arguments)],
+        capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert result.returncode == expect, result.stdout + result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == (1 if expect else 0)
+    return errors[0] if expect else result.stdout
+
+
+def test_the_command_skips_verifies_and_tells_another_size(tmp_path):
+    raw = raw_trees.gta5(tmp_path / "raw")
+    expected = break_truncated(raw)
+    arguments = ("--dataset=gta5", f"--raw_dir={raw}", f"--data_dir={tmp_path}/data")
+    assert expected in command(*arguments, expect=1)
+    assert [p.name for p in (tmp_path / "data").iterdir()] == ["gta5_errors.txt"]
+    output = command(*arguments, "--on_error=skip", "--resize=32x18", "--verify")
+    assert (
+        "train 5 images" in output and "1 skipped" in output and expected in output and "verified (train 5)" in output
+    )
+    assert "gta5_errors.txt" in output
+    assert "already in" in command(*arguments, "--resize=32x18")
+    error = command(*arguments, expect=1)
+    assert "holds gta5 at 32x18, not at its own size: --overwrite" in error
+    raw_trees.gta5(raw)
+    command(*arguments, "--overwrite")
+    assert not (tmp_path / "data" / "gta5_errors.txt").exists()
+    assert "at its own size, not at 32x18" in command(*arguments, "--resize=32x18", expect=1)
+
+
+def test_a_killed_conversion_leaves_nothing_that_looks_complete(tmp_path):
+    raw, data = raw_trees.gta5(tmp_path / "raw", 400), tmp_path / "data"
+    arguments = ["--dataset=gta5", f"--raw_dir={raw}", f"--data_dir={data}"]
+    process = subprocess.Popen(
+        [sys.executable, "scripts/convert_dataset.py", "--workers=2", *arguments],
+        cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    # Wait for progress, so that it dies in the middle with workers of its own.
+    assert process.stderr.read(10)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    workers = [int(x) for x in children.read_text().split()] if children.exists() else []
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (data / "gta5").exists()
+    with pytest.raises(UserError, match="is not there"):
+        pipeline.num_examples(data, pipeline.Stream("gta5", "train", (64, 36)))
+    for _ in range(100):
+        if not any(Path(f"/proc/{pid}").exists() for pid in workers):
+            break
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    assert "train 400 images" in command(*arguments, "--verify")
+    assert [p.name for p in data.iterdir()] == ["gta5"]
+
+
+def test_a_kill_while_replacing_loses_nothing(tmp_path):
+    raw = raw_trees.gta5(tmp_path / "raw")
+    root, _, _ = convert("gta5", raw, tmp_path / "data")
+    before = {p.name: p.read_bytes() for p in root.iterdir()}
+    root.rename(tmp_path / "data" / ".gta5.replaced")
+    break_missing(raw)
+    with pytest.raises(UserError, match="is missing"):
+        convert("gta5", raw, tmp_path / "data")
+    assert {p.name: p.read_bytes() for p in root.iterdir()} == before
+
+
+def test_nothing_usable_is_no_data_set(tmp_path):
+    raw = raw_trees.gta5(tmp_path / "raw", 2)
+    for path in (raw / "images").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"no image of train can be used \(2 bad"):
+        convert("gta5", raw, tmp_path / "data", skip_errors=True)
+    assert [p.name for p in (tmp_path / "data").iterdir()] == ["gta5_errors.txt"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "city", "gone", "expected"),
+    [
+        ("gta5", "", "images", "images/ and labels/"),
+        ("gta5", "", "labels", "images/ and labels/"),
+        ("synthia", "", "RAND_CITYSCAPES/RGB", "RAND_CITYSCAPES/"),
+        ("synthia", "", "RAND_CITYSCAPES/GT", "GT/LABELS/"),
+        ("cityscapes", "", "leftImg8bit", "leftImg8bit/ and gtFine/"),
+        ("cityscapes", "", "gtFine", "leftImg8bit/ and gtFine/"),
+        ("crosscity", "Rome", "Rome/Labels", "holds Rome/"),
+        ("crosscity", "Rome", "Rome", "holds Rome/"),
+    ],
+)
+def test_a_wrong_level_names_the_expected_folder(dataset, city, gone, expected, tmp_path):
+    raw = getattr(raw_trees, dataset)(tmp_path / "raw")
+    shutil.rmtree(raw / gone)
+    with pytest.raises(UserError, match=f"is not there: --raw_dir must be the folder that .*{expected}"):
+        convert(dataset, raw, tmp_path / "data", city=city)
+    assert not (tmp_path / "data").exists()
+
+
+@settings(max_examples=5, deadline=None)
+@given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=3), seed=st.integers(0, 99))
+def test_own_data_convert_with_a_class_map(sizes, seed):
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        values = {
+            "name": "mine",
+            "classes": [{"name": "a", "ids": [3, 4]}, {"name": "b", "ids": [9]}],
+            "ignored_ids": [0],
+        }
+        (root / "map.json").write_text(json.dumps(values))
+        raw_ids = np.array([0, 3, 4, 9], np.uint8)
+        for i, count in enumerate(sizes):
+            raw_trees.folder(root / "raw", f"split{i}", count, raw_ids[raw_trees.ids(seed, 20, 30, 4)])
+        counts = convert(
+            "folder", root / "raw", root / "data", name="own", class_map=read_class_map(root / "map.json")
+        )[1]
+        assert counts == {f"split{i}": count for i, count in enumerate(sizes)}
+        assert builders.verify(builders.folder(root / "data", "own")) == counts
+        found = read(root / "data", pipeline.Stream("own", "split0", (30, 20)), str(root / "map.json"))
+        expected = np.array([255, 0, 0, 1])[raw_trees.ids(seed, 20, 30, 4)]
+        for _, label in found.values():
+            np.testing.assert_array_equal(label, expected)
+
+
+def test_own_data_are_refused_in_words(tmp_path):
+    raw_trees.folder(tmp_path / "raw", "train", 2, np.full((20, 30), 7, np.uint8))
+    good = tmp_path / "map.json"
+    good.write_text('{"classes": [{"name": "a", "ids": [1]}]}')
+    common = ("--dataset=folder", f"--data_dir={tmp_path}/data")
+    cases = [
+        (("--name=own", f"--raw_dir={tmp_path}/raw"), "--class_map is missing"),
+        (("--name=gta5", f"--raw_dir={tmp_path}/raw", f"--class_map={good}"), "--name=gta5"),
+        (("--name=own", f"--raw_dir={tmp_path}/raw", f"--class_map={good}"), "ids that own does not define: [7]"),
+        (
+            ("--name=own", f"--raw_dir={tmp_path}/raw/train", f"--class_map={good}"),
+            "must be the folder that holds <split>",
+        ),
+        (("--name=own", f"--raw_dir={tmp_path}/raw", f"--class_map={tmp_path}/no.json"), "no.json cannot be read"),
+    ]
+    for arguments, expected in cases:
+        assert expected in command(*common, *arguments, expect=1)
+    with pytest.raises(UserError, match="--dataset=folder --name=own"):
+        pipeline.num_examples(tmp_path, pipeline.Stream("own", "train", (64, 36)))
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([], "must be an object"),
+        ({"classes": []}, "1 to 254 classes"),
+        ({"clases": []}, "must be an object with 'classes'"),
+        ({"classes": [{"name": "a", "ids": []}]}, "'ids' of class 'a'"),
+        ({"classes": [{"name": "a", "ids": [256]}]}, "'ids' of class 'a'"),
+        ({"classes": [{"ids": [1]}]}, "class 0 needs a 'name'"),
+        ({"classes": [{"name": "a", "ids": [1]}, {"name": "a", "ids": [2]}]}, "class 1 needs a 'name' of its own"),
+        ({"classes": [{"name": "a", "ids": [1]}, {"name": "b", "ids": [1]}]}, "raw id 1 of class 'b' is used twice"),
+        ({"classes": [{"name": "a", "ids": [1], "color": [1, 2]}]}, "'color' of class 'a'"),
+        ({"classes": [{"name": "a", "ids": [1]}], "ignored_ids": 0}, "'ignored_ids' must be"),
+        ({"classes": [{"name": "a", "ids": [1]}], "ignored_ids": [1]}, "raw id 1 of class 'a' is used twice"),
+    ],
+)
+def test_a_wrong_class_map_is_refused_by_entry(values, expected, tmp_path):
+    (tmp_path / "map.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"map.json: ") as error:
+        get_class_set(str(tmp_path / "map.json"))
+    assert expected in str(error.value)

@@ -105,7 +105,9 @@ def test_modes_sizes_and_ids(raw: Path, pattern: str, mode: str, size: tuple[int
 def test_gta5_palette_shows_the_classes(raw: Path):
     label = Image.open(next(raw.glob("gta5/labels/*.png")))
     ids, shown = np.asarray(label), np.asarray(label.convert("RGB"))
-    colors = classes.get_class_set("cityscapes19").palette()[classes.label_table("gta5", "cityscapes19")]
+    colors = classes.get_class_set("cityscapes19").palette()[
+        classes.label_table("gta5", classes.get_class_set("cityscapes19"))
+    ]
     np.testing.assert_array_equal(shown[ids == 7], colors[ids[ids == 7]])
     np.testing.assert_array_equal(shown[ids == 11], colors[ids[ids == 11]])
 

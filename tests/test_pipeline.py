@@ -1,6 +1,7 @@
 """The streams: stateless randomness, shares of processes, augmentation against Pillow and NumPy definitions."""
 
 import colorsys
+import functools
 import itertools
 
 import numpy as np
@@ -9,10 +10,11 @@ import raw_trees
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from fada_jax.classes import IGNORE
+from fada_jax.classes import IGNORE, get_class_set
 from fada_jax.errors import UserError
-from input_pipeline import builders, pipeline
+from input_pipeline import builders, pipeline, sampling
 from input_pipeline.pipeline import Augment, Stream
 
 EVERYTHING = Augment(True, (0.5, 1.5), (48, 32), 0.5, 0.5, 0.5, 0.2)
@@ -26,9 +28,9 @@ def data_dir(tmp_path_factory):
     return root
 
 
-def batches(data_dir, count, start_step=0, augment=EVERYTHING, **options):
-    options = {"class_set": "cityscapes19", "batch_size": 4, "seed": 3, **options}
-    stream = Stream("gta5", "train", (64, 36), augment=augment)
+def batches(data_dir, count, start_step=0, augment=EVERYTHING, sampling="uniform", **options):
+    options = {"class_set": get_class_set("cityscapes19"), "batch_size": 4, "seed": 3, **options}
+    stream = Stream("gta5", "train", (64, 36), augment=augment, sampling=sampling)
     found = pipeline.train_batches(data_dir, stream, start_step=start_step, **options)
     return list(itertools.islice(found, count))
 
@@ -66,7 +68,7 @@ def test_every_epoch_holds_every_image_once(data_dir):
 
 def test_evaluation_counts_every_image_once_and_pads(data_dir):
     stream = Stream("gta5", "train", (32, 18))
-    found = list(pipeline.eval_batches(data_dir, stream, class_set="cityscapes19", batch_size=4))
+    found = list(pipeline.eval_batches(data_dir, stream, class_set=get_class_set("cityscapes19"), batch_size=4))
     assert [b["mask"].tolist() for b in found] == [[True] * 4, [True] * 3 + [False]]
     assert [n for b in found for n in b["name"]] == [f"{i:05d}" for i in range(1, 8)] + [""]
     assert found[0]["image"].shape == (4, 18, 32, 3) and found[0]["label"].shape == (4, 36, 64)
@@ -160,7 +162,7 @@ def test_pseudo_labels_replace_the_labels(data_dir, tmp_path):
     maps = {f"{i:05d}": np.full((18, 32), i, np.uint8) for i in range(1, 8)}
     assert pipeline.write_pseudo_labels(tmp_path / "p.tfrecord", maps.items()) == 7
     stream = Stream("gta5", "train", (64, 36), labels=False, pseudo_labels=str(tmp_path / "p.tfrecord"))
-    options = {"class_set": "cityscapes19", "batch_size": 7, "seed": 0}
+    options = {"class_set": get_class_set("cityscapes19"), "batch_size": 7, "seed": 0}
     batch = next(pipeline.train_batches(data_dir, stream, **options))
     assert batch["label"].shape == (7, 36, 64)
     for image, label in zip(batch["image"], batch["label"], strict=True):
@@ -168,3 +170,89 @@ def test_pseudo_labels_replace_the_labels(data_dir, tmp_path):
     pipeline.write_pseudo_labels(tmp_path / "p.tfrecord", list(maps.items())[:3])
     with pytest.raises(UserError, match="has no label for"):
         next(pipeline.train_batches(data_dir, stream, **options))
+
+
+def class_counts(seed, images=40, classes=6):
+    """Pixels per image and class; the last class is in no image, every image holds another."""
+    random = np.random.default_rng(seed)
+    counts = random.integers(1, 500, (images, classes)) * (random.random((images, classes)) < 0.3)
+    counts[np.arange(images), random.integers(0, classes - 1, images)] += 10
+    counts[:, -1] = 0
+    return counts
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**31 - 1), run=st.integers(0, 10**6))
+def test_runs_depend_on_their_key_alone(seed, run):
+    counts = class_counts(seed)
+    for draw in (sampling.balanced_run, functools.partial(sampling.rare_run, temperature=0.05)):
+        order = draw(counts, [seed, run])
+        assert order.shape == (sampling.RUN,) and order.dtype == np.int64
+        assert 0 <= order.min() and order.max() < len(counts)
+        np.testing.assert_array_equal(order, draw(counts, [seed, run]))
+        assert (order != draw(counts, [seed, run + 1])).any()
+
+
+def test_balanced_draws_follow_the_released_weights():
+    # One class an image tells which class was drawn; class sizes differ 40-fold.
+    classes = np.repeat(np.arange(4), (80, 40, 20, 2))
+    counts = np.eye(5, dtype=np.int64)[classes] * 7
+    excess, variance = np.zeros(5), np.zeros(5)
+    for run in range(6):
+        order, drawn = sampling.balanced_run(counts, [1, run]), np.zeros(5)
+        for image in order:
+            share = drawn / max(drawn.sum(), 1)
+            weights = np.where(np.arange(5) < 4, 1 / np.log(1.01 + share), 0)
+            probability = weights / weights.sum()
+            drawn[classes[image]] += 1
+            excess += np.eye(5)[classes[image]] - probability
+            variance += probability * (1 - probability)
+        # Every image of a class comes before any comes again.
+        for k in range(4):
+            times = np.bincount(order, minlength=len(classes))[classes == k]
+            assert times.max() - times.min() <= 1
+    assert (np.abs(excess[:4]) < 4 * np.sqrt(variance[:4])).all() and excess[4] == 0
+
+
+def test_rare_draws_follow_the_softmax():
+    classes = np.repeat(np.arange(3), (60, 30, 10))
+    counts = np.eye(4, dtype=np.int64)[classes] * 5
+    drawn = sum(np.bincount(classes[sampling.rare_run(counts, [2, r], 0.5)], minlength=3) for r in range(8))
+    weights = np.exp((1 - np.array([0.6, 0.3, 0.1])) / 0.5)
+    expected = drawn.sum() * weights / weights.sum()
+    assert ((drawn - expected) ** 2 / expected).sum() < 18.4  # Chi-square, 2 degrees of freedom, p = 1e-4.
+
+
+@pytest.mark.parametrize("kind", sampling.KINDS)
+def test_every_sampling_resumes_at_step_1000_and_is_shared(data_dir, kind):
+    found = {"sampling": kind, "augment": Augment(flip=True)}
+    whole = batches(data_dir, 1002, **found)
+    assert_equal(whole[1000:], batches(data_dir, 2, start_step=1000, **found))
+    parts = [batches(data_dir, 2, start_step=1000, process_index=i, process_count=4, **found) for i in range(4)]
+    joined = [{k: np.concatenate([p[k] for p in share]) for k in share[0]} for share in zip(*parts, strict=True)]
+    assert_equal(whole[1000:], joined)
+
+
+def test_sampling_by_class_prefers_images_with_rare_classes(tmp_path):
+    raw = raw_trees.gta5(tmp_path / "raw", 12)
+    for i in range(1, 13):
+        label = np.full((36, 64), 7 if i > 1 else 33, np.uint8)  # Road everywhere; one image of a bicycle.
+        Image.fromarray(label).save(raw / "labels" / f"{i:05d}.png")
+    builders.convert(builders.Conversion("gta5", raw), tmp_path)
+    share = {}
+    for kind in sampling.KINDS:
+        labels = np.concatenate([b["label"] for b in batches(tmp_path, 60, sampling=kind, augment=Augment())])
+        share[kind] = (labels == 18).mean()
+    assert share["uniform"] == pytest.approx(1 / 12) and share["balanced"] > 0.35 and share["rare"] > 0.9
+
+
+def test_sampling_that_cannot_be_is_refused(data_dir):
+    with pytest.raises(UserError, match="sampling='classes': one of uniform, balanced, rare"):
+        pipeline.check(data_dir, Stream("gta5", "train", (64, 36), sampling="classes"), get_class_set("cityscapes19"))
+    with pytest.raises(UserError, match="sampling='rare' needs labels"):
+        pipeline.check(
+            data_dir, Stream("gta5", "train", (64, 36), sampling="rare", labels=False), get_class_set("cityscapes19")
+        )
+    with pytest.raises(UserError, match="sampling_temperature=0"):
+        stream = Stream("gta5", "train", (64, 36), sampling="rare", sampling_temperature=0)
+        pipeline.check(data_dir, stream, get_class_set("cityscapes19"))

@@ -1,0 +1,103 @@
+"""Shows what a converted data set holds: counts, class frequencies, and a contact sheet of images and labels.
+
+  python scripts/inspect_dataset.py --dataset=gta5 --data_dir=DATA
+  python scripts/inspect_dataset.py --dataset=crosscity --city=Rome --split=test --class_set=crosscity13 \\
+      --data_dir=DATA --output=rome.png
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from PIL import Image
+
+from fada_jax import classes, cli, images
+from fada_jax.classes import ClassSet
+from fada_jax.errors import UserError
+
+
+def choose_class_set(dataset: str, root: Path, name: str) -> ClassSet:
+    """The class set called ``name``; without one a user's own, else the first of ours that the labels give.
+
+    Raises:
+      UserError: no such class set.
+    """
+    from input_pipeline import builders
+
+    if name:
+        try:
+            return classes.get_class_set(name)
+        except ValueError as error:
+            raise UserError(f"--class_set={name}: {error}") from error
+    if dataset not in classes.ENCODINGS:
+        return classes.parse_class_map(builders.description(root)["class_map"], root)[0]
+    labelled = set(classes.ENCODINGS[dataset].ids.values())
+    return next(s for s in classes.CLASS_SETS.values() if labelled >= set(s.names))
+
+
+def frequency_table(counts: np.ndarray, class_set: ClassSet) -> str:
+    """A line a class: its share of the labelled pixels, and the images that hold it.
+
+    Args:
+      counts: int64 [N, K + 1], pixels per image and class; the last column is ignored pixels.
+      class_set: names of the K classes.
+    """
+    labelled = max(int(counts[:, :-1].sum()), 1)
+    lines = [f"  {'class':<14}{'pixels':>16}{'share':>10}{'images':>9}"]
+    for name, column in zip(class_set.names, counts.T, strict=False):
+        share = 100 * int(column.sum()) / labelled
+        lines.append(f"  {name:<14}{int(column.sum()):>16,}{share:>9.3f}%{int((column > 0).sum()):>9,}")
+    ignored = int(counts[:, -1].sum())
+    lines.append(f"  {'(ignored)':<14}{ignored:>16,}{100 * ignored / max(int(counts.sum()), 1):>9.3f}% of all pixels")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> None:
+    from input_pipeline import builders, pipeline
+
+    if arguments:
+        raise UserError(f"unexpected argument {arguments[0]!r}: this command takes flags only")
+    options = flags.FLAGS
+    root = builders.folder(options.data_dir, options.dataset, options.city)
+    splits = sorted(path.name.removesuffix("_index.npz") for path in root.glob("*_index.npz"))
+    if options.split or not splits:
+        pipeline.num_examples(options.data_dir, pipeline.Stream(options.dataset, options.split, (0, 0), options.city))
+        splits = [options.split]
+    class_set = choose_class_set(options.dataset, root, options.class_set)
+    output, sheets = Path(options.output), []
+    for split in splits:
+        stream = pipeline.Stream(options.dataset, split, (options.width, 0), city=options.city)
+        counts = pipeline.class_counts(options.data_dir, stream, class_set)
+        records = pipeline.num_examples(options.data_dir, stream)
+        print(f"{root} {split}: {records:,} images" + ("" if counts is not None else ", unlabelled"))
+        if counts is not None:
+            print(frequency_table(counts, class_set))
+        sheets += pipeline.examples(
+            options.data_dir, stream, class_set, np.linspace(0, records - 1, min(options.images, records)).astype(int)
+        )
+    size = (options.width, round(options.width * sheets[0][0].shape[0] / sheets[0][0].shape[1]))
+    rows = []
+    for image, label in sheets:
+        image = images.resize_image(image, size)
+        color = np.zeros((1, 1, 3), np.uint8) if label is None else images.colorize(label, class_set)
+        color = np.asarray(Image.fromarray(color).resize(size, Image.Resampling.NEAREST))
+        overlay = image if label is None else np.rint(0.5 * image + 0.5 * color).astype(np.uint8)
+        rows.append((image, color, overlay))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    images.panel(("image", "label", "overlay"), rows, class_set).save(output, "png")
+    print(f"contact sheet ({', '.join(splits)}): {output}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("dataset", None, "Which converted data set.")
+    flags.DEFINE_string("data_dir", None, "Where the TFRecords are.")
+    flags.DEFINE_string("city", "", "Cross-City only.")
+    flags.DEFINE_string("split", "", "One split; default: all.")
+    flags.DEFINE_string("class_set", "", "Classes to show, a name or a class map; default: what the labels give.")
+    flags.DEFINE_string("output", "sheet.png", "PNG to write.")
+    flags.DEFINE_integer("images", 6, "Images of each split on the sheet.", lower_bound=1)
+    flags.DEFINE_integer("width", 256, "Width of an image on the sheet.", lower_bound=16)
+    flags.mark_flags_as_required(["dataset", "data_dir"])
+    cli.run(main)

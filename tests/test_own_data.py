@@ -1,0 +1,93 @@
+"""A user's own pair of domains: folders and a class map -> conversion -> a look -> training -> score -> prediction."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import raw_trees
+from PIL import Image
+
+from fada_jax import checkpoints
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "examples" / "own_pair"
+
+
+def command(*arguments, expect=0):
+    """Runs a command from the repository root; returns its output, or its one line of error."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    result = subprocess.run(
+        [sys.executable, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, env=environment
+    )
+    assert result.returncode == expect, result.stdout[-2000:] + result.stderr[-4000:]
+    if expect:
+        errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+        assert len(errors) == 1 and "Traceback" not in result.stderr, result.stderr
+        return errors[0]
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    root = tmp_path_factory.mktemp("own")
+    label = raw_trees.ids(5, 72, 128, 5)
+    raw_trees.folder(root / "rendered", "train", 4, label, (72, 128))
+    raw_trees.folder(root / "photos", "train", 3, None, (64, 128))
+    raw_trees.folder(root / "photos", "val", 2, label[:64], (64, 128))
+    for name in ("rendered", "photos"):
+        command(
+            "scripts/convert_dataset.py", "--dataset=folder", f"--name={name}", f"--raw_dir={root}/{name}",
+            f"--class_map={EXAMPLE}/classes.json", f"--data_dir={root}/data", "--workers=1",
+        )  # fmt: skip
+    return root / "data"
+
+
+def test_own_data_train_and_evaluate_without_touching_the_package(data_dir, tmp_path):
+    example = tmp_path / "example"
+    shutil.copytree(EXAMPLE, example, ignore=shutil.ignore_patterns("__pycache__"))
+    train = (
+        "-m", "fada_jax.train", f"--config={example}/config.py:size=miniature", f"--workdir={tmp_path}/w",
+        f"--config.data_dir={data_dir}", "--config.source.sampling=balanced", "--config.checkpoint_every=2",
+    )  # fmt: skip
+    command(*train, "--config.total_steps=2")
+    # Another order of classes is another model.
+    values = json.loads((example / "classes.json").read_text())
+    (example / "classes.json").write_text(json.dumps({**values, "classes": values["classes"][::-1]}))
+    assert "class_set: ['path', 'plants', 'sky'] there" in command(*train, "--config.total_steps=4", expect=1)
+    # The checkpoint carries the classes; the example may go.
+    shutil.rmtree(example)
+    model = checkpoints.load_model(tmp_path / "w")
+    assert model.class_set.names == ("path", "plants", "sky") and model.class_set.colors[0] == (128, 64, 128)
+    command("-m", "fada_jax.evaluate", f"--workdir={tmp_path}/w", f"--output={tmp_path}/scores.json")
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert list(scores["iou"]) == ["path", "plants", "sky"] and scores["class_set"] == "path3"
+    Image.fromarray(raw_trees.picture(0, 64, 128)).save(tmp_path / "x.png")
+    command("-m", "fada_jax.predict", f"--workdir={tmp_path}/w", f"--out={tmp_path}/p", tmp_path / "x.png")
+    assert np.asarray(Image.open(tmp_path / "p" / "x_label.png")).max() <= 2
+
+
+def test_inspection_prints_frequencies_and_writes_a_sheet(data_dir, tmp_path):
+    inspect = ("scripts/inspect_dataset.py", f"--data_dir={data_dir}", f"--output={tmp_path}/sheet.png")
+    output = command(*inspect, "--dataset=photos", "--images=2", "--width=128")
+    assert "train: 3 images, unlabelled" in output and "val: 2 images" in output
+    label = raw_trees.ids(5, 72, 128, 5)[:64]
+    for name, ids in (("path", (1, 2)), ("plants", (3,)), ("sky", (4,))):
+        pixels = 2 * int(np.isin(label, ids).sum())
+        share = 100 * pixels / (2 * int((label > 0).sum()))
+        line = next(line for line in output.splitlines() if line.split()[:1] == [name])
+        assert line.split()[1:] == [f"{pixels:,}", f"{share:.3f}%", "2"]
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        sheet = np.asarray(sheet.convert("RGB"))
+    # Third row, second column: the coloured label of the first labelled image, at twice its size.
+    top, left = 20 + 2 * (128 + 6), 6 + (256 + 6)
+    shown = sheet[top : top + 128 : 2, left : left + 256 : 2]
+    assert (shown[label == 4] == (70, 130, 180)).all() and (shown[label == 0] == 0).all()
+    assert "no split 'nope': one of train, val" in command(*inspect, "--dataset=photos", "--split=nope", expect=1)
+    assert "convert_dataset.py" in command(*inspect, "--dataset=gta5", expect=1)
+    assert "no labels for road" in command(*inspect, "--dataset=photos", "--class_set=cityscapes19", expect=1)
+    assert "--class_set=x" in command(*inspect, "--dataset=photos", "--class_set=x", expect=1)
