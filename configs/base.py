@@ -82,9 +82,7 @@ def get_config(arguments: ConfigDict) -> ConfigDict:
     config.stage = stage
     config.method = method
     config.size = arguments.size  # 'released' or 'miniature'.
-    config.class_set = (
-        "cityscapes19"  # Classes trained and scored: a set of fada_jax/classes.py or a class map (.json).
-    )
+    config.class_set = "cityscapes19"  # Classes trained and scored: of fada_jax/classes.py, or a class map (.json).
     config.total_steps = 40_000 if adversarial else 20_000
     config.batch_size = 8  # Global; adversarial stage: half source, half target.
     config.accumulate_steps = 1  # Micro-batches that a batch is worked through in, where it does not fit at once.

@@ -1,8 +1,8 @@
 """Class tables: what each raw label id means, and the class sets that models are trained and scored on.
 
-One literal table per raw encoding and per class set; every lookup is derived from them. A user's own data bring both in
-a class map, a JSON file, and nothing here changes. Labels inside a model's class
-set run from 0 to K - 1; pixels that belong to no class carry ``IGNORE`` and never count.
+One literal table per raw encoding and per class set; every lookup is derived from them. A user's own data bring both
+in a class map, a JSON file, and nothing here changes. Labels inside a model's class set run from 0 to K - 1; pixels
+that belong to no class carry ``IGNORE`` and never count.
 """
 
 from __future__ import annotations
