@@ -1,7 +1,6 @@
 """Raw layouts -> TFRecords -> batches, pixel for pixel against direct reading, and every bad input."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import raw_trees
+from commands import ROOT, command, environment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -21,7 +21,6 @@ from fada_jax.classes import ENCODINGS, IGNORE, get_class_set, label_table, read
 from fada_jax.errors import UserError
 from input_pipeline import builders, pipeline
 
-ROOT = Path(__file__).parents[1]
 CAMVID = ROOT.parent / "shared" / "data" / "camvid"
 
 
@@ -173,13 +172,8 @@ def test_the_command_reports_wrong_folders_in_one_line(tmp_path):
         (tmp_path / "nowhere", "no such folder"),
     ]
     for folder, expected in cases:
-        result = subprocess.run(
-            [sys.executable, "scripts/convert_dataset.py", "--dataset=gta5", f"--raw_dir={folder}",
-             f"--data_dir={tmp_path}/data"],
-            capture_output=True, text=True, cwd=ROOT,
-        )  # fmt: skip
-        errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
-        assert result.returncode == 1 and len(errors) == 1 and expected in errors[0], result.stderr
+        arguments = ("--dataset=gta5", f"--raw_dir={folder}", f"--data_dir={tmp_path}/data")
+        assert expected in run(*arguments, expect=1)
     assert not (tmp_path / "data" / "gta5").exists()
 
 
@@ -223,36 +217,28 @@ def test_camvid_converts(tmp_path):
     np.testing.assert_array_equal(found[name][1], np.where(raw == 11, 255, raw))
 
 
-def command(*arguments, expect=0):
-    """Runs the conversion; returns its output, or its one line of error."""
-    result = subprocess.run(
-        [sys.executable, "scripts/convert_dataset.py", "--workers=1", *map(str, arguments)],
-        capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert result.returncode == expect, result.stdout + result.stderr
-    errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
-    assert len(errors) == (1 if expect else 0)
-    return errors[0] if expect else result.stdout
+def run(*arguments, expect=0):
+    return command("scripts/convert_dataset.py", "--workers=1", *arguments, expect=expect)
 
 
 def test_the_command_skips_verifies_and_tells_another_size(tmp_path):
     raw = raw_trees.gta5(tmp_path / "raw")
     expected = break_truncated(raw)
     arguments = ("--dataset=gta5", f"--raw_dir={raw}", f"--data_dir={tmp_path}/data")
-    assert expected in command(*arguments, expect=1)
+    assert expected in run(*arguments, expect=1)
     assert [p.name for p in (tmp_path / "data").iterdir()] == ["gta5_errors.txt"]
-    output = command(*arguments, "--on_error=skip", "--resize=32x18", "--verify")
+    output = run(*arguments, "--on_error=skip", "--resize=32x18", "--verify")
     assert (
         "train 5 images" in output and "1 skipped" in output and expected in output and "verified (train 5)" in output
     )
     assert "gta5_errors.txt" in output
-    assert "already in" in command(*arguments, "--resize=32x18")
-    error = command(*arguments, expect=1)
+    assert "already in" in run(*arguments, "--resize=32x18")
+    error = run(*arguments, expect=1)
     assert "holds gta5 at 32x18, not at its own size: --overwrite" in error
     raw_trees.gta5(raw)
-    command(*arguments, "--overwrite")
+    run(*arguments, "--overwrite")
     assert not (tmp_path / "data" / "gta5_errors.txt").exists()
-    assert "at its own size, not at 32x18" in command(*arguments, "--resize=32x18", expect=1)
+    assert "at its own size, not at 32x18" in run(*arguments, "--resize=32x18", expect=1)
 
 
 def test_a_killed_conversion_leaves_nothing_that_looks_complete(tmp_path):
@@ -260,7 +246,7 @@ def test_a_killed_conversion_leaves_nothing_that_looks_complete(tmp_path):
     arguments = ["--dataset=gta5", f"--raw_dir={raw}", f"--data_dir={data}"]
     process = subprocess.Popen(
         [sys.executable, "scripts/convert_dataset.py", "--workers=2", *arguments],
-        cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment(),
     )  # fmt: skip
     # Wait for progress, so that it dies in the middle with workers of its own.
     assert process.stderr.read(10)
@@ -276,7 +262,7 @@ def test_a_killed_conversion_leaves_nothing_that_looks_complete(tmp_path):
             break
         time.sleep(0.1)
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
-    assert "train 400 images" in command(*arguments, "--verify")
+    assert "train 400 images" in run(*arguments, "--verify")
     assert [p.name for p in data.iterdir()] == ["gta5"]
 
 
@@ -362,7 +348,7 @@ def test_own_data_are_refused_in_words(tmp_path):
         (("--name=own", f"--raw_dir={tmp_path}/raw", f"--class_map={tmp_path}/no.json"), "no.json cannot be read"),
     ]
     for arguments, expected in cases:
-        assert expected in command(*common, *arguments, expect=1)
+        assert expected in run(*common, *arguments, expect=1)
     with pytest.raises(UserError, match="--dataset=folder --name=own"):
         pipeline.num_examples(tmp_path, pipeline.Stream("own", "train", (64, 36)))
 

@@ -1,20 +1,16 @@
 """The whole road as users run it, at a few steps: raw images -> TFRecords -> three stages -> table; and its errors."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from commands import command
 from PIL import Image
 
 from fada_jax import checkpoints
 
-ROOT = Path(__file__).parents[1]
 CONFIG = "configs/gta5_to_cityscapes.py:size=miniature"
 
 
@@ -24,20 +20,6 @@ def compiled(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
         yield
-
-
-def command(*arguments, expect=0):
-    """Runs a command from the repository root; returns its output, or its one line of error."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    result = subprocess.run(
-        [sys.executable, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, env=environment
-    )
-    assert result.returncode == expect, result.stdout[-2000:] + result.stderr[-4000:]
-    if expect:
-        errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
-        assert len(errors) == 1 and "Traceback" not in result.stderr, result.stderr
-        return errors[0]
-    return result.stdout
 
 
 @pytest.fixture(scope="module")

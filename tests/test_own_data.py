@@ -1,35 +1,17 @@
 """A user's own pair of domains: folders and a class map -> conversion -> a look -> training -> score -> prediction."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import raw_trees
+from commands import ROOT, command
 from PIL import Image
 
 from fada_jax import checkpoints
 
-ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "own_pair"
-
-
-def command(*arguments, expect=0):
-    """Runs a command from the repository root; returns its output, or its one line of error."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    result = subprocess.run(
-        [sys.executable, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, env=environment
-    )
-    assert result.returncode == expect, result.stdout[-2000:] + result.stderr[-4000:]
-    if expect:
-        errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
-        assert len(errors) == 1 and "Traceback" not in result.stderr, result.stderr
-        return errors[0]
-    return result.stdout
 
 
 @pytest.fixture(scope="module")

@@ -1,31 +1,28 @@
 """Two real processes on this machine against one: the same training, checkpoints that either reads, the same scores."""
 
 import json
-import os
 import shutil
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import raw_trees
+from commands import ROOT, environment
 
 from fada_jax import checkpoints
 from input_pipeline import builders
 
-ROOT = Path(__file__).parents[1]
 CONFIG = "configs/gta5_to_cityscapes.py:size=miniature,stage=adversarial"
 
 
 def start(*arguments):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
         [sys.executable, "-m", *map(str, arguments)],
         cwd=ROOT,
-        env=environment,
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
