@@ -90,6 +90,8 @@ def get_config(arguments: ConfigDict) -> ConfigDict:
     config.checkpoint_every = 2_000  # Steps between checkpoints.
     config.keep_checkpoints = 5  # The last ones that are kept.
     config.log_every = 50  # Steps between log lines; nothing is fetched from the device in between.
+    config.log_images = 4  # Target images whose predictions TensorBoard shows at each checkpoint; 0: none.
+    config.wandb = ""  # Project of Weights & Biases that receives the logs too; empty: none.
     config.init_from = ""  # Workdir whose weights start the stage; empty: random initialisation.
     config.teacher_from = ""  # Self-distillation: workdir of the adapted model that labels the target images.
     config.num_devices = 0  # Devices in all; 0: every one there is.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ _FREE_ON_RESUME = (
     "num_devices",
     "mesh",
     "eval_batch_size",
+    "log_images",
+    "wandb",
 )
 
 
@@ -112,7 +115,7 @@ def refuse_other_config(old: dict[str, Any], new: dict[str, Any], where: str | P
     Raises:
       UserError: naming every key that matters, with both values.
     """
-    before, now = _flat(old), _flat(new)
+    before, now = flat(old), flat(new)
     changed = [
         f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
         for key in sorted(before.keys() | now.keys())
@@ -122,8 +125,9 @@ def refuse_other_config(old: dict[str, Any], new: dict[str, Any], where: str | P
         raise UserError(f"{where} belongs to another config ({'; '.join(changed)}): use another --workdir")
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested config as ``{"model.norm": ..., ...}``."""
+    result: dict[str, Any] = {}
     for key, value in tree.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return result

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import math
-import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from absl import flags
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from fada_jax import checkpoints, classes, cli, inference, loop, settings, sharding, steps
+from fada_jax import checkpoints, classes, cli, inference, loop, run_log, settings, sharding, steps
 from fada_jax.errors import UserError
 from fada_jax.models import Segmenter
 
@@ -135,6 +135,43 @@ def make_stream(config: ConfigDict, *, labels: bool = True, augment: bool = True
         labels=labels and not pseudo_labels,
         pseudo_labels=pseudo_labels,
     )
+
+
+def check_streams(config: ConfigDict, pseudo_labels: str, class_set: classes.ClassSet, mesh: Any) -> None:
+    """Refuses streams of a stage that cannot be read or that the mesh cannot split.
+
+    Raises:
+      UserError: see above.
+    """
+    from input_pipeline import pipeline
+
+    for stream, size in streams(config, pseudo_labels).values():
+        sharding.check_batch("config.batch_size (per stream)", size, mesh, config.accumulate_steps)
+        sharding.check_height(f"{stream.dataset}/{stream.split}", (stream.augment.crop or stream.size)[1], mesh)
+        pipeline.check(config.data_dir, stream, class_set)
+
+
+def read_batches(
+    config: ConfigDict, pseudo_labels: str, class_set: classes.ClassSet, start: int
+) -> Iterator[dict[str, Any]]:
+    """This process's share of the stage's batches from step ``start`` on."""
+    from input_pipeline import pipeline
+
+    iterators = {
+        name: pipeline.train_batches(
+            config.data_dir,
+            stream,
+            class_set=class_set,
+            batch_size=size,
+            seed=config.seed,
+            start_step=start,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        for name, (stream, size) in streams(config, pseudo_labels).items()
+    }
+    for parts in zip(*iterators.values(), strict=False):
+        yield dict(zip(iterators, parts, strict=True))
 
 
 def batch_shapes(config: ConfigDict) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
@@ -337,12 +374,20 @@ def make_pseudo_labels(
     log(f"labelled {count} target images with step {model.step} of {config.teacher_from}: {path}")
 
 
-def train(config: ConfigDict, workdir: str | Path, *, log: Callable[[str], None] = print) -> States:
+def train(
+    config: ConfigDict,
+    workdir: str | Path,
+    *,
+    batches: Iterable[Mapping[str, Any]] | None = None,
+    log: Callable[[str], None] = print,
+) -> States:
     """Trains a stage to ``config.total_steps`` in ``workdir``, from its last checkpoint where there is one.
 
     Args:
       config: of ``configs/``.
       workdir: receives ``checkpoints/``, ``config.json``, ``metrics.jsonl`` and TensorBoard events.
+      batches: one batch a step from step 0 on, shaped like ``batch_shapes``, instead of the config's data sets; those
+        that a resumed run has used already are passed over. Self-distillation finds its pseudo labels in them.
       log: receives the progress lines.
 
     Returns:
@@ -351,8 +396,6 @@ def train(config: ConfigDict, workdir: str | Path, *, log: Callable[[str], None]
     Raises:
       UserError: anything the user can mend; the last checkpoint is kept.
     """
-    from input_pipeline import pipeline
-
     settings.check(config)
     workdir = Path(workdir).absolute()
     mesh = sharding.make_mesh(config.num_devices, **config.mesh)
@@ -371,12 +414,10 @@ def train(config: ConfigDict, workdir: str | Path, *, log: Callable[[str], None]
     # Everything that can be refused is refused here, before anything is written.
     pseudo_labels = str(workdir / "pseudo_labels.tfrecord") if config.stage == "self_distillation" else ""
     teacher = None
-    if pseudo_labels and not Path(pseudo_labels).exists():
-        teacher = load_teacher(config)
-    for stream, size in streams(config, pseudo_labels).values():
-        sharding.check_batch("config.batch_size (per stream)", size, mesh, config.accumulate_steps)
-        sharding.check_height(f"{stream.dataset}/{stream.split}", (stream.augment.crop or stream.size)[1], mesh)
-        pipeline.check(config.data_dir, stream, class_set)
+    if batches is None:
+        if pseudo_labels and not Path(pseudo_labels).exists():
+            teacher = load_teacher(config)
+        check_streams(config, pseudo_labels, class_set, mesh)
     states = initial_states(config, mesh)
     if start:
         states = checkpoints.restore_states(workdir, start, states, jax.tree.map(lambda x: x.sharding, states))
@@ -391,49 +432,58 @@ def train(config: ConfigDict, workdir: str | Path, *, log: Callable[[str], None]
             make_pseudo_labels(config, teacher, pseudo_labels, log)
     multihost_utils.sync_global_devices("workdir")
     put = functools.partial(sharding.put_batch, mesh=mesh)
-    iterators = {
-        name: pipeline.train_batches(
-            config.data_dir,
-            stream,
-            class_set=class_set,
-            batch_size=size,
-            seed=config.seed,
-            start_step=start,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        for name, (stream, size) in streams(config, pseudo_labels).items()
-    }
-    names = tuple(iterators)
-    batches = (dict(zip(names, parts, strict=True)) for parts in zip(*iterators.values(), strict=False))
+    given = batches is not None
+    batches = itertools.islice(batches, start, None) if given else read_batches(config, pseudo_labels, class_set, start)
     batches = loop.prefetch(batches, lambda batch: {name: put(part) for name, part in batch.items()})
     step_fn = jax.jit(
         make_step(config),
         donate_argnums=0,
         out_shardings=(jax.tree.map(lambda x: x.sharding, states), sharding.replicated(mesh)),
     )
+    picture = None if given else target_pictures(config, class_set, mesh, log)
     plan = loop.Plan(start, config.total_steps, config.log_every, config.checkpoint_every)
     log(
         f"{config.stage} ({config.method}): steps {start} to {config.total_steps}, global batch {config.batch_size} on "
         f"{mesh.size} {jax.default_backend()} device(s)"
     )
     with contextlib.ExitStack() as stack:
-        report = stack.enter_context(metrics_log(workdir, plan, f"{config.stage}", log))
+        run = stack.enter_context(run_log.open_log(workdir, plan, plain_config, log))
         should_stop = stack.enter_context(stop_signals(config.log_every))
         writer = stack.enter_context(checkpoints.manager(workdir, keep=config.keep_checkpoints))
+
+        def on_checkpoint(step: int, states: States) -> None:
+            checkpoints.save(writer, step, states, meta)
+            if picture:
+                run.picture(step, picture(states["generator"].variables))
+
         states, step = loop.fit(
             states,
             step_fn,
             batches,
             plan,
-            on_log=report,
-            on_checkpoint=lambda step, states: checkpoints.save(writer, step, states, meta),
+            on_log=run.metrics,
+            on_checkpoint=on_checkpoint,
             should_stop=should_stop,
         )
         writer.wait_until_finished()
     if step < config.total_steps:
         raise UserError(f"stopped at step {step} of {config.total_steps}, saved: run the same command again to go on")
     return states
+
+
+def target_pictures(
+    config: ConfigDict, class_set: classes.ClassSet, mesh: Any, log: Callable[[str], None]
+) -> Callable[[Any], np.ndarray] | None:
+    """``run_log.target_pictures`` of the config's target; None where none are wanted or the target is not there."""
+    if not config.log_images:
+        return None
+    stream = make_stream(config.target, labels=False, augment=False)
+    model = settings.model_spec(config), class_set, settings.preprocessing(config)
+    try:
+        return run_log.target_pictures(config.data_dir, stream, *model, config.log_images, mesh)
+    except UserError as error:
+        log(f"TensorBoard gets no target images: {error}")
+        return None
 
 
 @contextlib.contextmanager
@@ -458,39 +508,6 @@ def stop_signals(every: int) -> Iterator[Callable[[int], bool]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def metrics_log(
-    workdir: Path, plan: loop.Plan, title: str, log: Callable[[str], None]
-) -> Iterator[Callable[[int, dict[str, float]], None]]:
-    """Reports to the terminal, ``metrics.jsonl`` and TensorBoard; lines beyond the resumed step are dropped."""
-    from tensorboardX import SummaryWriter
-
-    if jax.process_index():
-        yield lambda step, values: None
-        return
-    path = workdir / "metrics.jsonl"
-    kept = []
-    if path.exists():
-        kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] <= plan.start]
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(line + "\n" for line in kept))
-    os.replace(partial, path)
-    began = time.perf_counter()
-    with SummaryWriter(str(workdir), purge_step=plan.start + 1) as board, path.open("a") as file:
-
-        def report(step: int, values: dict[str, float]) -> None:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-            file.flush()
-            for key, value in values.items():
-                board.add_scalar(key, value, step)
-            remaining = (time.perf_counter() - began) / (step - plan.start) * (plan.total - step)
-            shown = "  ".join(f"{key} {value:.4f}" for key, value in values.items() if key.startswith("loss"))
-            rate = f"{values['steps_per_second']:.2f} steps/s"
-            log(f"{title} {step:>6}/{plan.total}  {shown}  {rate}  {remaining / 60:.1f} min left")
-
-        yield report
 
 
 def main(arguments: list[str]) -> None:

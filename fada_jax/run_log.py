@@ -1,0 +1,174 @@
+"""What a run writes down while it trains: terminal, metrics.jsonl, TensorBoard, and Weights & Biases where asked.
+
+``tensorboard --logdir W`` shows scalars, the config as hyperparameters, and predictions on the same target images at
+every checkpoint. ``config.wandb`` sends the same to Weights & Biases (extra ``wandb``; WANDB_MODE=offline keeps it in
+the workdir).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fada_jax import images, inference, loop, settings, sharding
+from fada_jax.classes import ClassSet
+from fada_jax.errors import UserError
+from fada_jax.models import ModelSpec, Segmenter
+from fada_jax.preprocessing import Preprocessing
+
+
+@dataclasses.dataclass(frozen=True)
+class RunLog:
+    """Where a loop reports to.
+
+    Attributes:
+      metrics: called with the step and its metrics; what ``loop.fit`` takes as ``on_log``.
+      picture: called with the step and a uint8 [H, W, 3] picture.
+    """
+
+    metrics: Callable[[int, dict[str, float]], None]
+    picture: Callable[[int, np.ndarray], None]
+
+
+def memory() -> dict[str, float]:
+    """Peak memory so far in GiB: ``host_memory`` of this process, ``device_memory`` where the backend tells it."""
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes there, KiB elsewhere.
+    result = {"host_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in statistics:
+        result["device_memory"] = statistics["peak_bytes_in_use"] / 2**30
+    return result
+
+
+def target_pictures(
+    data_dir: str,
+    stream: Any,
+    spec: ModelSpec,
+    class_set: ClassSet,
+    preprocessing: Preprocessing,
+    count: int,
+    mesh: jax.sharding.Mesh,
+) -> Callable[[Any], np.ndarray]:
+    """A function from the variables of G to a picture: the first ``count`` images of a stream above their predictions.
+
+    Args:
+      stream: ``pipeline.Stream`` without labels and augmentation.
+      mesh: of the training states; every process must call the function.
+
+    Raises:
+      UserError: the data set is not there.
+    """
+    from input_pipeline import pipeline
+
+    pipeline.check(data_dir, stream, class_set)
+    batches = pipeline.eval_batches(data_dir, stream, class_set=class_set, batch_size=1)
+    shown = np.concatenate([batch["image"] for batch in itertools.islice(batches, count)])
+
+    @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
+    def predict(variables: Any, image: jax.Array) -> jax.Array:
+        probabilities = inference.class_probabilities(
+            Segmenter(spec).apply, variables, image, preprocessing=preprocessing, size=image.shape[1:3]
+        )
+        return jnp.argmax(probabilities, axis=-1).astype(jnp.uint8)
+
+    def picture(variables: Any) -> np.ndarray:
+        columns = []
+        for image in shown:
+            label = jax.device_get(predict(variables, jax.device_put(image[None], sharding.replicated(mesh))))[0]
+            columns.append(np.vstack([image, images.colorize(label, class_set)]))
+        return np.hstack(columns)
+
+    return picture
+
+
+@contextlib.contextmanager
+def open_log(workdir: Path, plan: loop.Plan, config: Mapping[str, Any], log: Callable[[str], None]) -> Iterator[RunLog]:
+    """Opens the logs of a stage; what they hold beyond the step that the run goes on from is dropped.
+
+    Args:
+      workdir: receives ``metrics.jsonl`` and TensorBoard events.
+      plan: of the loop.
+      config: the stage's, as a plain dict.
+      log: receives the progress lines.
+
+    Raises:
+      UserError: ``config["wandb"]`` is set and Weights & Biases is not installed.
+    """
+    from tensorboardX import SummaryWriter
+
+    if jax.process_index():
+        yield RunLog(lambda step, values: None, lambda step, picture: None)
+        return
+    path = workdir / "metrics.jsonl"
+    kept = []
+    if path.exists():
+        kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] <= plan.start]
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(line + "\n" for line in kept))
+    os.replace(partial, path)
+    began = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        board = stack.enter_context(SummaryWriter(str(workdir), purge_step=plan.start + 1))
+        _write_hyperparameters(board, config)
+        file = stack.enter_context(path.open("a"))
+        online = _open_wandb(stack, workdir, config) if config["wandb"] else None
+
+        def metrics(step: int, values: dict[str, float]) -> None:
+            values = {**values, "images_per_second": values["steps_per_second"] * config["batch_size"], **memory()}
+            file.write(json.dumps({"step": step, **values}) + "\n")
+            file.flush()
+            for key, value in values.items():
+                board.add_scalar(key, value, step)
+            if online:
+                online.log(values, step=step)
+            remaining = (time.perf_counter() - began) / (step - plan.start) * (plan.total - step)
+            shown = "  ".join(f"{key} {value:.4f}" for key, value in values.items() if key.startswith("loss"))
+            rate = f"{values['steps_per_second']:.2f} steps/s"
+            log(f"{config['stage']} {step:>6}/{plan.total}  {shown}  {rate}  {remaining / 60:.1f} min left")
+
+        def picture(step: int, picture: np.ndarray) -> None:
+            board.add_image("predictions/target_images", picture, step, dataformats="HWC")
+            if online:
+                import wandb
+
+                online.log({"predictions/target_images": wandb.Image(picture)}, step=step)
+
+        yield RunLog(metrics, picture)
+
+
+def _write_hyperparameters(board: Any, config: Mapping[str, Any]) -> None:
+    from tensorboardX.summary import hparams
+
+    values = {key: v if isinstance(v, bool | int | float | str) else str(v) for key, v in settings.flat(config).items()}
+    # SummaryWriter.add_hparams would open another run; these belong to this one.
+    for summary in hparams(values, {"loss_seg": 0.0}):
+        board.file_writer.add_summary(summary)
+
+
+def _open_wandb(stack: contextlib.ExitStack, workdir: Path, config: Mapping[str, Any]) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError(f"config.wandb={config['wandb']!r} needs wandb: pip install 'fada-jax[wandb]'") from error
+    # One run a workdir: a resumed stage goes on in the curves it began.
+    identity = hashlib.sha256(str(workdir).encode()).hexdigest()[:16]
+    run = wandb.init(
+        project=config["wandb"], dir=str(workdir), id=identity, name=workdir.name, config=dict(config), resume="allow"
+    )
+    stack.callback(run.finish)
+    return run
