@@ -9,7 +9,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 STAGES = ("source", "adversarial", "self_distillation")
-METHODS = ("fada", "hard", "binary", "control", "source_only", "oracle")
+METHODS = ("fada", "hard", "binary", "output_space", "control", "source_only", "oracle")
 SIZES = ("released", "miniature")
 BACKBONES = ("resnet101", "resnet50", "resnet34", "resnet18", "vgg16")
 ARGUMENTS = {"stage": "source", "method": "fada", "backbone": "resnet101", "size": "released"}
@@ -80,7 +80,7 @@ def get_config(arguments: ConfigDict) -> ConfigDict:
     config.seed = 0  # Determines initialisation and every random choice of the input.
     config.task = ""  # Name of the config file.
     config.stage = stage
-    config.method = method
+    config.method = method  # What is adapted and how: of fada_jax/methods, or a baseline without adaptation.
     config.size = arguments.size  # 'released' or 'miniature'.
     config.class_set = "cityscapes19"  # Classes trained and scored: of fada_jax/classes.py, or a class map (.json).
     config.total_steps = 40_000 if adversarial else 20_000
@@ -130,7 +130,6 @@ def get_config(arguments: ConfigDict) -> ConfigDict:
 
     config.lambda_adv = 0.0 if method == "control" else 0.001  # Weight of L_adv; 0 is the control without adaptation.
     config.knowledge = ConfigDict()
-    config.knowledge.kind = {"hard": "hard", "binary": "binary"}.get(method, "soft")  # 'soft', 'hard' or 'binary'.
     config.knowledge.temperature = 1.8  # T, divides the logits, in L_seg too.
     config.knowledge.clip = 0.9  # Confidence clipping of soft labels (table 6).
     config.knowledge.threshold = 0.9  # Hard labels of pixels below this confidence are ignored.

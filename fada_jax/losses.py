@@ -6,35 +6,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
 from fada_jax.classes import IGNORE
-
-KNOWLEDGE = ("soft", "hard", "binary")
-
-
-@dataclasses.dataclass(frozen=True)
-class ClassKnowledge:
-    """How class knowledge ``a`` is taken from the classifier (section 3.3).
-
-    Attributes:
-      kind: 'soft' (equation 8), 'hard' (equation 7) or 'binary' (equations 1 and 4: the domain alone).
-      temperature: T, divides the logits before the softmax.
-      clip: soft entries are cut at this value and not renormalised (confidence clipping, table 6); 1 keeps all.
-      threshold: hard labels of pixels below this confidence are ignored.
-    """
-
-    kind: str = "soft"
-    temperature: float = 1.8
-    clip: float = 0.9
-    threshold: float = 0.9
-
-    def num_outputs(self, num_classes: int) -> int:
-        """Channels of the discriminator that fits this knowledge."""
-        return 2 if self.kind == "binary" else 2 * num_classes
 
 
 def segmentation_sum(logits: jax.Array, labels: jax.Array, temperature: float = 1.0) -> tuple[jax.Array, jax.Array]:
@@ -64,25 +39,6 @@ def mean(total: jax.Array, count: jax.Array) -> jax.Array:
     return total / jnp.maximum(count, 1.0)
 
 
-def class_knowledge(logits: jax.Array, knowledge: ClassKnowledge) -> jax.Array:
-    """Class knowledge ``a`` of each pixel, gradient stopped.
-
-    Args:
-      logits: float32 [N, H, W, K].
-
-    Returns:
-      float32 [N, H, W, K], or [N, H, W, 1] of ones for binary knowledge.
-    """
-    logits = jax.lax.stop_gradient(logits.astype(jnp.float32))
-    if knowledge.kind == "binary":
-        return jnp.ones((*logits.shape[:-1], 1), jnp.float32)
-    p = jax.nn.softmax(logits / knowledge.temperature)
-    if knowledge.kind == "soft":
-        return jnp.minimum(p, knowledge.clip)
-    one_hot = jax.nn.one_hot(jnp.argmax(p, axis=-1), p.shape[-1], dtype=jnp.float32)
-    return one_hot * (jnp.max(p, axis=-1, keepdims=True) >= knowledge.threshold)
-
-
 def domain_sums(d_logits: jax.Array, knowledge: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Sums over pixels of ``-sum_k a_k log P(d, c = k | f)`` (equations 1, 4, 5, 6), and the pixels that count.
 
@@ -90,7 +46,7 @@ def domain_sums(d_logits: jax.Array, knowledge: jax.Array) -> tuple[jax.Array, j
 
     Args:
       d_logits: discriminator logits, float32 [N, H, W, 2K].
-      knowledge: a, float32 [N, H, W, K].
+      knowledge: class knowledge a of a method (see ``fada_jax.methods``), float32 [N, H, W, K].
 
     Returns:
       float32 [2], one sum for d = source and one for d = target; and their number of pixels.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from fada_jax import classes, losses
+from fada_jax import classes
 from fada_jax.errors import UserError
+from fada_jax.methods import METHODS, Method
 from fada_jax.models import BACKBONES, ModelSpec
 from fada_jax.models.layers import NORMS
 from fada_jax.optim import OptimizerSpec
@@ -43,7 +45,6 @@ def check(config: ConfigDict) -> None:
     _one_of(config.model, "backbone", BACKBONES, "model.")
     _one_of(config.model, "norm", NORMS, "model.")
     _one_of(config.model, "dtype", ("float32", "bfloat16"), "model.")
-    _one_of(config.knowledge, "kind", losses.KNOWLEDGE, "knowledge.")
     if config.model.remat and config.model.backbone == "vgg16":
         raise UserError("config.model.remat=True needs a ResNet: VGG-16 has no blocks to compute again")
     if config.loss_block_rows < 0:
@@ -63,6 +64,8 @@ def check(config: ConfigDict) -> None:
         raise UserError(f"config.batch_size={config.batch_size} must be even: half source, half target")
     if config.lambda_adv < 0:
         raise UserError(f"config.lambda_adv={config.lambda_adv} must not be negative")
+    if config.stage == "adversarial" and config.lambda_adv > 0:
+        _one_of(config, "method", METHODS)
     for name in ("source", "target", "eval"):
         if len(config[name].size) != 2 or min(config[name].size) < 8:
             raise UserError(
@@ -99,9 +102,10 @@ def preprocessing(config: ConfigDict) -> Preprocessing:
     return Preprocessing(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
 
 
-def knowledge(config: ConfigDict) -> losses.ClassKnowledge:
-    """Form of the class knowledge."""
-    return losses.ClassKnowledge(**config.knowledge)
+def method(config: ConfigDict) -> Method:
+    """The adversarial method; each takes its own fields from ``config.knowledge``."""
+    kind = METHODS[config.method]
+    return kind(**{field.name: config.knowledge[field.name] for field in dataclasses.fields(kind)})
 
 
 def plain(config: ConfigDict) -> dict[str, Any]:

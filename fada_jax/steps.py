@@ -19,6 +19,7 @@ from flax.training import train_state
 
 from fada_jax import losses, optim
 from fada_jax.classes import IGNORE
+from fada_jax.methods import Method
 from fada_jax.models import Discriminator, ModelSpec, Segmenter, fold_batch_norm
 from fada_jax.pixels import pixel_sums
 from fada_jax.preprocessing import Preprocessing, normalise
@@ -62,7 +63,7 @@ def create_discriminator(
     widths: tuple[int, ...] = (256, 128),
     dtype: str = "float32",
 ) -> TrainState:
-    """Freshly initialised D for feature maps of ``features`` channels, with its optimizer state."""
+    """Freshly initialised D for maps of ``features`` channels, with its optimizer state."""
     model = Discriminator(num_outputs, widths, jnp.dtype(dtype))
     params = model.init(rng, jnp.zeros((1, 8, 8, features)))["params"]
     return TrainState.create(apply_fn=model.apply, params=params, tx=optim.discriminator_optimizer(optimizer))
@@ -103,7 +104,7 @@ def _segmentation(
 def _domains(
     d_logits: jax.Array,
     logits: jax.Array,
-    knowledge: losses.ClassKnowledge,
+    method: Method,
     domains: tuple[int, ...],
     size: tuple[int, int],
     block_rows: int,
@@ -112,7 +113,7 @@ def _domains(
 
     def block(d_logits: Any, logits: Any, pixels: Any, inside: jax.Array) -> tuple[jax.Array, jax.Array]:
         del pixels
-        sums, count = losses.domain_sums(d_logits, losses.class_knowledge(logits, knowledge) * inside[..., None])
+        sums, count = losses.domain_sums(d_logits, method.class_knowledge(logits) * inside[..., None])
         return sums[np.array(domains)], count
 
     return pixel_sums(block, d_logits, logits, (), size, block_rows)
@@ -195,7 +196,7 @@ def adversarial_step(
     target: Batch,
     *,
     preprocessing: Preprocessing,
-    knowledge: losses.ClassKnowledge,
+    method: Method,
     lambda_adv: float,
     accumulate_steps: int = 1,
     block_rows: int = 0,
@@ -208,11 +209,11 @@ def adversarial_step(
 
     Args:
       generator: G.
-      discriminator: D, with ``knowledge.num_outputs(K)`` channels.
+      discriminator: D, with ``method.num_outputs(K)`` channels.
       source: ``image`` uint8 [N, H, W, 3], ``label`` uint8 [N, H, W].
       target: ``image`` uint8 [M, H', W', 3].
       preprocessing: input normalisation.
-      knowledge: form of the class knowledge a; its temperature also divides the logits of L_seg.
+      method: what D reads and the class knowledge a; its temperature also divides the logits of L_seg.
       lambda_adv: weight of L_adv.
       accumulate_steps, block_rows: see ``supervised_step``.
 
@@ -220,9 +221,9 @@ def adversarial_step(
       updated G and D, and ``loss_seg``, ``loss_adv``, ``loss_d``, ``grad_norm``.
     """
 
-    def discriminate(d_params: Any, features: jax.Array, logits: jax.Array, domains: Any, size: Any) -> Any:
-        d_logits = discriminator.apply_fn({"params": d_params}, features)
-        return _domains(d_logits, logits, knowledge, domains, size, block_rows)
+    def discriminate(d_params: Any, read: jax.Array, logits: jax.Array, domains: Any, size: Any) -> Any:
+        d_logits = discriminator.apply_fn({"params": d_params}, read)
+        return _domains(d_logits, logits, method, domains, size, block_rows)
 
     def part(collections: Any, batch: tuple[Batch, Batch]) -> tuple[Any, Any]:
         source, target = batch
@@ -230,14 +231,14 @@ def adversarial_step(
 
         def seg_loss(params: Any) -> tuple[jax.Array, Any]:
             logits, features, updated = _forward(generator, params, collections, source_images)
-            total, count = _segmentation(logits, source["label"], knowledge.temperature, block_rows)
-            return total, (count, logits, features, updated)
+            total, count = _segmentation(logits, source["label"], method.temperature, block_rows)
+            return total, (count, logits, method.discriminator_input(logits, features), updated)
 
-        (seg, (seg_count, logits, features, collections_)), seg_grads = jax.value_and_grad(seg_loss, has_aux=True)(
+        (seg, (seg_count, logits, read, collections_)), seg_grads = jax.value_and_grad(seg_loss, has_aux=True)(
             generator.params
         )
         on_source, pull, source_count = jax.vjp(
-            lambda p: discriminate(p, features, logits, (0,), source_images.shape[1:3]),
+            lambda p: discriminate(p, read, logits, (0,), source_images.shape[1:3]),
             discriminator.params,
             has_aux=True,
         )
@@ -247,17 +248,17 @@ def adversarial_step(
 
         def extract(params: Any) -> tuple[jax.Array, Any]:
             logits, features, updated = _forward(generator, params, collections_, target_images)
-            return features, (logits, updated)
+            return method.discriminator_input(logits, features), (logits, updated)
 
-        features, pull_features, (logits, updated) = jax.vjp(extract, generator.params, has_aux=True)
+        read, pull_read, (logits, updated) = jax.vjp(extract, generator.params, has_aux=True)
         # Each of the two losses of the target reaches one network: as source it moves F, as target D.
         on_target, pull, target_count = jax.vjp(
-            lambda p, f: discriminate(p, f, logits, (0, 1), target_images.shape[1:3]),
+            lambda p, r: discriminate(p, r, logits, (0, 1), target_images.shape[1:3]),
             discriminator.params,
-            features,
+            read,
             has_aux=True,
         )
-        (adv_grads,) = pull_features(pull(jnp.array([1.0, 0.0]))[1])
+        (adv_grads,) = pull_read(pull(jnp.array([1.0, 0.0]))[1])
         d_target_grads = pull(jnp.array([0.0, 1.0]))[0]
         sums = {
             "seg": (seg, seg_grads, seg_count),

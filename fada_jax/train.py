@@ -48,12 +48,12 @@ def create_states(config: ConfigDict) -> States:
     g_key, d_key = jax.random.split(jax.random.key(config.seed))
     states = {"generator": steps.create_generator(spec, settings.optimizer_spec(config, "generator"), g_key)}
     if is_adversarial(config):
-        generator = states["generator"]
+        generator, method = states["generator"], settings.method(config)
         images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-        _, features = jax.eval_shape(functools.partial(generator.apply_fn, train=False), generator.variables, images)
+        maps = jax.eval_shape(functools.partial(generator.apply_fn, train=False), generator.variables, images)
         states["discriminator"] = steps.create_discriminator(
-            settings.knowledge(config).num_outputs(spec.num_classes),
-            features.shape[-1],
+            method.num_outputs(spec.num_classes),
+            jax.eval_shape(method.discriminator_input, *maps).shape[-1],
             settings.optimizer_spec(config, "discriminator"),
             d_key,
             widths=tuple(config.discriminator.widths),
@@ -64,11 +64,12 @@ def create_states(config: ConfigDict) -> States:
 
 def make_step(config: ConfigDict) -> Callable[[States, Any], tuple[States, dict[str, jax.Array]]]:
     """The pure step of a stage over ``{"generator", "discriminator"}`` and a batch with ``source`` and ``target``."""
-    preprocessing, knowledge = settings.preprocessing(config), settings.knowledge(config)
+    preprocessing = settings.preprocessing(config)
     # Where devices share the rows of an image, each holds a block of them already.
     block_rows = config.loss_block_rows if config.mesh.spatial == 1 else 0
     memory = {"accumulate_steps": config.accumulate_steps, "block_rows": block_rows}
     if is_adversarial(config):
+        method = settings.method(config)
 
         def adversarial(states: States, batch: Any) -> tuple[States, dict[str, jax.Array]]:
             generator, discriminator, metrics = steps.adversarial_step(
@@ -77,7 +78,7 @@ def make_step(config: ConfigDict) -> Callable[[States, Any], tuple[States, dict[
                 batch["source"],
                 batch["target"],
                 preprocessing=preprocessing,
-                knowledge=knowledge,
+                method=method,
                 lambda_adv=config.lambda_adv,
                 **memory,
             )
@@ -85,7 +86,7 @@ def make_step(config: ConfigDict) -> Callable[[States, Any], tuple[States, dict[
 
         return adversarial
     # Without adaptation the adversarial stage is the control: its own settings, the source half of its batch.
-    temperature = knowledge.temperature if config.stage == "adversarial" else 1.0
+    temperature = config.knowledge.temperature if config.stage == "adversarial" else 1.0
 
     def supervised(states: States, batch: Any) -> tuple[States, dict[str, jax.Array]]:
         generator, metrics = steps.supervised_step(
@@ -230,7 +231,8 @@ def dry_run(config: ConfigDict) -> None:
         print(f"  {name} features: {features.dtype}{list(features.shape)}, logits: {logits.dtype}{list(logits.shape)}")
         if "discriminator" in states:
             d = states["discriminator"]
-            d_logits = jax.eval_shape(d.apply_fn, {"params": d.params}, features)
+            read = jax.eval_shape(settings.method(config).discriminator_input, logits, features)
+            d_logits = jax.eval_shape(d.apply_fn, {"params": d.params}, read)
             print(f"  {name} discriminator logits: {d_logits.dtype}{list(d_logits.shape)}")
     for name, state in states.items():
         count = sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))

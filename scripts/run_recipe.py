@@ -24,9 +24,9 @@ from ml_collections import ConfigDict
 
 from fada_jax import checkpoints, classes, cli, colour_matching, evaluate, images, settings, train
 from fada_jax.errors import UserError
+from fada_jax.methods import METHODS
 from fada_jax.predict import predict
 
-CONTROLLED = ("fada", "hard", "binary")
 LABELS = {
     "source_only": "source only",
     "control": "control (lambda = 0, same extra steps)",
@@ -68,10 +68,10 @@ def stage_configs(path: str, overrides: dict[str, Any], method: str, workdir: Pa
         return {"source": make("source", method)}
     source = str(workdir / "source")
     result = {"source": make("source", method)}
-    if method in CONTROLLED:
+    if method in METHODS:
         result["control"] = make("adversarial", "control", init_from=source)
     result["adversarial"] = make("adversarial", method, init_from=source)
-    if method in CONTROLLED:
+    if method in METHODS:
         # Released: the student restarts from ImageNet weights. Without any, the source stage stands in for them.
         result["self_distillation"] = make(
             "self_distillation",

@@ -17,7 +17,7 @@ import torch
 import torch_reference as reference
 
 from fada_jax import inference, optim, steps, torch_weights
-from fada_jax.losses import ClassKnowledge
+from fada_jax.methods import DomainLabels, HardLabels, Method, SoftLabels
 from fada_jax.models import Discriminator, ModelSpec, Segmenter, fold_batch_norm, resize_align_corners
 from fada_jax.models.resnet import DEPTHS
 from fada_jax.preprocessing import IMAGENET, normalise
@@ -200,7 +200,7 @@ class Pair:
     single: reference.Training
     generator: steps.TrainState
     discriminator: steps.TrainState
-    knowledge: ClassKnowledge
+    method: Method
     lambda_adv: float
 
 
@@ -209,6 +209,15 @@ def specs_of(settings: reference.Settings) -> tuple[optim.OptimizerSpec, optim.O
     common = {"schedule_steps": settings.steps, "power": settings.power}
     sgd = optim.OptimizerSpec("sgd", settings.lr, weight_decay=settings.weight_decay, **common)
     return sgd, optim.OptimizerSpec("adam", settings.lr_d, weight_decay=0.0, **common)
+
+
+def method_of(settings: reference.Settings) -> Method:
+    """Our method with the reference's settings."""
+    if settings.kind == "soft":
+        return SoftLabels(settings.temperature, settings.clip)
+    if settings.kind == "hard":
+        return HardLabels(settings.temperature, settings.threshold)
+    return DomainLabels(settings.temperature)
 
 
 @functools.lru_cache
@@ -231,21 +240,21 @@ def start(spec: ModelSpec, settings: reference.Settings) -> Pair:
     params = variables.pop("params")
     generator = steps.TrainState.create(params=params, collections=variables, **static["g"])
     discriminator = steps.TrainState.create(params=discriminator_params(nets), **static["d"])
-    knowledge = ClassKnowledge(settings.kind, settings.temperature, settings.clip, settings.threshold)
+    method = method_of(settings)
     truth = reference.Training(*double(nets), settings)
     single = reference.Training(*copy.deepcopy(nets), settings)
-    return Pair(spec, nets, truth, single, generator, discriminator, knowledge, settings.lambda_adv)
+    return Pair(spec, nets, truth, single, generator, discriminator, method, settings.lambda_adv)
 
 
-@functools.partial(jax.jit, static_argnames=("knowledge",))
-def _adversarial(generator: Any, discriminator: Any, source: Any, target: Any, knowledge: Any, lambda_adv: Any) -> Any:
+@functools.partial(jax.jit, static_argnames=("method",))
+def _adversarial(generator: Any, discriminator: Any, source: Any, target: Any, method: Any, lambda_adv: Any) -> Any:
     return steps.adversarial_step(
         generator,
         discriminator,
         source,
         target,
         preprocessing=IMAGENET,
-        knowledge=knowledge,
+        method=method,
         lambda_adv=lambda_adv,
     )
 
@@ -264,12 +273,16 @@ def batches(index: int, num_classes: int) -> tuple[np.ndarray, np.ndarray, np.nd
 def adversarial(pair: Pair, source: np.ndarray, labels: np.ndarray, target: np.ndarray) -> list[Row]:
     """One alternating iteration of all three trainings, in place; rows for the losses."""
     ours = (pair.generator, pair.discriminator, {"image": source, "label": labels}, {"image": target})
-    pair.generator, pair.discriminator, metrics = _adversarial(*ours, pair.knowledge, pair.lambda_adv)
+    pair.generator, pair.discriminator, metrics = _adversarial(*ours, pair.method, pair.lambda_adv)
     y = torch.from_numpy(labels)
     truth = pair.truth.adversarial(to_tensor(source), y, to_tensor(target))
     single = pair.single.adversarial(to_tensor(source, torch.float32), y, to_tensor(target, torch.float32))
     return [
-        Row(f"{pair.spec.backbone} {name} ({pair.knowledge.kind})", *_errors(metrics[name], single[name], value), LOSS)
+        Row(
+            f"{pair.spec.backbone} {name} ({pair.truth.settings.kind})",
+            *_errors(metrics[name], single[name], value),
+            LOSS,
+        )
         for name, value in truth.items()
         if value
     ]

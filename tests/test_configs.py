@@ -53,7 +53,7 @@ def test_released_values():
     assert [c.model.norm for c in (source, adversarial, distillation)] == ["frozen", "frozen", "live"]
     assert load("synthia_to_cityscapes", "stage=self_distillation").model.norm == "frozen"
     assert adversarial.lambda_adv == 0.001
-    assert adversarial.knowledge.to_dict() == {"kind": "soft", "temperature": 1.8, "clip": 0.9, "threshold": 0.9}
+    assert adversarial.knowledge.to_dict() == {"temperature": 1.8, "clip": 0.9, "threshold": 0.9}
     assert settings.optimizer_spec(adversarial, "discriminator") == optim.OptimizerSpec(
         "adam", 1e-4, 62_500, 0.9, 0.0, 0.9, 0.9, 0.99, 1e-8, 1.0
     )
@@ -98,7 +98,8 @@ def test_unknown_keys_are_refused():
         ("total_steps", 70_000),
         ("class_set", "cityscapes18"),
         ("model.norm", "batch"),
-        ("knowledge.kind", "softer"),
+        ("method", "softer"),
+        ("method", "control"),
         ("source.size", (1280, 0)),
         ("lambda_adv", -0.1),
     ],

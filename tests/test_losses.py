@@ -10,6 +10,7 @@ import pytest
 
 from fada_jax import losses, optim
 from fada_jax.classes import IGNORE
+from fada_jax.methods import METHODS, DomainLabels, HardLabels, OutputSpace, SoftLabels
 
 K = 4
 SHAPE = (2, 5, 7)
@@ -63,45 +64,55 @@ def test_ignored_pixels_get_no_gradient_and_do_not_matter(logits, labels):
 
 @pytest.mark.parametrize("clip", [0.7, 0.9, 1.0])
 def test_soft_knowledge_is_clipped_and_not_renormalised(logits, clip):
-    a = losses.class_knowledge(jnp.asarray(logits), losses.ClassKnowledge("soft", temperature=1.8, clip=clip))
+    a = SoftLabels(temperature=1.8, clip=clip).class_knowledge(jnp.asarray(logits))
     p = softmax(logits.astype(np.float64) / 1.8)
     assert 0.05 < np.mean(p.max(-1) > 0.7) < 0.95
     np.testing.assert_allclose(a, np.minimum(p, clip), atol=1e-6)
 
 
 def test_hard_knowledge_is_one_hot_of_sure_pixels(logits):
-    a = losses.class_knowledge(jnp.asarray(logits), losses.ClassKnowledge("hard", temperature=1.8, threshold=0.9))
+    a = HardLabels(temperature=1.8, threshold=0.9).class_knowledge(jnp.asarray(logits))
     p = softmax(logits.astype(np.float64) / 1.8)
     expected = np.eye(K)[p.argmax(-1)] * (p.max(-1, keepdims=True) >= 0.9)
     assert 0 < expected.sum() < np.prod(SHAPE)
     np.testing.assert_array_equal(a, expected)
 
 
-def test_binary_knowledge_is_the_domain_alone(logits):
-    a = losses.class_knowledge(jnp.asarray(logits), losses.ClassKnowledge("binary"))
-    np.testing.assert_array_equal(a, np.ones((*SHAPE, 1)))
+@pytest.mark.parametrize("method", [DomainLabels(), OutputSpace()])
+def test_binary_knowledge_is_the_domain_alone(logits, method):
+    np.testing.assert_array_equal(method.class_knowledge(jnp.asarray(logits)), np.ones((*SHAPE, 1)))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_discriminator_reads_features_or_class_probabilities(logits, name):
+    features = jnp.asarray(np.random.default_rng(4).normal(size=(*SHAPE, 6)), jnp.bfloat16)
+    read = METHODS[name]().discriminator_input(jnp.asarray(logits), features)
+    if name != "output_space":
+        assert read is features
+        return
+    np.testing.assert_allclose(read, softmax(logits.astype(np.float64) / 1.8), atol=1e-6)
 
 
 def test_defaults_are_the_released_settings():
-    assert losses.ClassKnowledge() == losses.ClassKnowledge("soft", temperature=1.8, clip=0.9, threshold=0.9)
+    assert SoftLabels() == SoftLabels(temperature=1.8, clip=0.9)
+    assert HardLabels() == HardLabels(temperature=1.8, threshold=0.9)
     spec = optim.OptimizerSpec()
     assert (spec.power, spec.momentum, spec.weight_decay, spec.classifier_multiplier) == (0.9, 0.9, 5e-4, 10.0)
     assert (spec.b1, spec.b2, spec.eps) == (0.9, 0.99, 1e-8)
 
 
-@pytest.mark.parametrize("kind", losses.KNOWLEDGE)
-def test_knowledge_has_no_gradient(logits, kind):
-    weight = jnp.asarray(np.random.default_rng(3).normal(size=(*SHAPE, 1 if kind == "binary" else K)))
-    gradient = jax.grad(lambda z: jnp.sum(weight * losses.class_knowledge(z, losses.ClassKnowledge(kind))))(
-        jnp.asarray(logits)
-    )
+@pytest.mark.parametrize("name", METHODS)
+def test_knowledge_has_no_gradient(logits, name):
+    method = METHODS[name]()
+    weight = jnp.asarray(np.random.default_rng(3).normal(size=(*SHAPE, method.num_outputs(K) // 2)))
+    gradient = jax.grad(lambda z: jnp.sum(weight * method.class_knowledge(z)))(jnp.asarray(logits))
     assert np.all(np.asarray(gradient) == 0)
 
 
 @pytest.mark.parametrize("domain", [0, 1])
-@pytest.mark.parametrize("kind", losses.KNOWLEDGE)
-def test_domain_loss_is_the_cross_entropy_of_its_half(logits, d_logits, kind, domain):
-    a = losses.class_knowledge(jnp.asarray(logits), losses.ClassKnowledge(kind))
+@pytest.mark.parametrize("name", METHODS)
+def test_domain_loss_is_the_cross_entropy_of_its_half(logits, d_logits, name, domain):
+    a = METHODS[name]().class_knowledge(jnp.asarray(logits))
     k = a.shape[-1]
     z = d_logits[..., : 2 * k]
     a64 = np.asarray(a, np.float64)

@@ -13,6 +13,7 @@ from test_steps import SPEC, make_batch, make_states
 
 from fada_jax import losses, steps
 from fada_jax.classes import IGNORE
+from fada_jax.methods import METHODS, HardLabels, SoftLabels
 from fada_jax.models import Segmenter, resize_align_corners
 from fada_jax.preprocessing import IMAGENET
 
@@ -52,20 +53,20 @@ def test_segmentation_in_blocks_is_segmentation_at_full_size(low, size, rows, se
 
 
 @pytest.mark.parametrize("rows", [0, 1, 7, 8, 24])
-@pytest.mark.parametrize("kind", losses.KNOWLEDGE)
-def test_both_domain_losses_in_blocks(kind, rows):
+@pytest.mark.parametrize("name", METHODS)
+def test_both_domain_losses_in_blocks(name, rows):
     rng = np.random.default_rng(0)
-    knowledge = losses.ClassKnowledge(kind, threshold=0.6)
+    method = HardLabels(threshold=0.6) if name == "hard" else METHODS[name]()
     size = (24, 17)
     logits = jnp.asarray(rng.normal(0, 4, (2, 5, 4, K)), jnp.float32)
-    d_logits = jnp.asarray(rng.normal(0, 2, (2, 5, 4, knowledge.num_outputs(K))), jnp.float32)
+    d_logits = jnp.asarray(rng.normal(0, 2, (2, 5, 4, method.num_outputs(K))), jnp.float32)
 
     def plain(d):
-        a = losses.class_knowledge(resize_align_corners(logits, size), knowledge)
+        a = method.class_knowledge(resize_align_corners(logits, size))
         return jnp.stack([losses.domain_loss(resize_align_corners(d, size), a, domain) for domain in (0, 1)])
 
     def blocks(d, z):
-        sums, count = steps._domains(d, z, knowledge, (0, 1), size, rows)
+        sums, count = steps._domains(d, z, method, (0, 1), size, rows)
         return sums / count
 
     np.testing.assert_allclose(blocks(d_logits, logits), plain(d_logits), rtol=2e-6)
@@ -76,12 +77,14 @@ def test_both_domain_losses_in_blocks(kind, rows):
     assert not np.any(through_knowledge)
 
 
-@pytest.mark.parametrize(("kind", "micro_batches"), [("soft", 2), ("soft", 4), ("hard", 2)])
-def test_micro_batches_equal_the_whole_batch(kind, micro_batches):
+@pytest.mark.parametrize(
+    ("method", "micro_batches"), [(SoftLabels(), 2), (SoftLabels(), 4), (HardLabels(threshold=0.25), 2)]
+)
+def test_micro_batches_equal_the_whole_batch(method, micro_batches):
     generator, discriminator = make_states()
     source, target = make_batch(0), make_batch(1, height=24)
     source["label"][1] = IGNORE  # Micro-batches with different numbers of labelled pixels.
-    options = {"preprocessing": IMAGENET, "knowledge": losses.ClassKnowledge(kind, threshold=0.25), "lambda_adv": 0.5}
+    options = {"preprocessing": IMAGENET, "method": method, "lambda_adv": 0.5}
     step = functools.partial(steps.adversarial_step, **options)
     whole = jax.jit(step)(generator, discriminator, source, target)
     parts = jax.jit(functools.partial(step, accumulate_steps=micro_batches, block_rows=8))(

@@ -9,21 +9,29 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from fada_jax import losses, optim, sharding, steps
 from fada_jax.errors import UserError
-from fada_jax.models import ModelSpec
-from fada_jax.preprocessing import IMAGENET
+from fada_jax.methods import OutputSpace, SoftLabels
+from fada_jax.models import ModelSpec, resize_align_corners
+from fada_jax.preprocessing import IMAGENET, normalise
 
 SPEC = ModelSpec("resnet18", 5, "group", (1, 1, 1, 1), (8, 8, 16, 16), 8, True, 4, (1, 2))
 ADAM = optim.OptimizerSpec("adam", 1e-3, 100, weight_decay=0.0, classifier_multiplier=1.0)
 
 
-def make_states(norm="group"):
+@functools.cache
+def make_states(norm="group", num_outputs=10, channels=16):
     spec = ModelSpec("resnet18", 5, norm, (1, 1, 1, 1), (8, 8, 16, 16), 8, True, 4, (1, 2))
-    generator = steps.create_generator(spec, ADAM, jax.random.key(0))
-    return generator, steps.create_discriminator(10, 16, ADAM, jax.random.key(1), widths=(8, 8))
+    create = jax.jit(
+        lambda: (
+            steps.create_generator(spec, ADAM, jax.random.key(0)),
+            steps.create_discriminator(num_outputs, channels, ADAM, jax.random.key(1), widths=(8, 8)),
+        )
+    )
+    return create()
 
 
 def make_batch(seed, count=8, height=32, width=48):
@@ -34,9 +42,7 @@ def make_batch(seed, count=8, height=32, width=48):
 
 
 def adversarial(lambda_adv=0.1):
-    return functools.partial(
-        steps.adversarial_step, preprocessing=IMAGENET, knowledge=losses.ClassKnowledge(), lambda_adv=lambda_adv
-    )
+    return functools.partial(steps.adversarial_step, preprocessing=IMAGENET, method=SoftLabels(), lambda_adv=lambda_adv)
 
 
 def test_the_control_is_the_adversarial_step_with_lambda_zero():
@@ -69,9 +75,43 @@ def test_lambda_changes_only_the_generator():
     assert float(m0["loss_d"]) == pytest.approx(float(m1["loss_d"]), rel=1e-6)
 
 
+def test_output_space_alignment_reaches_the_classifier():
+    """The gradient of G is that of L_seg + lambda L_adv written down plainly, with D on softmax(z / T)."""
+    generator, discriminator = make_states(num_outputs=2, channels=5)
+    source, target = make_batch(0), make_batch(1, height=24)
+    step = functools.partial(steps.adversarial_step, preprocessing=IMAGENET, method=OutputSpace(), lambda_adv=0.5)
+    new_generator, new_discriminator, _ = jax.jit(step)(generator, discriminator, source, target)
+
+    def forward(params, batch):
+        logits, _ = generator.apply_fn({"params": params}, normalise(batch["image"], IMAGENET))
+        return logits / 1.8, batch["image"].shape[1:3]
+
+    def domain(d_params, logits, size, d):
+        d_logits = discriminator.apply_fn({"params": d_params}, jax.nn.softmax(logits))
+        return -jnp.mean(jax.nn.log_softmax(resize_align_corners(d_logits, size))[..., d])
+
+    def g_loss(params):
+        logits, size = forward(params, source)
+        seg = losses.segmentation_loss(resize_align_corners(logits, size), source["label"])
+        return seg + 0.5 * domain(discriminator.params, *forward(params, target), 0)
+
+    def d_loss(params):
+        both = (domain(params, *forward(generator.params, batch), d) for d, batch in enumerate((source, target)))
+        return 0.5 * sum(both)
+
+    for state, loss, old in ((new_generator, g_loss, generator), (new_discriminator, d_loss, discriminator)):
+        expected = jax.tree.leaves(jax.jit(jax.grad(loss))(old.params))
+        # Adam's first moment after one step is the gradient times 1 - b1.
+        moments = [value for _, value in optax.tree.get_all_with_path(state.opt_state, "mu")]
+        got = [x / (1 - ADAM.b1) for x in jax.tree.leaves(moments)]
+        assert [x.shape for x in got] == [x.shape for x in expected]
+        error = np.sqrt(sum(float(jnp.sum((a - b) ** 2)) for a, b in zip(got, expected, strict=True)))
+        assert error < 1e-4 * np.sqrt(sum(float(jnp.sum(b**2)) for b in expected))
+
+
 def test_the_step_is_deterministic_and_compiles_once():
     step = jax.jit(adversarial())
-    start = jax.jit(make_states)()
+    start = make_states()
     runs = []
     for _ in range(2):
         states = start
