@@ -134,6 +134,12 @@ def get_config(arguments: ConfigDict) -> ConfigDict:
     config.knowledge.clip = 0.9  # Confidence clipping of soft labels (table 6).
     config.knowledge.threshold = 0.9  # Hard labels of pixels below this confidence are ignored.
 
+    config.pseudo_labels = ConfigDict()
+    config.pseudo_labels.keep = 1.0  # Share of the pixels of each predicted class that is labelled, the surest first.
+    config.pseudo_labels.relative = False  # Label by probability over the class's threshold (CBST), not by the argmax.
+    config.pseudo_labels.multi_scale = False  # Label with multi-scale testing.
+    config.student_from = "init_from"  # In a recipe the student starts from 'init_from', 'source' or 'adversarial'.
+
     config.source = stream()  # Labelled images.
     config.target = stream()  # Images without labels; self-distillation trains on them with pseudo labels.
     config.eval = stream()  # What the model is scored on, at the label's own size.
@@ -197,6 +203,7 @@ def miniature(config: ConfigDict) -> None:
     if config.lambda_adv:
         config.lambda_adv = 0.1
     config.eval_batch_size = 10
+    config.student_from = "source"  # There are no ImageNet weights for this network.
 
 
 def _miniature_augmentation(config: ConfigDict) -> None:

@@ -17,6 +17,7 @@ from fada_jax.models import BACKBONES, ModelSpec
 from fada_jax.models.layers import NORMS
 from fada_jax.optim import OptimizerSpec
 from fada_jax.preprocessing import Preprocessing
+from fada_jax.self_distillation import Selection
 
 # Keys that may differ between the run that wrote a checkpoint and the one that goes on from it.
 _FREE_ON_RESUME = (
@@ -66,6 +67,9 @@ def check(config: ConfigDict) -> None:
         raise UserError(f"config.lambda_adv={config.lambda_adv} must not be negative")
     if config.stage == "adversarial" and config.lambda_adv > 0:
         _one_of(config, "method", METHODS)
+    if not 0 < config.pseudo_labels.keep <= 1:
+        raise UserError(f"config.pseudo_labels.keep={config.pseudo_labels.keep} must be a share of (0, 1]")
+    _one_of(config, "student_from", ("init_from", "source", "adversarial"))
     for name in ("source", "target", "eval"):
         if len(config[name].size) != 2 or min(config[name].size) < 8:
             raise UserError(
@@ -106,6 +110,11 @@ def method(config: ConfigDict) -> Method:
     """The adversarial method; each takes its own fields from ``config.knowledge``."""
     kind = METHODS[config.method]
     return kind(**{field.name: config.knowledge[field.name] for field in dataclasses.fields(kind)})
+
+
+def selection(config: ConfigDict) -> Selection:
+    """Which pixels get a pseudo label."""
+    return Selection(**config.pseudo_labels)
 
 
 def plain(config: ConfigDict) -> dict[str, Any]:

@@ -30,9 +30,8 @@ from absl import flags
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from fada_jax import checkpoints, classes, cli, inference, loop, run_log, settings, sharding, steps
+from fada_jax import checkpoints, classes, cli, loop, run_log, self_distillation, settings, sharding, steps
 from fada_jax.errors import UserError
-from fada_jax.models import Segmenter
 
 States = dict[str, steps.TrainState]
 
@@ -345,34 +344,22 @@ def load_teacher(config: ConfigDict) -> checkpoints.Model:
 def make_pseudo_labels(
     config: ConfigDict, model: checkpoints.Model, path: str | Path, log: Callable[[str], None]
 ) -> None:
-    """Labels the target training images with the argmax of ``model``, at the training size, in the file ``path``."""
+    """Labels the target training images with ``model``, at the training size, in the file ``path``."""
     from input_pipeline import pipeline
 
-    width, height = config.target.size
-    predict = jax.jit(
-        lambda variables, images: jnp.argmax(
-            inference.class_probabilities(
-                Segmenter(model.spec).apply,
-                variables,
-                images,
-                preprocessing=model.preprocessing,
-                size=(height, width),
-            ),
-            axis=-1,
-        ).astype(jnp.uint8)
-    )
     stream = make_stream(config.target, labels=False, augment=False)
-    variables = jax.device_put(model.variables)
-
-    def labelled() -> Iterator[tuple[str, np.ndarray]]:
-        batches = pipeline.eval_batches(
-            config.data_dir, stream, class_set=model.class_set, batch_size=config.eval_batch_size
-        )
-        for batch in batches:
-            labels = np.asarray(predict(variables, batch["image"]))
-            yield from ((str(n), x) for n, x, real in zip(batch["name"], labels, batch["mask"], strict=True) if real)
-
-    count = pipeline.write_pseudo_labels(path, labelled())
+    read = functools.partial(
+        pipeline.eval_batches, config.data_dir, stream, class_set=model.class_set, batch_size=config.eval_batch_size
+    )
+    labelled = self_distillation.pseudo_labels(
+        model,
+        read,
+        size=tuple(config.target.size)[::-1],
+        selection=settings.selection(config),
+        scales=tuple(config.multi_scale),
+        log=log,
+    )
+    count = pipeline.write_pseudo_labels(path, labelled)
     log(f"labelled {count} target images with step {model.step} of {config.teacher_from}: {path}")
 
 

@@ -5,7 +5,7 @@
 W receives one folder a stage (source, adversarial, control, self_distillation), results.md and results.json (rows of
 the paper's table 4 beside the lambda = 0 control and training-free colour matching) and panel.png. The same command
 goes on where it stopped. Overrides apply to every stage; --config.init_from names the weights that the source stage
-and the student start from.
+and, with --config.student_from=init_from, the student start from.
 """
 
 from __future__ import annotations
@@ -72,13 +72,10 @@ def stage_configs(path: str, overrides: dict[str, Any], method: str, workdir: Pa
         result["control"] = make("adversarial", "control", init_from=source)
     result["adversarial"] = make("adversarial", method, init_from=source)
     if method in METHODS:
-        # Released: the student restarts from ImageNet weights. Without any, the source stage stands in for them.
-        result["self_distillation"] = make(
-            "self_distillation",
-            method,
-            teacher_from=str(workdir / "adversarial"),
-            init_from=result["source"].init_from or source,
-        )
+        student = make("self_distillation", method, teacher_from=str(workdir / "adversarial"))
+        if student.student_from != "init_from":
+            student.init_from = str(workdir / student.student_from)
+        result["self_distillation"] = student
     return result
 
 
