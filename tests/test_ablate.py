@@ -1,0 +1,131 @@
+"""Tables over seeds: what they say, against SciPy's own intervals; no training."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from commands import ROOT
+from scipy import stats
+
+from fada_jax.errors import UserError
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import ablate
+
+ROWS = ("source_only", "control", "colour_matching_global", "colour_matching_image", "adapted", "oracle", "binary")
+
+
+def seeds(count, rows=ROWS, star=False):
+    """Scores of ``count`` seeds, one class of which never occurs."""
+    rng = np.random.default_rng(0)
+    result = {}
+    for seed in range(count):
+        values = {name: rng.uniform(20, 60, 2).tolist() for name in rows}
+        result[seed] = {
+            name: {"miou": float(np.mean(v)), "iou": {"road": v[0], "sky": v[1], "train": None}}
+            | ({"miou_13": v[0]} if star else {})
+            for name, v in values.items()
+        }
+    return result
+
+
+def table_rows(text, section):
+    lines = text.split("\n\n")[section].splitlines()
+    return {line.split(" |")[0][2:]: [c.strip() for c in line.split("|")[2:-1]] for line in lines if "---" not in line}
+
+
+def test_intervals_are_those_of_the_paired_t_test():
+    rng = np.random.default_rng(1)
+    values, baseline = rng.normal(30, 2, 5), rng.normal(25, 2, 5)
+    mean, half = ablate.difference(values, baseline)
+    interval = stats.ttest_rel(values, baseline).confidence_interval(0.95)
+    assert (mean - half, mean + half) == pytest.approx((interval.low, interval.high))
+    # Shared luck of a seed does not widen the interval.
+    assert ablate.difference(values + 10 * np.arange(5), values + 10 * np.arange(5) - 1) == pytest.approx((1, 0))
+    assert np.isnan(ablate.difference([3.0], [1.0])[1])
+
+
+def test_the_table_has_mean_spread_gains_and_the_papers_numbers():
+    scores = seeds(3)
+    text = ablate.markdown("components", "gta5_to_cityscapes", scores)
+    rows, gains, classes = (table_rows(text, i) for i in range(3))
+    adapted = [scores[s]["adapted"]["miou"] for s in range(3)]
+    spread = f"{np.mean(adapted):.1f} ± {np.std(adapted, ddof=1):.1f}"
+    assert rows["F-Adv"] == [spread, *(f"{v:.1f}" for v in adapted), "46.9"]
+    assert rows["binary (global alignment)"][-1] == "39.4" and rows["oracle (trained on target labels)"][-1] == ""
+    header = gains["gain, 95% interval"]
+    assert header == [
+        "over source only", "over control (lambda = 0, same extra steps)",
+        "over colour matching, global (no training)", "over colour matching, per image (no training)",
+        "over binary (global alignment)",
+    ]  # fmt: skip
+    for baseline, cell in zip(ablate.BASELINES, gains["F-Adv"], strict=True):
+        other = [scores[s][baseline]["miou"] for s in range(3)]
+        interval = stats.ttest_rel(adapted, other).confidence_interval(0.95)
+        expected = f"{np.subtract(adapted, other).mean():+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]"
+        assert cell == expected
+    assert gains["source only"][0] == ""
+    assert classes["train"] == ["-"] * len(ROWS) and len(classes) == 4
+
+
+def test_a_single_seed_has_no_spread_and_synthia_its_second_mean():
+    text = ablate.markdown("components", "synthia_to_cityscapes", seeds(1, star=True))
+    rows = table_rows(text, 0)
+    assert rows["synthia_to_cityscapes, components"] == ["mIoU", "mIoU* (13)", "seed 0", "paper"]
+    assert "±" not in text and "[" not in text
+    assert rows["F-Adv"][-1] == "" and rows["binary (global alignment)"][-1] == "35.4"
+
+
+def test_table_5_has_a_column_for_each_source_domain():
+    names = ("source_only", "binary", "hard", "fada")
+    scores = {task: seeds(2, names) for task in ("gta5_to_cityscapes", "synthia_to_cityscapes")}
+    rows = table_rows(ablate.across_tasks("knowledge", scores), 0)
+    assert rows["knowledge"] == list(scores)
+    assert [cell.split("(")[1] for cell in rows["hard labels"]] == ["paper 45.7)", "paper 40.8)"]
+    assert [cell.split("(")[1] for cell in rows["soft labels (FADA)"]] == ["paper 46.9)", "paper 41.5)"]
+
+
+def test_a_table_is_made_of_every_seed_that_is_finished(tmp_path, monkeypatch):
+    """Seeds one at a time, as processes side by side run them; a finished one is not run again."""
+    every, ran = seeds(2), []
+
+    def run_seed(table, task, seed):
+        ran.append(seed)
+        return every[seed]
+
+    monkeypatch.setattr(ablate, "run_seed", run_seed)
+    task = ablate.Task("configs/c.py", {"seed": 0, "data_dir": "a", "crop": (1, 2)}, "gta5_to_cityscapes", tmp_path, "")
+    ablate.run_task("components", "components", task, [1])
+    assert (tmp_path / "components.csv").read_text().splitlines()[1].startswith("1,")
+    moved = ablate.Task(task.path, {**task.overrides, "data_dir": "b"}, task.name, tmp_path, "")
+    scores = ablate.run_task("components", "components", moved, [0, 1])
+    assert ran == [1, 0] and list(scores) == [0, 1]
+    assert len((tmp_path / "components.csv").read_text().splitlines()) == 3
+    other = ablate.Task(task.path, {**task.overrides, "batch_size": 4}, task.name, tmp_path, "")
+    with pytest.raises(UserError, match=r"seed0/components\.json was made by"):
+        ablate.run_task("components", "components", other, [0])
+    stored = json.loads((tmp_path / "seed1" / "components.json").read_text())
+    del stored["scores"]["oracle"]
+    (tmp_path / "seed1" / "components.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match=r"seed1/components\.json has other rows than seed 0"):
+        ablate.run_task("components", "components", task, [0])
+
+
+def test_a_variant_that_is_the_recipes_own_stage_shares_its_folder(tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(ablate.train, "train", lambda config, folder: trained.append((folder.name, config)))
+    monkeypatch.setattr(ablate.evaluate, "evaluate_stage", lambda *_, **__: {"miou": 1.0, "iou": {}, "confusion": []})
+    path = str(ROOT / "configs" / "gta5_to_cityscapes.py") + ":size=miniature"
+    task = ablate.Task(path, {}, "gta5_to_cityscapes", tmp_path, "")
+    for table in ("clipping", "lambda", "alignment"):
+        for name, variant in ablate.TABLES[table].items():
+            assert ablate.run_variant(task, name, variant, 7) == {"miou": 1.0, "iou": {}}
+    configs = dict(trained)
+    assert sorted(configs) == sorted(
+        ["clip_0.7", "clip_0.8", "clip_1.0", "lambda_x0.1", "lambda_x0.3", "lambda_x3", "lambda_x10", "binary",
+         "output_space", "adversarial"]
+    )  # fmt: skip
+    assert configs["lambda_x3"].lambda_adv == pytest.approx(0.3) and configs["clip_0.7"].knowledge.clip == 0.7
+    assert {c.init_from for c in configs.values()} == {str(tmp_path / "seed7" / "source")}
+    assert {c.seed for c in configs.values()} == {7} and configs["output_space"].method == "output_space"
