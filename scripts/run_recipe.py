@@ -3,8 +3,8 @@
   python scripts/run_recipe.py --config=configs/gta5_to_cityscapes.py:size=miniature --workdir=W --config.data_dir=DATA
 
 W receives one folder a stage (source, adversarial, control, self_distillation), results.md and results.json (rows of
-the paper's table 4 beside the lambda = 0 control and training-free colour matching) and panel.png. The same command
-goes on where it stopped. Overrides apply to every stage; --config.init_from names the weights that the source stage
+the paper's table 4 beside the lambda = 0 control and training-free colour matching), confusion.json, panel.png and its
+images in panels. The same command goes on where it stopped. Overrides apply to every stage; --config.init_from names the weights that the source stage
 and, with --config.student_from=init_from, the student start from.
 """
 
@@ -84,9 +84,7 @@ def score_rows(workdir: Path, stages: dict[str, ConfigDict], data_dir: str, spli
 
     def row(name: str, stage: str, **options: Any) -> dict[str, Any]:
         print(f"scoring {name}", flush=True)
-        result = evaluate.evaluate_stage(workdir / stage, data_dir=data_dir, split=split, **options)
-        result.pop("confusion")
-        return {"name": name, **result}
+        return {"name": name, **evaluate.evaluate_stage(workdir / stage, data_dir=data_dir, split=split, **options)}
 
     rows = [row("source_only", "source")]
     if "control" in stages:
@@ -128,12 +126,16 @@ def markdown(rows: list[dict[str, Any]], config: ConfigDict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_panel(workdir: Path, config: ConfigDict, path: Path, count: int = 4) -> None:
-    """Image, source-only, adapted and ground truth of evenly spread evaluation images."""
+def write_panels(workdir: Path, config: ConfigDict, count: int = 4) -> None:
+    """Image, source-only, adapted and ground truth of evenly spread evaluation images.
+
+    ``panels/`` receives them one by one, N_{image,source,adversarial,label}.png; ``panel.png`` has them all.
+    """
     from input_pipeline import pipeline
 
     class_set = classes.get_class_set(config.class_set)
-    models = [checkpoints.load_model(workdir / stage) for stage in ("source", "adversarial")]
+    stages = ("source", "adversarial")
+    models = [checkpoints.load_model(workdir / stage) for stage in stages]
     stream = train.make_stream(config.eval, augment=False)
     every = max(1, pipeline.num_examples(config.data_dir, stream) // count)
     batches = pipeline.eval_batches(config.data_dir, stream, class_set=class_set, batch_size=1)
@@ -143,7 +145,10 @@ def write_panel(workdir: Path, config: ConfigDict, path: Path, count: int = 4) -
         image = images.resize_image(image, (label.shape[1], label.shape[0]))
         predicted = [predict(model, image).argmax(-1).astype(np.uint8) for model in models]
         rows.append([image, *(images.colorize(x, class_set) for x in (*predicted, label))])
-    images.panel(("target image", "source only", "adapted", "ground truth"), rows, class_set).save(path)
+        for column, picture in zip(("image", *stages, "label"), rows[-1], strict=True):
+            images.save_image(workdir / "panels" / f"{len(rows) - 1}_{column}.png", picture)
+    panel = images.panel(("target image", "source only", "adapted", "ground truth"), rows, class_set)
+    images.save_image(workdir / "panel.png", np.asarray(panel))
 
 
 def run(
@@ -174,8 +179,8 @@ def run(
         evaluate.write_text(workdir / f"{file}.json", json.dumps(summary, indent=2) + "\n")
         evaluate.write_text(workdir / f"{file}.md", markdown(rows, config))
         if "adversarial" in stages:
-            write_panel(workdir, stages["adversarial"], workdir / "panel.png")
-            made.insert(2, "panel.png")
+            write_panels(workdir, stages["adversarial"])
+            made[2:2] = ["panel.png", "panels"]
     return rows, [workdir / name for name in made]
 
 

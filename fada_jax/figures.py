@@ -1,0 +1,94 @@
+"""Figures with matplotlib, without its global state: each function takes plain numbers and returns a ``Figure``."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+# A fixed salt and no date: the same numbers give the same file.
+_SVG = {"svg.hashsalt": "fada_jax", "svg.fonttype": "path"}
+
+
+def training_curves(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
+    """Losses over steps, one plot a stage.
+
+    Args:
+      metrics: lines of ``metrics.jsonl`` by stage.
+    """
+    figure = Figure(figsize=(4 * len(metrics), 3), layout="constrained")
+    for axes, (stage, lines) in zip(np.ravel(figure.subplots(1, len(metrics))), metrics.items(), strict=True):
+        for key in sorted({key for line in lines for key in line if key.startswith("loss")}):
+            points = [(line["step"], line[key]) for line in lines if key in line]
+            axes.plot(*zip(*points, strict=True), label=key)
+        axes.set(title=stage, xlabel="step", ylim=(0, None))
+        axes.legend()
+    return figure
+
+
+def _grouped_bars(rows: Mapping[str, Mapping[str, float | None]], ylabel: str) -> Figure:
+    """Bars of every class side by side, one colour a row; no bar where a value is missing."""
+    names = list(next(iter(rows.values())))
+    figure = Figure(figsize=(max(6, 0.5 * len(names)), 3.5), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(rows)
+    for i, (label, values) in enumerate(rows.items()):
+        heights = [np.nan if values[name] is None else values[name] for name in names]
+        axes.bar(np.arange(len(names)) - 0.4 + (i + 0.5) * width, heights, width, label=label)
+    axes.set_xticks(range(len(names)), names, rotation=60, ha="right")
+    axes.set_ylabel(ylabel)
+    axes.legend()
+    return figure
+
+
+def iou_bars(rows: Mapping[str, Mapping[str, float | None]]) -> Figure:
+    """IoU of each class in percent, by row name; all rows have the same classes."""
+    return _grouped_bars(rows, "IoU, %")
+
+
+def ccd_bars(rows: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Class Center Distance of each class, with its mean in the legend (figure 4): ``ccd`` by class and ``mean``."""
+    labels = {f"{name} (mean {row['mean']:.2f})": row["ccd"] for name, row in rows.items()}
+    return _grouped_bars(labels, "Class Center Distance")
+
+
+def confusion_matrix(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> Figure:
+    """Share of each label's pixels by prediction; rows are labels. Classes without pixels stay empty."""
+    counts = np.asarray(confusion, np.float64)
+    totals = counts.sum(1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.full_like(counts, np.nan), where=totals > 0)
+    side = 2 + 0.3 * len(names)
+    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, vmin=0, vmax=1, cmap=colormaps["Blues"])
+    axes.set_xticks(range(len(names)), names, rotation=90)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="prediction", ylabel="label")
+    figure.colorbar(image, shrink=0.7, format=PercentFormatter(1.0))
+    return figure
+
+
+def to_svg(figure: Figure) -> str:
+    """The figure as SVG text, text as outlines: it looks the same everywhere."""
+    from matplotlib import rc_context
+
+    buffer = io.StringIO()
+    with rc_context(_SVG):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Writes a PNG whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    figure.savefig(partial, format="png", dpi=120)
+    os.replace(partial, path)

@@ -1,0 +1,103 @@
+"""Class Center Distance (equation 9) of trained stages, and figure 4: one bar a class and stage.
+
+  python scripts/ccd.py --workdir=W                                         # every stage of a recipe
+  python scripts/ccd.py --workdir=W --output=OUT W/source V/seed0/binary    # any stages, in this order
+
+Features are those of labelled images of both domains, 2,000 of each at most: the source's training images and the
+target's evaluation images. Every model sees the same pixels. Writes OUT.json (per class and mean, for both domains
+together as in the paper, and for each) and OUT.png; OUT is W/ccd unless given.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from fada_jax import checkpoints, cli, evaluate, figures, images, train
+from fada_jax import class_center_distance as ccd
+from fada_jax.classes import ClassSet
+from fada_jax.errors import UserError
+
+STAGES = ("source", "binary", "adversarial", "self_distillation")
+
+
+def labelled_examples(
+    config: ConfigDict, domain: str, data_dir: str, class_set: ClassSet, count: int, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Random images of a domain at the network's input size, with their labels."""
+    from input_pipeline import pipeline
+
+    stream = train.make_stream(config[domain], augment=False)
+    total = pipeline.num_examples(data_dir, stream)
+    numbers = np.random.default_rng(seed).permutation(total)[:count]
+    for image, label in pipeline.examples(data_dir, stream, class_set, numbers):
+        if label is None:
+            raise UserError(f"{stream.dataset}/{stream.split} has no labels to tell classes by")
+        yield images.resize_image(image, stream.size), label
+
+
+def distances(stage: Path, data_dir: str, count: int, per_class: int, seed: int) -> dict[str, Any]:
+    """CCD of the last checkpoint of a stage: by class and mean, for both domains together and for each."""
+    model = checkpoints.load_model(stage)
+    if not model.class_set:
+        raise UserError(f"{stage}: these weights have no classifier, so no class set")
+    config = ConfigDict(model.config)
+    moments = {}
+    for name, domain in (("source", "source"), ("target", "eval")):
+        examples = labelled_examples(config, domain, data_dir or config.data_dir, model.class_set, count, seed)
+        moments[name] = ccd.measure(model, examples, per_class=per_class, seed=seed)
+    moments["both"] = ccd.merge(moments["source"], moments["target"])
+    result: dict[str, Any] = {"stage": str(stage), "checkpoint_step": model.step}
+    for name, value in moments.items():
+        by_class = ccd.class_center_distance(value)
+        present = by_class[~np.isnan(by_class)]
+        result[name] = {
+            "mean": float(present.mean()) if len(present) else None,
+            "ccd": {k: None if np.isnan(v) else float(v) for k, v in zip(model.class_set.names, by_class, strict=True)},
+            "features": dict(zip(model.class_set.names, value.count.tolist(), strict=True)),
+        }
+    return result
+
+
+def stage_names(stages: list[Path]) -> list[str]:
+    """Shortest names that tell the stages apart."""
+    short = [stage.name for stage in stages]
+    return short if len(set(short)) == len(short) else [str(stage) for stage in stages]
+
+
+def main(arguments: list[str]) -> None:
+    options = flags.FLAGS
+    workdir = Path(options.workdir)
+    stages = [Path(a) for a in arguments] or [workdir / s for s in STAGES if checkpoints.available_steps(workdir / s)]
+    if not stages:
+        raise UserError(f"{workdir} holds none of the stages {', '.join(STAGES)}: name the folders to measure")
+    results = {}
+    for name, stage in zip(stage_names(stages), stages, strict=True):
+        results[name] = distances(stage, options.data_dir, options.images, options.per_class, options.seed)
+        means = ", ".join(f"{part} {results[name][part]['mean']:.3f}" for part in ("both", "source", "target"))
+        print(f"{name}: mean CCD {means}", flush=True)
+    if len({tuple(r["both"]["ccd"]) for r in results.values()}) > 1:
+        raise UserError("the stages have different class sets: compare stages of one task")
+    output = Path(options.output or workdir / "ccd")
+    summary = {"images": options.images, "per_class": options.per_class, "seed": options.seed, "stages": results}
+    evaluate.write_text(output.with_name(output.name + ".json"), json.dumps(summary, indent=2) + "\n")
+    figure = figures.ccd_bars({name: result["both"] for name, result in results.items()})
+    figures.save(figure, output.with_name(output.name + ".png"))
+    print(f"written: {output}.json and .png")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "Folder of a recipe.")
+    flags.DEFINE_string("output", "", "Files to write, without their ending.")
+    flags.DEFINE_string("data_dir", "", "TFRecords; default: the config's data_dir.")
+    flags.DEFINE_integer("images", 2000, "Images of each domain, at most.", lower_bound=1)
+    flags.DEFINE_integer("per_class", 20, "Pixels of each class and image.", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "Of images and pixels.", lower_bound=0)
+    flags.mark_flag_as_required("workdir")
+    cli.run(main)

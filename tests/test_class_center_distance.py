@@ -1,0 +1,101 @@
+"""Equation 9 against a brute force over all features in float64; sampling; and the features of a network."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_steps import SPEC
+
+from fada_jax import checkpoints, classes
+from fada_jax import class_center_distance as ccd
+from fada_jax.models import Segmenter
+from fada_jax.preprocessing import IMAGENET, normalise
+
+K = 5
+
+
+def brute_force(features, labels, num_classes):
+    """Equation 9, written down."""
+    features = features.astype(np.float64)
+    sets = {k: features[labels == k] for k in range(num_classes) if np.any(labels == k)}
+    centers = {k: x.mean(0) for k, x in sets.items()}
+    result = np.full(num_classes, np.nan)
+    for i, x in sets.items():
+        within = np.mean([np.sum((row - centers[i]) ** 2) for row in x])
+        ratios = [within / np.sum((centers[i] - centers[j]) ** 2) for j in sets if j != i]
+        result[i] = np.sum(ratios) / (len(sets) - 1)
+    return result
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 1000), offset=st.sampled_from([0.0, 1e4]), blocks=st.integers(1, 7))
+def test_blocks_merge_to_the_exact_definition(seed, offset, blocks):
+    """Far from the origin too, where sums of squares would cancel."""
+    rng = np.random.default_rng(seed)
+    labels = rng.choice([0, 1, 2, 4, classes.IGNORE], 200)  # Class 3 never occurs.
+    features = offset + rng.normal(0, 1, (200, 6)) + 3 * rng.normal(0, 1, (256, 6))[labels]
+    moments = ccd.empty_moments(K, 6)
+    for x, y in zip(np.array_split(features, blocks), np.array_split(labels, blocks), strict=True):
+        moments = ccd.merge(moments, ccd.class_moments(x, y, K))
+    np.testing.assert_allclose(ccd.class_center_distance(moments), brute_force(features, labels, K), rtol=1e-9)
+    assert np.isnan(ccd.class_center_distance(moments)[3])
+
+
+def test_scale_and_shift_of_the_features_do_not_matter():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, K, 100)
+    features = rng.normal(0, 1, (100, 3)) + labels[:, None]
+    one, other = (ccd.class_center_distance(ccd.class_moments(x, labels, K)) for x in (features, 7 * features - 40))
+    np.testing.assert_allclose(one, other, rtol=1e-9)
+    dense = ccd.class_center_distance(ccd.class_moments(features + 9 * labels[:, None], labels, K))
+    assert np.all(dense < one)
+
+
+def test_a_class_alone_has_no_distance():
+    assert np.isnan(ccd.class_center_distance(ccd.class_moments(np.ones((4, 2)), np.zeros(4, int), K))).all()
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 1000), per_class=st.integers(1, 30))
+def test_pixels_are_drawn_by_class_without_repetition(seed, per_class):
+    labels = np.random.default_rng(seed).choice([0, 1, 2, 4, classes.IGNORE], (8, 9), p=[0.5, 0.3, 0.05, 0.05, 0.1])
+    index, drawn = ccd.sample_pixels(labels, K, per_class, seed)
+    assert index.shape == drawn.shape == (K * per_class,)
+    for k in range(K):
+        pixels = index[drawn == k]
+        assert len(pixels) == min(per_class, np.sum(labels == k)) == len(set(pixels))
+        assert np.all(labels.ravel()[pixels] == k)
+    again = ccd.sample_pixels(labels, K, per_class, seed)
+    np.testing.assert_array_equal(again, (index, drawn))
+
+
+def test_labels_are_read_where_the_feature_pixels_lie():
+    rows, columns = np.meshgrid(np.arange(9), np.arange(13), indexing="ij")
+    np.testing.assert_array_equal(ccd.at_features(rows, (3, 4)), [[0] * 4, [4] * 4, [8] * 4])
+    np.testing.assert_array_equal(ccd.at_features(columns, (3, 4)), [[0, 4, 8, 12]] * 3)
+
+
+def test_the_features_measured_are_those_of_the_network():
+    """With every pixel drawn, the result is that of all features of all images."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(Segmenter(SPEC).init, jax.random.key(0), np.zeros((1, 32, 32, 3)))["params"]
+    params = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), shapes)
+    class_set = classes.ClassSet("five", tuple("abcde"), ((0, 0, 0),) * 5)
+    model = checkpoints.Model(SPEC, IMAGENET, class_set, params, {}, {}, 1)
+    examples = [
+        (rng.integers(0, 256, (32, 48, 3), dtype=np.uint8), rng.integers(0, 4, (16, 24), dtype=np.uint8))
+        for _ in range(3)
+    ]
+    moments = ccd.measure(model, examples, per_class=10_000)
+    features, labels = [], []
+    for image, label in examples:
+        _, x = jax.jit(Segmenter(SPEC).apply)({"params": params}, normalise(image[None], IMAGENET))
+        features.append(np.asarray(x[0]).reshape(-1, x.shape[-1]))
+        labels.append(ccd.at_features(label, x.shape[1:3]).ravel())
+    expected = brute_force(np.concatenate(features), np.concatenate(labels), 5)
+    np.testing.assert_allclose(ccd.class_center_distance(moments), expected, rtol=1e-4)
+    few = ccd.measure(model, examples, per_class=7, seed=3)
+    assert few.count.tolist() == [21, 21, 21, 21, 0]
+    with pytest.raises(ValueError, match="no image"):
+        ccd.measure(model, [])
