@@ -17,19 +17,15 @@ from matplotlib.ticker import PercentFormatter
 _SVG = {"svg.hashsalt": "fada_jax", "svg.fonttype": "path"}
 
 
-def training_curves(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
-    """Losses over steps, one plot a stage.
-
-    Args:
-      metrics: lines of ``metrics.jsonl`` by stage.
-    """
-    figure = Figure(figsize=(4 * len(metrics), 3), layout="constrained")
-    for axes, (stage, lines) in zip(np.ravel(figure.subplots(1, len(metrics))), metrics.items(), strict=True):
-        for key in sorted({key for line in lines for key in line if key.startswith("loss")}):
-            points = [(line["step"], line[key]) for line in lines if key in line]
-            axes.plot(*zip(*points, strict=True), label=key)
-        axes.set(title=stage, xlabel="step", ylim=(0, None))
-        axes.legend()
+def training_curves(stage: str, lines: Sequence[Mapping[str, float]]) -> Figure:
+    """Losses of a stage over steps, from the lines of its ``metrics.jsonl``."""
+    figure = Figure(figsize=(4, 3), layout="constrained")
+    axes = figure.subplots()
+    for key in sorted({key for line in lines for key in line if key.startswith("loss")}):
+        points = [(line["step"], line[key]) for line in lines if key in line]
+        axes.plot(*zip(*points, strict=True), label=key)
+    axes.set(title=stage, xlabel="step", ylim=(0, None))
+    axes.legend()
     return figure
 
 
@@ -44,7 +40,8 @@ def _grouped_bars(rows: Mapping[str, Mapping[str, float | None]], ylabel: str) -
         axes.bar(np.arange(len(names)) - 0.4 + (i + 0.5) * width, heights, width, label=label)
     axes.set_xticks(range(len(names)), names, rotation=60, ha="right")
     axes.set_ylabel(ylabel)
-    axes.legend()
+    axes.margins(x=0.01)
+    figure.legend(loc="outside upper center", ncols=len(rows), frameon=False)
     return figure
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +26,14 @@ def read_image(path: str | Path) -> np.ndarray:
         raise UserError(f"{path}: no such image") from error
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: not a readable image ({error})") from error
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Writes uint8 [H, W] or [H, W, 3] as PNG, whole or not at all, and makes the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    Image.fromarray(image).save(partial, format="PNG")
+    os.replace(partial, path)
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -137,11 +137,8 @@ def _stage(task: Task, seed: int, **arguments: str) -> ConfigDict:
 
 
 def _score(task: Task, folder: Path, config: ConfigDict, **options: Any) -> dict[str, Any]:
-    return _kept(evaluate.evaluate_stage(folder, data_dir=config.data_dir, split=task.split, **options))
-
-
-def _kept(result: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: result[key] for key in ("miou", "miou_13", "iou") if key in result}
+    result = evaluate.evaluate_stage(folder, data_dir=config.data_dir, split=task.split, **options)
+    return run_recipe.only_scores(result)
 
 
 def run_seed(table: str, task: Task, seed: int) -> dict[str, dict[str, Any]]:
@@ -153,7 +150,8 @@ def run_seed(table: str, task: Task, seed: int) -> dict[str, dict[str, Any]]:
         scores: dict[str, dict[str, Any]] = {}
         for row in rows:
             modes = row.get("by_mode", {"": row}).items()
-            scores |= {"_".join(filter(None, (row["name"], mode))): _kept(result) for mode, result in modes}
+            named = {"_".join(filter(None, (row["name"], mode))): result for mode, result in modes}
+            scores |= {name: run_recipe.only_scores(result) for name, result in named.items()}
         if "adapted" in scores:
             matched = (_score(task, folder / "adversarial", config, colour=mode) for mode in colour_matching.MODES)
             scores["adapted_colour_matching"] = max(matched, key=lambda result: result["miou"])

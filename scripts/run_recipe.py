@@ -4,8 +4,9 @@
 
 W receives one folder a stage (source, adversarial, control, self_distillation), results.md and results.json (rows of
 the paper's table 4 beside the lambda = 0 control and training-free colour matching), confusion.json, panel.png and its
-images in panels. The same command goes on where it stopped. Overrides apply to every stage; --config.init_from names the weights that the source stage
-and, with --config.student_from=init_from, the student start from.
+images in panels; scripts/report.py makes a page of them. The same command goes on where it stopped. Overrides apply to
+every stage; --config.init_from names the weights that the source stage and, with --config.student_from=init_from, the
+student start from.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import importlib.util
 import itertools
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +82,11 @@ def stage_configs(path: str, overrides: dict[str, Any], method: str, workdir: Pa
 
 
 def score_rows(workdir: Path, stages: dict[str, ConfigDict], data_dir: str, split: str = "") -> list[dict[str, Any]]:
-    """Evaluates every row of the table on the target's evaluation split or another one, last checkpoints."""
+    """Evaluates every row of the table on the target's evaluation split or another one, last checkpoints.
+
+    Returns:
+      ``name`` and the result of ``evaluate.evaluate_stage`` of each.
+    """
 
     def row(name: str, stage: str, **options: Any) -> dict[str, Any]:
         print(f"scoring {name}", flush=True)
@@ -93,13 +99,19 @@ def score_rows(workdir: Path, stages: dict[str, ConfigDict], data_dir: str, spli
         # The better of the two is reported, chosen by the reported labels: in the baseline's favour.
         tried = {mode: row("colour_matching", "source", colour=mode) for mode in colour_matching.MODES}
         best = max(tried, key=lambda mode: tried[mode]["miou"])
-        rows.append({**tried[best], "mode": best, "by_mode": tried})
+        by_mode = {mode: only_scores(result) for mode, result in tried.items()}
+        rows.append({**tried[best], "mode": best, "by_mode": by_mode})
     if "adversarial" in stages:
         rows.append(row("adapted", "adversarial"))
     if "self_distillation" in stages:
         rows.append(row("self_distilled", "self_distillation"))
         rows.append(row("self_distilled_multi_scale", "self_distillation", multi_scale=True))
     return rows
+
+
+def only_scores(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of a row that tables are made of."""
+    return {key: result[key] for key in ("miou", "miou_13", "iou") if key in result}
 
 
 def markdown(rows: list[dict[str, Any]], config: ConfigDict) -> str:
@@ -146,9 +158,9 @@ def write_panels(workdir: Path, config: ConfigDict, count: int = 4) -> None:
         predicted = [predict(model, image).argmax(-1).astype(np.uint8) for model in models]
         rows.append([image, *(images.colorize(x, class_set) for x in (*predicted, label))])
         for column, picture in zip(("image", *stages, "label"), rows[-1], strict=True):
-            images.save_image(workdir / "panels" / f"{len(rows) - 1}_{column}.png", picture)
+            images.write_image(workdir / "panels" / f"{len(rows) - 1}_{column}.png", picture)
     panel = images.panel(("target image", "source only", "adapted", "ground truth"), rows, class_set)
-    images.save_image(workdir / "panel.png", np.asarray(panel))
+    images.write_image(workdir / "panel.png", np.asarray(panel))
 
 
 def run(
@@ -172,12 +184,14 @@ def run(
     for name, stage in stages.items():
         train.train(stage, workdir / name)
     rows = score_rows(workdir, stages, config.data_dir, split)
+    confusions = {row["name"]: row.pop("confusion") for row in rows}
     file = "_".join(filter(None, ("results", split)))
     made = [f"{file}.md", f"{file}.json", *stages]
     if jax.process_index() == 0:
         summary = {"config": path, "seed": config.seed, "overrides": overrides, "rows": rows}
         evaluate.write_text(workdir / f"{file}.json", json.dumps(summary, indent=2) + "\n")
         evaluate.write_text(workdir / f"{file}.md", markdown(rows, config))
+        evaluate.write_text(workdir / "confusion.json", json.dumps(confusions) + "\n")
         if "adversarial" in stages:
             write_panels(workdir, stages["adversarial"])
             made[2:2] = ["panel.png", "panels"]
