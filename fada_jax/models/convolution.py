@@ -91,7 +91,7 @@ def _forward(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> tup
 
 def _backward(stride: int, dilation: int, held: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = held
-    k, _, channels, features = kernel.shape
+    k, channels = kernel.shape[1:3]
     d_kernel = _kernel_gradient(x, gradient, k, stride, dilation)
     if _to_few_channels(kernel, stride):
         mirrored = kernel[::-1, ::-1].transpose(0, 1, 3, 2).reshape(-1, channels)
