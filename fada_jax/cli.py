@@ -6,12 +6,15 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 from absl import flags, logging
-from ml_collections import ConfigDict, config_flags
 
 from fada_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -54,6 +57,8 @@ def define_config() -> None:
 
     Overrides may stand before ``--config`` on the command line; ml_collections alone refuses that.
     """
+    from ml_collections import config_flags
+
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: not argument.startswith("--config="))
     config_flags.DEFINE_config_file("config", None, "Path of the config file, with its arguments after a colon.")
 
@@ -97,6 +102,8 @@ def config() -> tuple[ConfigDict, str, dict]:
     Raises:
       UserError: no config named, or the file is not there.
     """
+    from ml_collections import config_flags
+
     flag = flags.FLAGS["config"]
     path = config_flags.get_config_filename(flag) if flag.value is not None else ""
     if not path:

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fada_jax.models.convolution import convolve
+
 Dtype = Any
 
 NORMS = ("frozen", "live", "group")
@@ -19,8 +21,7 @@ class Conv(nn.Module):
     """A square convolution with PyTorch's symmetric padding ``dilation * (kernel_size - 1) / 2``.
 
     Flax's 'SAME' pads only at the end for stride 2 on even sizes, which shifts every feature by a pixel against
-    weights trained in PyTorch. A 1x1 convolution is computed as the matrix product that it is: on CPUs its gradient is
-    then two to three times faster and holds no transposed copy of its input.
+    weights trained in PyTorch.
     """
 
     features: int
@@ -36,19 +37,7 @@ class Conv(nn.Module):
         """[N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), features] for odd kernel sizes."""
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
-        x = x.astype(self.dtype)
-        if self.kernel_size == 1:
-            x = jnp.einsum("nhwc,cd->nhwd", x[:, :: self.stride, :: self.stride], kernel[0, 0])
-        else:
-            pad = self.dilation * (self.kernel_size - 1) // 2
-            x = jax.lax.conv_general_dilated(
-                x,
-                kernel,
-                (self.stride, self.stride),
-                [(pad, pad), (pad, pad)],
-                rhs_dilation=(self.dilation, self.dilation),
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
+        x = convolve(x.astype(self.dtype), kernel, self.stride, self.dilation)
         if self.use_bias:
             x = x + self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32).astype(self.dtype)
         return x

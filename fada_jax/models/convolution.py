@@ -1,0 +1,149 @@
+"""Square convolutions with PyTorch's padding, written for each platform as what runs fastest there.
+
+On GPUs and TPUs a convolution is XLA's own. On CPUs XLA takes two to three times as long for the gradient with respect
+to the kernel as for the convolution itself; there it is a sum of matrix products over shifted arrays, and convolutions
+from many channels to few are projected first and shifted after. The results are the same to rounding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+
+_written_for: list[str] = []
+
+
+@contextlib.contextmanager
+def written_for(platform: str) -> Iterator[None]:
+    """While open, convolutions are traced as ``platform`` ('cpu', 'gpu', 'tpu') runs them, whatever runs here.
+
+    For counting on a CPU what an accelerator's program takes.
+    """
+    _written_for.append(platform)
+    try:
+        yield
+    finally:
+        _written_for.pop()
+
+
+def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1) -> jax.Array:
+    """Convolution with symmetric padding ``dilation * (k - 1) / 2``.
+
+    A 1x1 convolution is computed as the matrix product that it is.
+
+    Args:
+      x: [N, H, W, C].
+      kernel: [k, k, C, D] of the same type, k odd.
+
+    Returns:
+      [N, ceil(H / stride), ceil(W / stride), D].
+    """
+    if kernel.shape[0] == 1:
+        x, stride, dilation = x[:, ::stride, ::stride], 1, 1
+    platform = _written_for[-1] if _written_for else jax.default_backend()
+    return (_convolve_on_cpu if platform == "cpu" else _convolve)(x, kernel, stride, dilation)
+
+
+def _convolve(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
+    if kernel.shape[0] == 1:
+        return jnp.einsum("nhwc,cd->nhwd", x, kernel[0, 0])
+    pad = dilation * (kernel.shape[0] - 1) // 2
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        [(pad, pad), (pad, pad)],
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def _to_few_channels(kernel: jax.Array, stride: int) -> bool:
+    """Whether all taps together have fewer output channels than the input has: the classifier on wide features."""
+    k, _, channels, features = kernel.shape
+    return k > 1 and stride == 1 and k * k * features <= channels
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve_on_cpu(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
+    if not _to_few_channels(kernel, stride):
+        return _convolve(x, kernel, stride, dilation)
+    k, _, channels, features = kernel.shape
+    projected = jnp.einsum("nhwc,cd->nhwd", x, kernel.transpose(2, 0, 1, 3).reshape(channels, -1))
+    taps = projected.reshape(*x.shape[:3], k, k, features)
+    pad = dilation * (k - 1) // 2
+    taps = jnp.pad(taps, ((0, 0), (pad, pad), (pad, pad), (0, 0), (0, 0), (0, 0)))
+    height, width = x.shape[1:3]
+    return sum(
+        taps[:, i * dilation : i * dilation + height, j * dilation : j * dilation + width, i, j]
+        for i in range(k)
+        for j in range(k)
+    )
+
+
+def _forward(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> tuple[jax.Array, tuple]:
+    return _convolve_on_cpu(x, kernel, stride, dilation), (x, kernel)
+
+
+def _backward(stride: int, dilation: int, held: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = held
+    k, channels = kernel.shape[1:3]
+    d_kernel = _kernel_gradient(x, gradient, k, stride, dilation)
+    if _to_few_channels(kernel, stride):
+        mirrored = kernel[::-1, ::-1].transpose(0, 1, 3, 2).reshape(-1, channels)
+        shifted = jnp.concatenate(_shifted(gradient, k, 1, dilation), axis=-1)
+        return jnp.einsum("nhwd,dc->nhwc", shifted, mirrored), d_kernel
+    (d_x,) = jax.linear_transpose(lambda x: _convolve(x, kernel, stride, dilation), x)(gradient)
+    return d_x, d_kernel
+
+
+_convolve_on_cpu.defvjp(_forward, _backward)
+
+
+def _kernel_gradient(x: jax.Array, gradient: jax.Array, k: int, stride: int, dilation: int) -> jax.Array:
+    """Gradient with respect to the kernel, [k, k, C, D]: one matrix product over all positions for each tap.
+
+    Shifting the gradient against the whole input costs less than shifting the input, which a stride makes necessary.
+    """
+    channels, features = x.shape[-1], gradient.shape[-1]
+    if stride == 1:
+        x = _channels_first(x)
+        taps = _shifted(gradient, k, 1, dilation)[::-1]
+        if k * k * features <= channels:
+            product = _over_positions(x, jnp.concatenate(taps, axis=-1))
+            return product.reshape(channels, k, k, features).transpose(1, 2, 0, 3)
+        products = [_over_positions(x, tap) for tap in taps]
+    elif channels < 8:
+        # Images: all taps in one product.
+        taps = jnp.concatenate([_channels_first(tap) for tap in _shifted(x, k, stride, dilation)])
+        products = _over_positions(taps, gradient)
+    else:
+        gradient = _channels_first(gradient)
+        products = [_over_positions(gradient, tap).T for tap in _shifted(x, k, stride, dilation)]
+    return jnp.stack(products).reshape(k, k, channels, features)
+
+
+def _over_positions(a: jax.Array, b: jax.Array) -> jax.Array:
+    """[C, N, H, W] and [N, H, W, D] -> [C, D]."""
+    return jax.lax.dot_general(a, b, (((1, 2, 3), (0, 1, 2)), ((), ())))
+
+
+def _channels_first(x: jax.Array) -> jax.Array:
+    """[N, H, W, C] -> [C, N, H, W], really moved: products that transpose on the fly run at half the speed."""
+    return jax.lax.optimization_barrier(x.transpose(3, 0, 1, 2))
+
+
+def _shifted(x: jax.Array, k: int, stride: int, dilation: int) -> list[jax.Array]:
+    """What each of the k * k taps of a convolution sees: [N, ceil(H / stride), ceil(W / stride), C] each."""
+    pad = dilation * (k - 1) // 2
+    height, width = x.shape[1:3]
+    x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    return [
+        x[:, i : i + height : stride, j : j + width : stride]
+        for i in range(0, k * dilation, dilation)
+        for j in range(0, k * dilation, dilation)
+    ]

@@ -1,0 +1,72 @@
+"""Convolutions as a CPU runs them against XLA's own and, where PyTorch is installed, against PyTorch in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fada_jax.models.convolution import convolve, written_for
+
+# Channels in and out, kernel, stride, dilation: each way that a gradient is taken on CPUs.
+CASES = {
+    "1x1": (6, 10, 1, 1, 1),
+    "1x1, stride 2": (6, 10, 1, 2, 1),
+    "3x3": (6, 10, 3, 1, 1),
+    "3x3, dilation beyond the image": (6, 10, 3, 1, 24),
+    "3x3, stride 2": (12, 10, 3, 2, 1),
+    "3x3, stride 2, dilation 2": (12, 10, 3, 2, 2),
+    "image": (3, 10, 7, 2, 1),
+    "to few channels": (32, 3, 3, 1, 6),
+}
+
+
+def arrays(channels, features, k, stride, size=(13, 18)):
+    rng = np.random.default_rng(0)
+    outputs = [-(-n // stride) for n in size]
+    return (
+        rng.normal(size=(2, *size, channels)).astype(np.float32),
+        rng.normal(size=(k, k, channels, features)).astype(np.float32),
+        rng.normal(size=(2, *outputs, features)).astype(np.float32),
+    )
+
+
+def run(platform, x, kernel, weight, stride, dilation):
+    """Result and both gradients, traced as ``platform`` runs them."""
+
+    @jax.jit
+    def both(x, kernel, weight):
+        y, pull = jax.vjp(lambda x, kernel: convolve(x, kernel, stride, dilation), x, kernel)
+        return y, *pull(weight)
+
+    with written_for(platform):
+        return both(*(jnp.asarray(a) for a in (x, kernel, weight)))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_platform_computes_the_convolution_of_pytorch(case):
+    torch = pytest.importorskip("torch")
+    channels, features, k, stride, dilation = CASES[case]
+    x, kernel, weight = arrays(channels, features, k, stride)
+    images = torch.from_numpy(x.astype(np.float64)).permute(0, 3, 1, 2).requires_grad_()
+    weights = torch.from_numpy(kernel.astype(np.float64)).permute(3, 2, 0, 1).requires_grad_()
+    y = torch.nn.functional.conv2d(images, weights, None, stride, dilation * (k // 2), dilation).permute(0, 2, 3, 1)
+    (y * torch.from_numpy(weight)).sum().backward()
+    truth = [y.detach(), images.grad.permute(0, 2, 3, 1), weights.grad.permute(2, 3, 1, 0)]
+    for platform in ("cpu", "gpu"):
+        for value, expected in zip(run(platform, x, kernel, weight, stride, dilation), truth, strict=True):
+            assert value.shape == expected.shape
+            error = np.linalg.norm(value - expected.numpy()) / np.linalg.norm(expected)
+            assert error < 1e-6, (platform, error)
+
+
+def test_accelerators_get_the_convolution_of_xla():
+    x, kernel, weight = arrays(6, 10, 3, 1)
+
+    def primitives(platform):
+        with written_for(platform):
+            step = jax.make_jaxpr(jax.grad(lambda k: jnp.sum(convolve(jnp.asarray(x), k) * weight)))(kernel)
+        return [equation.primitive.name for equation in step.eqns]
+
+    assert primitives("gpu").count("conv_general_dilated") == 2
+    assert not {"dot_general", "optimization_barrier"} & set(primitives("gpu"))
+    assert primitives("cpu").count("dot_general") == 9
