@@ -36,6 +36,8 @@ lint: .venv/.test
 .venv/.test: setup.cfg constraints.txt | .venv/bin/python
 	@echo "installing fada-jax with its test extra into .venv (a few minutes)"
 	@$(PIP) -e ".[test]"
+	@# Cityscapes' own evaluation, which scores are tested against; of what it asks for, "typing" breaks newer Pythons.
+	@$(PIP) --no-deps cityscapesScripts pyquaternion
 	@touch $@ .venv/.run
 
 clean:
