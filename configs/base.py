@@ -89,6 +89,11 @@ def get_config(arguments: ConfigDict) -> ConfigDict:
     config.loss_block_rows = 32  # Rows of full-resolution pixels that a loss holds at a time; 0: all.
     config.checkpoint_every = 2_000  # Steps between checkpoints.
     config.keep_checkpoints = 5  # The last ones that are kept.
+    config.keep_every = 0  # Checkpoints at multiples of these steps are kept, too; 0: none.
+    # Steps between scores on config.eval, of which the best by mIoU is kept, too; 0: never. Choosing a model by the
+    # very labels that are reported flatters it: name another eval.split, or say so.
+    config.eval_every = 0
+    config.on_non_finite = "stop"  # A step that makes a NaN or an infinity: 'stop', or 'skip' and count it.
     config.log_every = 50  # Steps between log lines; nothing is fetched from the device in between.
     config.log_images = 4  # Target images whose predictions TensorBoard shows at each checkpoint; 0: none.
     config.wandb = ""  # Project of Weights & Biases that receives the logs too; empty: none.

@@ -1,29 +1,48 @@
-"""Checkpoints of a stage: ``workdir/checkpoints/<step>`` written by orbax, atomic and asynchronous.
+"""Checkpoints of a stage: ``workdir/checkpoints/<step>`` written by orbax, atomic, asynchronous and with checksums.
 
 Each holds three items: ``model`` (parameters and batch statistics), ``training`` (optimizer states, discriminator) and
-``meta`` (JSON: config, class set, preprocessing, model), so that evaluation and prediction need nothing but a workdir.
+``meta`` (JSON: config, class set, preprocessing, model, position in the data, library versions), so that evaluation and
+prediction need nothing but a workdir. ``SHA256SUMS``, as ``sha256sum -c`` reads it, tells a damaged one.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import dataclasses
+import hashlib
+import importlib.metadata
 import json
-from collections.abc import Mapping
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import serialization
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers
 
 from fada_jax import __version__, classes, steps
-from fada_jax.errors import UserError
+from fada_jax.errors import UserError, storage_fault
 from fada_jax.models import ModelSpec
 from fada_jax.optim import OptimizerSpec
 from fada_jax.preprocessing import Preprocessing
 
 States = dict[str, steps.TrainState]
 FORMAT = 1
+CHECKPOINTS, SUMS = "checkpoints", "SHA256SUMS"
+# orbax stamps these with the time when it commits a checkpoint, after the checksums are taken.
+_STAMPED = ("_CHECKPOINT_METADATA", "commit_success.txt")
+# What decides the last bits of a result.
+_LIBRARIES = (
+    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow"),
+    *("tensorflow", "tensorflow-cpu"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,42 +75,201 @@ class Model:
 
 def directory(workdir: str | Path) -> Path:
     """Folder of the checkpoints of a stage."""
-    return Path(workdir).absolute() / "checkpoints"
+    return Path(workdir).absolute() / CHECKPOINTS
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what computes and stores a result."""
+    versions = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def make_meta(
-    config: Mapping[str, Any], spec: ModelSpec, preprocessing: Preprocessing, class_set: classes.ClassSet | None
+    config: Mapping[str, Any],
+    spec: ModelSpec,
+    preprocessing: Preprocessing,
+    class_set: classes.ClassSet | None,
+    images: Mapping[str, int] | None = None,
 ) -> dict:
-    """What a checkpoint says about itself, JSON types only."""
+    """What a checkpoint says about itself, JSON types only.
+
+    Args:
+      config: that trains it, as a plain dict.
+      spec, preprocessing, class_set: of the model.
+      images: images of each stream of the batch, by name.
+    """
     meta = {
         "format": FORMAT,
         "fada_jax": __version__,
+        "versions": library_versions(),
         "config": dict(config),
         "model": dataclasses.asdict(spec),
         "preprocessing": dataclasses.asdict(preprocessing),
         "class_set": dataclasses.asdict(class_set) if class_set else None,
+        "images": dict(images or {}),
     }
     return json.loads(json.dumps(meta))
 
 
-def manager(workdir: str | Path, *, keep: int | None = None, background: bool = True) -> ocp.CheckpointManager:
-    """Writer of a stage's checkpoints that keeps the last ``keep``; without ``background`` it needs no second copy."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=background)
-    return ocp.CheckpointManager(directory(workdir), options=options)
+class _SummedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """A checkpoint in the making: its checksums are written before the rename that completes it."""
+
+    async def finalize(self) -> None:
+        path = Path(self.get())
+        if path.parent.name == CHECKPOINTS:  # Not one of its items.
+            await asyncio.to_thread(_write_sums, path)
+        await super().finalize()
 
 
-def save(writer: ocp.CheckpointManager, step: int, states: States, meta: Mapping[str, Any]) -> None:
-    """Writes the states after ``step`` steps; returns once they are copied off the device."""
-    generator = states["generator"]
-    model = {"params": generator.params, "batch_stats": generator.collections.get("batch_stats", {})}
-    writer.save(
-        step,
-        args=ocp.args.Composite(
-            model=ocp.args.StandardSave(model),
-            training=ocp.args.StandardSave(_training_tree(states)),
-            meta=ocp.args.JsonSave(dict(meta)),
+def _write_sums(path: Path) -> None:
+    (path / SUMS).write_text("".join(f"{_digest(path / name)}  {name}\n" for name in _summed(path)))
+
+
+def _summed(path: Path) -> list[str]:
+    files = (str(f.relative_to(path)) for f in path.rglob("*") if f.is_file())
+    return sorted(name for name in files if name not in (*_STAMPED, SUMS))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def damage(path: Path, items: tuple[str, ...] = ()) -> str:
+    """What is wrong with the files of a checkpoint; '' where they are as they were written.
+
+    Args:
+      path: ``checkpoints/<step>``.
+      items: look at these of its items alone; empty: at all of it.
+    """
+    try:
+        lines = (path / SUMS).read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return f"{SUMS} is missing or cannot be read"
+    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    for name in sorted(sums.keys() | set(_summed(path))):
+        if items and name.partition("/")[0] not in items:
+            continue
+        try:
+            if _digest(path / name) != sums.get(name):
+                return f"{name} is not as it was written"
+        except OSError as error:
+            return f"{name}: {error.strerror}"
+    return ""
+
+
+def last_good(workdir: str | Path, log: Callable[[str], None]) -> int:
+    """The last checkpoint of a stage whose files are as they were written; 0: none.
+
+    Damaged ones after it are renamed to ``<step>.damaged``, and said so. In several processes all get the same answer.
+    """
+    found = 0
+    if jax.process_index() == 0:
+        for step in reversed(available_steps(workdir)):
+            path = directory(workdir) / str(step)
+            problem = damage(path)
+            if not problem:
+                found = step
+                break
+            aside = path.with_name(f"{step}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(path, aside)
+            log(f"checkpoint {path} is damaged ({problem}): kept as {aside.name}, the one before it is taken")
+    return int(multihost_utils.broadcast_one_to_all(np.int32(found)))
+
+
+def _miou(scores: Mapping[str, float]) -> float:
+    return scores["miou"]
+
+
+Save = Callable[[int, States, Mapping[str, float] | None], None]
+
+
+@contextlib.contextmanager
+def writing(
+    workdir: str | Path,
+    meta: Mapping[str, Any],
+    *,
+    keep: int | None = None,
+    keep_every: int = 0,
+    scored: bool = False,
+    wait: bool = False,
+) -> Iterator[Save]:
+    """Opens the checkpoints of a stage for writing; all are complete when it closes.
+
+    Args:
+      workdir: of the stage.
+      meta: of ``make_meta``.
+      keep: the last ones that are kept; None: all.
+      keep_every: every checkpoint at a multiple of these steps is kept, too; 0: none.
+      scored: checkpoints may come with scores, and the best by ``miou`` is kept, too.
+      wait: write each before going on, which needs no second copy of the states.
+
+    Yields:
+      ``save(step, states, scores)``, which returns once the states are copied off the device; ``scores`` is None or
+      holds ``miou``.
+
+    Raises:
+      UserError: a checkpoint cannot be written; those before it stay.
+    """
+    kept = [
+        checkpoint_managers.LatestN(n=keep),
+        checkpoint_managers.BestN(
+            get_metric_fn=lambda scores: scores["miou"], n=1, keep_checkpoints_without_metrics=False
         ),
+    ]
+    if keep_every:
+        kept.append(checkpoint_managers.EveryNSteps(interval_steps=keep_every))
+    options = ocp.CheckpointManagerOptions(
+        best_fn=_miou if scored else None,  # Scores are written because of it; the policy decides what is kept.
+        preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
+        cleanup_tmp_directories=True,
+        enable_async_checkpointing=not wait,
+        temporary_path_class=_SummedPath,
     )
+    with _storage(workdir):
+        writer = ocp.CheckpointManager(directory(workdir), options=options)
+
+    def save(step: int, states: States, scores: Mapping[str, float] | None = None) -> None:
+        generator = states["generator"]
+        model = {"params": generator.params, "batch_stats": generator.collections.get("batch_stats", {})}
+        with _storage(workdir):
+            writer.save(
+                step,
+                args=ocp.args.Composite(
+                    model=ocp.args.StandardSave(model),
+                    training=ocp.args.StandardSave(_training_tree(states)),
+                    meta=ocp.args.JsonSave({**meta, "next_batch": step}),
+                ),
+                metrics=dict(scores) if scores else None,
+            )
+
+    try:
+        yield save
+        with _storage(workdir):
+            writer.wait_until_finished()
+    finally:
+        # Whatever failed is on its way up already.
+        with contextlib.suppress(Exception):
+            writer.close()
+
+
+@contextlib.contextmanager
+def _storage(workdir: str | Path) -> Iterator[None]:
+    """orbax and tensorstore raise many types where a disk is full, read-only or gone."""
+    try:
+        yield
+    except Exception as error:
+        good = available_steps(workdir)
+        left = f"the last good one is {good[-1]}" if good else "there is none before it"
+        reason = storage_fault(error) or " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(
+            f"a checkpoint in {directory(workdir)} cannot be written ({reason}); {left}: make room or mend the disk "
+            "and run the same command again"
+        ) from error
 
 
 def _training_tree(states: States) -> dict:
@@ -110,8 +288,14 @@ def available_steps(workdir: str | Path) -> list[int]:
     return sorted(int(path.name) for path in root.iterdir() if path.name.isdigit())
 
 
+def recorded_scores(workdir: str | Path) -> dict[int, float]:
+    """mIoU in percent by step of the checkpoints that were scored while training."""
+    files = {step: directory(workdir) / str(step) / "metrics" / "metrics" for step in available_steps(workdir)}
+    return {step: json.loads(file.read_text())["miou"] for step, file in files.items() if file.is_file()}
+
+
 def resolve_step(workdir: str | Path, checkpoint: str = "last") -> int:
-    """The step that ``last`` or a number means in a workdir.
+    """The step that ``last``, ``best`` (by the scores recorded in training) or a number means in a workdir.
 
     Raises:
       UserError: no checkpoint there, or not this one.
@@ -121,6 +305,11 @@ def resolve_step(workdir: str | Path, checkpoint: str = "last") -> int:
         raise UserError(f"no checkpoint in {directory(workdir)}: train that stage first or correct the path")
     if checkpoint == "last":
         return steps_there[-1]
+    if checkpoint == "best":
+        scores = recorded_scores(workdir)
+        if not scores:
+            raise UserError(f"no checkpoint in {directory(workdir)} was scored while training (config.eval_every)")
+        return max(scores, key=lambda step: (scores[step], step))
     if not checkpoint.isdigit() or int(checkpoint) not in steps_there:
         raise UserError(
             f"checkpoint {checkpoint!r} is not in {directory(workdir)}: last, best, all or one of {steps_there}"
@@ -130,11 +319,15 @@ def resolve_step(workdir: str | Path, checkpoint: str = "last") -> int:
 
 def _restore(workdir: str | Path, step: int, item: str, args: Any) -> Any:
     path = directory(workdir) / str(step)
+    problem = damage(path, (item,))
+    if problem:
+        others = ", ".join(str(other) for other in available_steps(workdir) if other != step)
+        raise UserError(f"checkpoint {path} is damaged ({problem}): choose another ({others or 'there is none'})")
     try:
-        with ocp.CheckpointManager(directory(workdir)) as reader:
-            return reader.restore(step, args=ocp.args.Composite(**{item: args}))[item]
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+            return reader.restore(path, args=ocp.args.Composite(**{item: args}))[item]
     except Exception as error:
-        # orbax and tensorstore raise many types for missing, truncated or foreign files.
+        # orbax and tensorstore raise many types for foreign files.
         raise UserError(f"checkpoint {path} cannot be read ({item}): {str(error).splitlines()[0]}") from error
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 from absl import flags, logging
 
-from fada_jax.errors import UserError
+from fada_jax.errors import UserError, storage_fault
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
 def run(main: Callable[[list[str]], None]) -> None:
     """Runs ``main(arguments)``, with the positional arguments that are no flags, and exits.
 
-    Exit status: 0 when ``main`` returns or help was asked for, 2 for a wrong flag, 1 for a user error. Both errors
-    print one line on stderr; anything else is a defect and keeps its traceback.
+    Exit status: 0 when ``main`` returns or help was asked for, 2 for a wrong flag, 1 for a user error, a full or broken
+    disk or too little memory, 130 or 143 for SIGINT or SIGTERM. Errors print one line on stderr; anything else is a
+    defect and keeps its traceback.
     """
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.FATAL)  # What fails is raised to us; the tracebacks that libraries log would bury it.
+    signal.signal(signal.SIGTERM, _interrupt)
     _keep_compiled_steps()
     if any(argument in ("--help", "-h", "-help", "--helpshort", "--helpfull") for argument in sys.argv[1:]):
         print((sys.modules["__main__"].__doc__ or "").strip())
@@ -33,16 +36,43 @@ def run(main: Callable[[list[str]], None]) -> None:
         arguments = flags.FLAGS(sys.argv)[1:]
     except UserError as error:
         _fail(error, 1)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    except (flags.Error, AttributeError, ImportError, KeyError, SyntaxError, TypeError, ValueError, OSError) as error:
         # A config file and its overrides are evaluated while flags are parsed, so their mistakes surface here.
         _fail(error, 2)
     try:
         main(arguments)
     except UserError as error:
         _fail(error, 1)
-    except KeyboardInterrupt:
+    except Exception as error:
+        reason = _of_the_machine(error)
+        if not reason:
+            raise
+        _fail(reason, 1)
+    except KeyboardInterrupt as error:
         print("interrupted; run the same command again to continue", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + (error.args[0] if error.args else signal.SIGINT))
+
+
+def _of_the_machine(error: Exception) -> str:
+    """What to tell where storage or memory failed, in whatever library noticed; '' for a defect."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError):
+        # No path of ours is wrong, or it would be a UserError.
+        return ": ".join(filter(None, (error.filename and str(error.filename), error.strerror or text)))
+    if fault := storage_fault(error):
+        return f"{fault}: {text[:300]}"
+    if isinstance(error, MemoryError):
+        return "out of memory: use fewer workers or smaller images"
+    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in text:
+        return (
+            "the device has too little memory: lower config.batch_size or config.eval_batch_size, or set "
+            f"config.accumulate_steps or config.model.remat ({text[:200]})"
+        )
+    return ""
+
+
+def _interrupt(number: int, _: Any) -> None:
+    raise KeyboardInterrupt(number)
 
 
 def _keep_compiled_steps() -> None:
@@ -113,8 +143,10 @@ def config() -> tuple[ConfigDict, str, dict]:
     return flag.value, path, dict(config_flags.get_override_values(flag))
 
 
-def _fail(error: BaseException, status: int) -> None:
-    # KeyError quotes its message, and ml_collections hands on whole tracebacks of which the last line tells.
+def _fail(error: BaseException | str, status: int) -> None:
+    # ml_collections hands on errors in errors, and whole tracebacks of which the last line tells; KeyError quotes.
+    while isinstance(error, Exception) and error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
     message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     first, _, trace = message.partition("Traceback (most recent call last):")
     message = first + trace.strip().splitlines()[-1] if trace else message

@@ -164,9 +164,8 @@ def import_file(path: str, output: str, *, format: str = "", config: ConfigDict 
     unread = [key for key in file if found == "fada" and key not in _known_sections()]
     del file  # The states hold copies; both at once would be too much beside what writing takes.
     meta = checkpoints.make_meta(settings.plain(config), settings.model_spec(config), own, class_set)
-    with checkpoints.manager(output, background=False) as writer:
-        checkpoints.save(writer, iteration, states, meta)
-        writer.wait_until_finished()
+    with checkpoints.writing(output, meta, wait=True) as save:
+        save(iteration, states)
     predicts = class_set.name if class_set else "none (feature extractor only)"
     lines = [f"{path}: {found}, {config.model.backbone}, class set {predicts}"]
     for kind in ("used", "dropped", "initialised"):

@@ -13,19 +13,45 @@ from fada_jax.classes import ClassSet
 from fada_jax.errors import UserError
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """An image file as uint8 RGB [H, W, 3]; EXIF rotation is applied.
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An opened picture as viewers show it, in RGB.
+
+    EXIF rotation is applied, CMYK and palettes are converted, 16-bit grey is scaled to 8 bits, alpha is dropped, and of
+    an animation the first frame counts.
 
     Raises:
-      UserError: not there, or not an image.
+      ValueError: 32-bit pixels, whose white nothing defines.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F"):
+        raise ValueError("32-bit pixels: save it with 8 or 16 bits")
+    if image.mode.startswith("I;16"):  # Pillow would clip instead of scaling.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """An image file as uint8 RGB [H, W, 3], see ``to_rgb``.
+
+    Raises:
+      UserError: not there, not an image, damaged, or larger than memory should be asked for.
     """
     try:
         with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            return np.asarray(to_rgb(image))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such image") from error
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not a readable image ({error})") from error
+    except Exception as error:  # Pillow's decoders raise many types on damaged files.
+        raise UserError(f"{path}: not a readable image ({describe(error)})") from error
+
+
+def describe(error: Exception) -> str:
+    """What is wrong with a file, by the error of its decoder, on one line."""
+    if isinstance(error, UnidentifiedImageError):
+        return "of no known format"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def write_image(path: Path, image: np.ndarray) -> None:

@@ -11,9 +11,15 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fada_jax.errors import UserError
+
+# Steps that may wait on the device: a request to stop is then obeyed within as many, and the device never idles.
+IN_FLIGHT = 8
+# Steps in a row that may be skipped before something is wrong with more than a batch.
+MAX_SKIPPED = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +46,30 @@ def prefetch(batches: Iterable[Any], put: Callable[[Any], Any], depth: int = 2) 
         queue.extend(put(batch) for batch in itertools.islice(iterator, 1))
 
 
+@jax.jit
+def all_finite(leaves: Any) -> jax.Array:
+    """Whether no floating-point array of a pytree holds a NaN or an infinity."""
+    checks = [jnp.isfinite(x).all() for x in jax.tree.leaves(leaves) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.stack(checks).all()
+
+
+def skip_non_finite(
+    step_fn: Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]],
+) -> Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]:
+    """A step that leaves the states as they were where it would bring a NaN or an infinity into them.
+
+    Its metrics gain ``skipped``, 1 for such a step and else 0.
+    """
+
+    def guarded(states: Any, batch: Any) -> tuple[Any, dict[str, jax.Array]]:
+        updated, metrics = step_fn(states, batch)
+        good = all_finite((jax.tree.leaves(updated), metrics))
+        updated = jax.tree.map(lambda new, old: jnp.where(good, new, old), updated, states)
+        return updated, {**metrics, "skipped": 1.0 - good}
+
+    return guarded
+
+
 def fit(
     states: Any,
     step_fn: Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]],
@@ -48,6 +78,7 @@ def fit(
     *,
     on_log: Callable[[int, dict[str, float]], None],
     on_checkpoint: Callable[[int, Any], None],
+    on_non_finite: Callable[[int, list[str]], None] = lambda step, names: None,
     should_stop: Callable[[int], bool] = lambda step: False,
 ) -> tuple[Any, int]:
     """Runs ``step_fn(states, batch) -> (states, metrics)`` from ``plan.start`` to ``plan.total``.
@@ -58,20 +89,23 @@ def fit(
       batches: at least ``total - start`` batches, placed on the device.
       plan: see ``Plan``.
       on_log: called with the step and the mean of every metric since the last call, plus ``steps_per_second`` and
-        ``data_wait`` (share of the time spent waiting for batches).
-      on_checkpoint: called with the step and the states; the states must be copied before it returns.
+        ``data_wait`` (share of the time spent waiting for batches). Skipped steps are counted, and in no mean.
+      on_checkpoint: called with the step and the states; the states must be copied before it returns. States that
+        hold a NaN or an infinity never get there.
+      on_non_finite: called with each step that made a NaN or an infinity, and the names of the metrics that are.
       should_stop: asked after each step, with its number; when true a checkpoint is made and the loop ends early.
 
     Returns:
       states, and the number of steps done in all.
 
     Raises:
-      UserError: a metric became NaN or infinite, or the batches ran out.
+      UserError: a metric or a state became NaN or infinite, or the batches ran out.
     """
     iterator = iter(batches)
-    pending: list[dict[str, jax.Array]] = []
-    since, waited = time.perf_counter(), 0.0
+    pending: list[dict[str, Any]] = []
+    since, waited, skipped = time.perf_counter(), 0.0, 0
     step = plan.start
+    checked = step
     while step < plan.total:
         asked = time.perf_counter()
         batch = next(iterator, None)
@@ -81,26 +115,49 @@ def fit(
         states, metrics = step_fn(states, batch)
         pending.append(metrics)
         step += 1
-        stopping = should_stop(step)
-        if step % plan.log_every == 0 or step == plan.total or stopping:
-            fetched = jax.device_get(pending)
-            means = {key: float(np.mean([m[key] for m in fetched])) for key in fetched[0]}
-            _refuse_non_finite(fetched, step)
+        if len(pending) > IN_FLIGHT:
+            jax.block_until_ready(pending[-1 - IN_FLIGHT])
+        ending = should_stop(step) or step == plan.total
+        logging, saving = ending or step % plan.log_every == 0, ending or step % plan.checkpoint_every == 0
+        if logging or saving:
+            pending = jax.device_get(pending)
+            for offset, values in enumerate(pending[checked - step :], start=checked + 1):
+                skipped = skipped + 1 if values.get("skipped") else 0
+                _check(offset, values, skipped, on_non_finite)
+            checked = step
+            if not all_finite(jax.tree.leaves(states)):
+                on_non_finite(step, [])
+                raise UserError(_advice("the parameters", step))
+        if logging:
             elapsed = time.perf_counter() - since
-            on_log(step, {**means, "steps_per_second": len(pending) / elapsed, "data_wait": waited / elapsed})
+            on_log(step, {**_means(pending), "steps_per_second": len(pending) / elapsed, "data_wait": waited / elapsed})
             pending, since, waited = [], time.perf_counter(), 0.0
-        if step % plan.checkpoint_every == 0 or step == plan.total or stopping:
+        if saving:
             on_checkpoint(step, states)
-        if stopping:
+        if ending:
             break
     return states, step
 
 
-def _refuse_non_finite(fetched: list[dict[str, Any]], step: int) -> None:
-    for offset, metrics in enumerate(fetched):
-        bad = [key for key, value in metrics.items() if not math.isfinite(value)]
-        if bad:
-            raise UserError(
-                f"{', '.join(bad)} became NaN or infinite at step {step - len(fetched) + offset + 1}: "
-                "lower the learning rate or check the labels; the last checkpoint before it is kept"
-            )
+def _means(values: list[dict[str, Any]]) -> dict[str, float]:
+    good = [v for v in values if not v.get("skipped")]
+    means = {key: float(np.mean([v[key] for v in good])) for key in values[0] if key != "skipped" and good}
+    return means | ({"skipped": len(values) - len(good)} if "skipped" in values[0] else {})
+
+
+def _check(step: int, values: dict[str, Any], skipped: int, on_non_finite: Callable[[int, list[str]], None]) -> None:
+    bad = [key for key, value in values.items() if not math.isfinite(value)]
+    if not bad and not skipped:
+        return
+    on_non_finite(step, bad)
+    if not skipped:
+        raise UserError(_advice(", ".join(bad), step))
+    if skipped == MAX_SKIPPED:
+        raise UserError(f"{MAX_SKIPPED} steps in a row were skipped; " + _advice("the loss or the gradients", step))
+
+
+def _advice(what: str, step: int) -> str:
+    return (
+        f"{what} became NaN or infinite at step {step}: lower the learning rate or check the labels; "
+        "the last checkpoint before it is kept"
+    )

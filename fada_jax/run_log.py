@@ -13,7 +13,7 @@ import functools
 import hashlib
 import itertools
 import json
-import os
+import math
 import resource
 import sys
 import time
@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fada_jax import images, inference, loop, settings, sharding
+from fada_jax import evaluate, images, inference, loop, settings, sharding
 from fada_jax.classes import ClassSet
 from fada_jax.errors import UserError
 from fada_jax.models import ModelSpec, Segmenter
@@ -115,12 +115,8 @@ def open_log(workdir: Path, plan: loop.Plan, config: Mapping[str, Any], log: Cal
         yield RunLog(lambda step, values: None, lambda step, picture: None)
         return
     path = workdir / "metrics.jsonl"
-    kept = []
-    if path.exists():
-        kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] <= plan.start]
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(line + "\n" for line in kept))
-    os.replace(partial, path)
+    kept = path.read_text().splitlines(keepends=True) if path.exists() else []
+    evaluate.write_text(path, "".join(line for line in kept if _step_of(line) <= plan.start))
     began = time.perf_counter()
     with contextlib.ExitStack() as stack:
         board = stack.enter_context(SummaryWriter(str(workdir), purge_step=plan.start + 1))
@@ -149,6 +145,14 @@ def open_log(workdir: Path, plan: loop.Plan, config: Mapping[str, Any], log: Cal
                 online.log({"predictions/target_images": wandb.Image(picture)}, step=step)
 
         yield RunLog(metrics, picture)
+
+
+def _step_of(line: str) -> float:
+    """Step of a line of metrics.jsonl; infinity where a kill or a full disk cut it short."""
+    try:
+        return json.loads(line)["step"] if line.endswith("\n") else math.inf
+    except ValueError:
+        return math.inf
 
 
 def _write_hyperparameters(board: Any, config: Mapping[str, Any]) -> None:

@@ -477,6 +477,8 @@ def read_file(path: str | pathlib.Path) -> dict[str, Any]:
         contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # Damaged files raise a dozen unrelated types.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if reason.startswith("Weights only load failed"):
+            reason = "it is damaged or holds more than tensors, and code in a file is never run; save its state dict"
         raise UserError(f"{path} is no readable PyTorch checkpoint: {reason}") from error
     if not isinstance(contents, Mapping):
         raise UserError(f"{path} holds a {type(contents).__name__}, not a dictionary of tensors")

@@ -30,7 +30,19 @@ from absl import flags
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from fada_jax import checkpoints, classes, cli, loop, run_log, self_distillation, settings, sharding, steps
+from fada_jax import (
+    checkpoints,
+    classes,
+    cli,
+    evaluate,
+    loop,
+    run_log,
+    self_distillation,
+    settings,
+    sharding,
+    steps,
+    workdirs,
+)
 from fada_jax.errors import UserError
 
 States = dict[str, steps.TrainState]
@@ -67,6 +79,7 @@ def make_step(config: ConfigDict) -> Callable[[States, Any], tuple[States, dict[
     # Where devices share the rows of an image, each holds a block of them already.
     block_rows = config.loss_block_rows if config.mesh.spatial == 1 else 0
     memory = {"accumulate_steps": config.accumulate_steps, "block_rows": block_rows}
+    guard = loop.skip_non_finite if config.on_non_finite == "skip" else lambda step: step
     if is_adversarial(config):
         method = settings.method(config)
 
@@ -83,7 +96,7 @@ def make_step(config: ConfigDict) -> Callable[[States, Any], tuple[States, dict[
             )
             return {"generator": generator, "discriminator": discriminator}, metrics
 
-        return adversarial
+        return guard(adversarial)
     # Without adaptation the adversarial stage is the control: its own settings, the source half of its batch.
     temperature = config.knowledge.temperature if config.stage == "adversarial" else 1.0
 
@@ -93,7 +106,7 @@ def make_step(config: ConfigDict) -> Callable[[States, Any], tuple[States, dict[
         )
         return {"generator": generator}, metrics
 
-    return supervised
+    return guard(supervised)
 
 
 def streams(config: ConfigDict, pseudo_labels: str = "") -> dict[str, tuple[Any, int]]:
@@ -137,18 +150,26 @@ def make_stream(config: ConfigDict, *, labels: bool = True, augment: bool = True
     )
 
 
-def check_streams(config: ConfigDict, pseudo_labels: str, class_set: classes.ClassSet, mesh: Any) -> None:
+def check_streams(config: ConfigDict, pseudo_labels: str, mesh: Any) -> dict[str, int]:
     """Refuses streams of a stage that cannot be read or that the mesh cannot split.
+
+    Returns:
+      images of each stream by name.
 
     Raises:
       UserError: see above.
     """
     from input_pipeline import pipeline
 
-    for stream, size in streams(config, pseudo_labels).values():
+    class_set, images = classes.get_class_set(config.class_set), {}
+    for name, (stream, size) in streams(config, pseudo_labels).items():
         sharding.check_batch("config.batch_size (per stream)", size, mesh, config.accumulate_steps)
         sharding.check_height(f"{stream.dataset}/{stream.split}", (stream.augment.crop or stream.size)[1], mesh)
         pipeline.check(config.data_dir, stream, class_set)
+        images[name] = pipeline.num_examples(config.data_dir, stream)
+    if config.eval_every:
+        pipeline.check(config.data_dir, make_stream(config.eval, augment=False), class_set)
+    return images
 
 
 def read_batches(
@@ -250,20 +271,62 @@ def dry_run(config: ConfigDict) -> None:
     print(f"    {held + temporary:,.2f} GiB at its peak: states and batch {held:,.2f}, temporary {temporary:,.2f}")
 
 
+def pseudo_label_file(config: ConfigDict, workdir: Path) -> str:
+    """Where self-distillation keeps what its teacher saw; '' in other stages."""
+    return str(workdir / "pseudo_labels.tfrecord") if config.stage == "self_distillation" else ""
+
+
+def check(config: ConfigDict, workdir: Path, *, data: bool = True) -> tuple[dict[str, Any], dict[str, int]]:
+    """Refuses what can be refused about a stage while nothing is written.
+
+    Args:
+      config: of the stage.
+      workdir: of the stage, absolute.
+      data: look at the config's data sets, too.
+
+    Returns:
+      ``meta`` of the last checkpoint there ({} without one), and images of each stream of the batch.
+
+    Raises:
+      UserError: a wrong config, a workdir of another config, missing data or other data than it began with.
+    """
+    settings.check(config)
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir} is a file: the workdir must be a folder")
+    mesh = sharding.make_mesh(config.num_devices, **config.mesh)
+    stored: dict[str, Any] = {}
+    for step in reversed(checkpoints.available_steps(workdir)):
+        if not checkpoints.damage(checkpoints.directory(workdir) / str(step), ("meta",)):
+            stored = checkpoints.read_meta(workdir, step)
+            # A class map may have moved; what counts is the classes in it.
+            names = {"class_set": list(checkpoints.class_set(stored).names)}
+            now = {"class_set": list(classes.get_class_set(config.class_set).names)}
+            settings.refuse_other_config(stored["config"] | names, settings.plain(config) | now, workdir)
+            break
+    images = check_streams(config, pseudo_label_file(config, workdir), mesh) if data else {}
+    before = stored.get("images") or images
+    if before != images:
+        raise UserError(
+            f"{workdir} was trained on {before} images, config.data_dir={config.data_dir} holds {images}: give it the "
+            "data it began with or use another --workdir"
+        )
+    return stored, images
+
+
 def initial_states(config: ConfigDict, mesh: Any) -> States:
     """States at step 0 on the mesh: random, then the weights of ``init_from``.
 
     Raises:
       UserError: the weights do not fit the config.
     """
+    model = load_compatible(config, config.init_from, "config.init_from", any_head=True) if config.init_from else None
     abstract = jax.eval_shape(lambda: create_states(config))
     shardings = sharding.by_size(mesh, abstract)
     # Leaves alone: every call of create_states makes optimizers of its own, which JAX takes for another structure.
     leaves = jax.jit(lambda: jax.tree.leaves(create_states(config)), out_shardings=jax.tree.leaves(shardings))()
     states = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
-    if not config.init_from:
+    if model is None:
         return states
-    model = load_compatible(config, config.init_from, "config.init_from", any_head=True)
     params = dict(model.params)
     if not model.class_set:
         params["classifier"] = states["generator"].params["classifier"]
@@ -370,11 +433,12 @@ def train(
     batches: Iterable[Mapping[str, Any]] | None = None,
     log: Callable[[str], None] = print,
 ) -> States:
-    """Trains a stage to ``config.total_steps`` in ``workdir``, from its last checkpoint where there is one.
+    """Trains a stage to ``config.total_steps`` in ``workdir``, from its last good checkpoint where there is one.
 
     Args:
       config: of ``configs/``.
-      workdir: receives ``checkpoints/``, ``config.json``, ``metrics.jsonl`` and TensorBoard events.
+      workdir: receives ``checkpoints/``, ``config.json``, ``metrics.jsonl``, TensorBoard events, ``lock``, and
+        ``non_finite.jsonl`` where a step made a NaN or an infinity.
       batches: one batch a step from step 0 on, shaped like ``batch_shapes``, instead of the config's data sets; those
         that a resumed run has used already are passed over. Self-distillation finds its pseudo labels in them.
       log: receives the progress lines.
@@ -385,79 +449,146 @@ def train(
     Raises:
       UserError: anything the user can mend; the last checkpoint is kept.
     """
-    settings.check(config)
     workdir = Path(workdir).absolute()
-    mesh = sharding.make_mesh(config.num_devices, **config.mesh)
-    plain_config = settings.plain(config)
-    class_set = classes.get_class_set(config.class_set)
-    meta = checkpoints.make_meta(plain_config, settings.model_spec(config), settings.preprocessing(config), class_set)
-
-    done = checkpoints.available_steps(workdir)
-    start = done[-1] if done else 0
-    if done:
-        stored = checkpoints.read_meta(workdir, start)
-        # A class map may have moved; what counts is the classes in it.
-        names = {"class_set": list(checkpoints.class_set(stored).names)}
-        now = {"class_set": list(class_set.names)}
-        settings.refuse_other_config(stored["config"] | names, plain_config | now, workdir)
     # Everything that can be refused is refused here, before anything is written.
-    pseudo_labels = str(workdir / "pseudo_labels.tfrecord") if config.stage == "self_distillation" else ""
+    stored, images = check(config, workdir, data=batches is None)
+    mesh = sharding.make_mesh(config.num_devices, **config.mesh)
+    class_set, pseudo_labels = classes.get_class_set(config.class_set), pseudo_label_file(config, workdir)
     teacher = None
-    if batches is None:
-        if pseudo_labels and not Path(pseudo_labels).exists():
-            teacher = load_teacher(config)
-        check_streams(config, pseudo_labels, class_set, mesh)
-    states = initial_states(config, mesh)
-    if start:
-        states = checkpoints.restore_states(workdir, start, states, jax.tree.map(lambda x: x.sharding, states))
-    if start >= config.total_steps:
-        log(f"{config.stage}: finished, {start} steps in {workdir}")
-        return states
-
-    workdir.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-        (workdir / "config.json").write_text(json.dumps(plain_config, indent=2) + "\n")
-        if teacher:
-            make_pseudo_labels(config, teacher, pseudo_labels, log)
-    multihost_utils.sync_global_devices("workdir")
-    put = functools.partial(sharding.put_batch, mesh=mesh)
-    given = batches is not None
-    batches = itertools.islice(batches, start, None) if given else read_batches(config, pseudo_labels, class_set, start)
-    batches = loop.prefetch(batches, lambda batch: {name: put(part) for name, part in batch.items()})
-    step_fn = jax.jit(
-        make_step(config),
-        donate_argnums=0,
-        out_shardings=(jax.tree.map(lambda x: x.sharding, states), sharding.replicated(mesh)),
-    )
-    picture = None if given else target_pictures(config, class_set, mesh, log)
-    plan = loop.Plan(start, config.total_steps, config.log_every, config.checkpoint_every)
-    log(
-        f"{config.stage} ({config.method}): steps {start} to {config.total_steps}, global batch {config.batch_size} on "
-        f"{mesh.size} {jax.default_backend()} device(s)"
-    )
-    with contextlib.ExitStack() as stack:
-        run = stack.enter_context(run_log.open_log(workdir, plan, plain_config, log))
-        should_stop = stack.enter_context(stop_signals(config.log_every))
-        writer = stack.enter_context(checkpoints.manager(workdir, keep=config.keep_checkpoints))
-
-        def on_checkpoint(step: int, states: States) -> None:
-            checkpoints.save(writer, step, states, meta)
-            if picture:
-                run.picture(step, picture(states["generator"].variables))
-
-        states, step = loop.fit(
-            states,
-            step_fn,
-            batches,
-            plan,
-            on_log=run.metrics,
-            on_checkpoint=on_checkpoint,
-            should_stop=should_stop,
+    if batches is None and pseudo_labels and not Path(pseudo_labels).exists():
+        teacher = load_teacher(config)
+    states = None if stored else initial_states(config, mesh)
+    with workdirs.hold(workdir):
+        start = checkpoints.last_good(workdir, log)
+        if start:
+            shapes = jax.eval_shape(lambda: create_states(config))
+            states = checkpoints.restore_states(workdir, start, shapes, sharding.by_size(mesh, shapes))
+        elif states is None:
+            states = initial_states(config, mesh)
+        if start >= config.total_steps:
+            log(f"{config.stage}: finished, {start} steps in {workdir}")
+            return states
+        written, now = stored.get("versions", {}), checkpoints.library_versions()
+        if other := [f"{name} {written[name]}" for name in written if written[name] != now.get(name)]:
+            log(f"begun with {', '.join(other)}: with what is installed now the last bits may differ")
+        if jax.process_index() == 0:
+            evaluate.write_text(workdir / "config.json", json.dumps(settings.plain(config), indent=2) + "\n")
+            if teacher:
+                make_pseudo_labels(config, teacher, pseudo_labels, log)
+        multihost_utils.sync_global_devices("workdir")
+        meta = checkpoints.make_meta(
+            settings.plain(config), settings.model_spec(config), settings.preprocessing(config), class_set, images
         )
-        writer.wait_until_finished()
+        given = batches is not None
+        if given:
+            batches = itertools.islice(batches, start, None)
+        else:
+            batches = read_batches(config, pseudo_labels, class_set, start)
+        put = functools.partial(sharding.put_batch, mesh=mesh)
+        batches = loop.prefetch(batches, lambda batch: {name: put(part) for name, part in batch.items()})
+        step_fn = jax.jit(
+            make_step(config),
+            donate_argnums=0,
+            out_shardings=(jax.tree.map(lambda x: x.sharding, states), sharding.replicated(mesh)),
+        )
+        picture = None if given else target_pictures(config, class_set, mesh, log)
+        plan = loop.Plan(start, config.total_steps, config.log_every, config.checkpoint_every)
+        log(
+            f"{config.stage} ({config.method}): steps {start} to {config.total_steps}, global batch "
+            f"{config.batch_size} on {mesh.size} {jax.default_backend()} device(s)"
+        )
+        kept = {"keep": config.keep_checkpoints, "keep_every": config.keep_every, "scored": bool(config.eval_every)}
+        with contextlib.ExitStack() as stack:
+            should_stop = stack.enter_context(stop_signals())
+            run = stack.enter_context(run_log.open_log(workdir, plan, settings.plain(config), log))
+            save = stack.enter_context(checkpoints.writing(workdir, meta, **kept))
+
+            def on_checkpoint(step: int, states: States) -> None:
+                scores = None
+                if config.eval_every and (step % config.eval_every == 0 or step == config.total_steps):
+                    scores = {"miou": validate(config, states, step, mesh)}
+                    where = f"{config.eval.dataset}/{config.eval.split}"
+                    log(f"{config.stage} {step:>6}/{plan.total}  mIoU {scores['miou']:.2f} on {where}")
+                save(step, states, scores)
+                if picture:
+                    run.picture(step, picture(states["generator"].variables))
+
+            states, step = loop.fit(
+                states,
+                step_fn,
+                batches,
+                plan,
+                on_log=run.metrics,
+                on_checkpoint=on_checkpoint,
+                on_non_finite=lambda step, names: note_non_finite(
+                    config, workdir, step, names, {} if given else streams(config, pseudo_labels), log
+                ),
+                should_stop=should_stop,
+            )
     if step < config.total_steps:
         raise UserError(f"stopped at step {step} of {config.total_steps}, saved: run the same command again to go on")
     return states
+
+
+def note_non_finite(
+    config: ConfigDict,
+    workdir: Path,
+    step: int,
+    metrics: list[str],
+    streams: Mapping[str, tuple[Any, int]],
+    log: Callable[[str], None],
+) -> None:
+    """Appends a step that made a NaN or an infinity to ``workdir/non_finite.jsonl``, with the names of its images.
+
+    Args:
+      step: its number, from 1.
+      metrics: those that are not finite; none where only the update is.
+      streams: of the batch, each with its share of the batch size.
+    """
+    from input_pipeline import pipeline
+
+    choice = {"class_set": classes.get_class_set(config.class_set), "seed": config.seed, "step": step - 1}
+    images = {
+        name: pipeline.batch_names(config.data_dir, stream, batch_size=size, **choice)
+        for name, (stream, size) in streams.items()
+    }
+    path = workdir / "non_finite.jsonl"
+    if jax.process_index() == 0:
+        with path.open("a") as file:
+            file.write(json.dumps({"step": step, "metrics": metrics, "images": images}) + "\n")
+    log(f"step {step} made a NaN or an infinity: its images are listed in {path}")
+
+
+def validate(config: ConfigDict, states: States, step: int, mesh: Any) -> float:
+    """mIoU in percent of the states of a stage on ``config.eval``, single scale.
+
+    Raises:
+      UserError: missing data, or a split without labels.
+    """
+    from input_pipeline import pipeline
+
+    generator, class_set = states["generator"], classes.get_class_set(config.class_set)
+    weights = (generator.params, generator.collections.get("batch_stats", {}))
+    # Every process needs whole arrays, however the mesh splits them.
+    params, batch_stats = multihost_utils.process_allgather(weights, tiled=True)
+    model = checkpoints.Model(
+        settings.model_spec(config),
+        settings.preprocessing(config),
+        class_set,
+        params,
+        batch_stats,
+        settings.plain(config),
+        step,
+    )
+    batches = pipeline.eval_batches(
+        config.data_dir,
+        make_stream(config.eval, augment=False),
+        class_set=class_set,
+        batch_size=config.eval_batch_size * mesh.size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    return evaluate.evaluate(model, batches, num_devices=mesh.size)["miou"]
 
 
 def target_pictures(
@@ -476,24 +607,27 @@ def target_pictures(
 
 
 @contextlib.contextmanager
-def stop_signals(every: int) -> Iterator[Callable[[int], bool]]:
+def stop_signals() -> Iterator[Callable[[int], bool]]:
     """While open, SIGTERM and SIGINT only set a flag, so that the loop can save before it leaves.
 
-    Several processes agree every ``every`` steps: a checkpoint needs all of them.
+    Several processes leave after the same step: JAX passes a SIGTERM that one of them gets to all.
     """
-    seen: list[int] = []
+    together, seen = jax.process_count() > 1, []
+
+    def note(number: int, _: Any) -> None:
+        seen.append(number)
+        if together:
+            signal.raise_signal(signal.SIGTERM)
+
+    # In several processes SIGTERM is JAX's own, and Ctrl-C is passed on as one.
+    ours = (signal.SIGINT,) if together else (signal.SIGINT, signal.SIGTERM)
     try:
-        previous = {s: signal.signal(s, lambda number, _: seen.append(number)) for s in (signal.SIGTERM, signal.SIGINT)}
+        previous = {number: signal.signal(number, note) for number in ours}
     except ValueError:  # Not the main thread, in a notebook for instance: signals stay as they are.
         previous = {}
 
-    def should_stop(step: int) -> bool:
-        if jax.process_count() == 1:
-            return bool(seen)
-        return step % every == 0 and bool(multihost_utils.process_allgather(np.array(bool(seen))).any())
-
     try:
-        yield should_stop
+        yield lambda step: multihost_utils.reached_preemption_sync_point(step) if together else bool(seen)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

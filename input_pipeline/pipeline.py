@@ -293,6 +293,21 @@ def train_batches(
     return _run(records, decode, share)
 
 
+def batch_names(
+    data_dir: str | Path, stream: Stream, *, class_set: ClassSet, batch_size: int, seed: int, step: int
+) -> list[str]:
+    """Names of the images of one global batch of ``train_batches``, of all processes, without reading any.
+
+    Raises:
+      UserError: missing data.
+    """
+    source = _open(data_dir, stream)
+    sampler = _sampler(stream, class_set, source, seed)
+    length = sampling.run_length(stream.sampling, len(source.records))
+    positions = range(step * batch_size, (step + 1) * batch_size)
+    return [str(source.names[sampler(position // length)[position % length]]) for position in positions]
+
+
 def _run(records: Callable[[], Iterator[Any]], decode: Callable[..., Any], batch_size: int) -> Iterator[Any]:
     """Decodes in TensorFlow's threads; an error of ours passes through as itself."""
     failed: list[UserError] = []

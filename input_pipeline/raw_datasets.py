@@ -15,8 +15,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
+from fada_jax import images
 from fada_jax.classes import LabelEncoding
 from fada_jax.errors import UserError
 
@@ -79,6 +80,11 @@ def _files(folder: Path, what: str, recursive: bool = False) -> list[Path]:
     )
     if not files:
         raise UserError(f"{folder} holds no images: {what}")
+    for path in files:
+        try:
+            path.name.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{folder} holds a file whose name is not UTF-8, {path.name!a}: rename it") from error
     return files
 
 
@@ -181,7 +187,11 @@ def _png16_first_channel(data: bytes, path: Path) -> np.ndarray:
     try:
         width, height, _, color, _, _, interlace = struct.unpack(">IIBBBBB", header)
         channels = {0: 1, 2: 3, 4: 2, 6: 4}[color]
-        rows = np.frombuffer(zlib.decompress(b"".join(chunks)), np.uint8).reshape(height, 1 + width * channels * 2)
+        if width * height > Image.MAX_IMAGE_PIXELS:
+            raise UserError(f"{path} is {width}x{height}: more than {Image.MAX_IMAGE_PIXELS} pixels are not read")
+        size = height * (1 + width * channels * 2)
+        data = zlib.decompressobj().decompress(b"".join(chunks), size)
+        rows = np.frombuffer(data, np.uint8).reshape(height, 1 + width * channels * 2)
     except (struct.error, KeyError, zlib.error, ValueError) as error:
         raise UserError(f"{path} is not a readable 16-bit PNG") from error
     if interlace:
@@ -227,7 +237,10 @@ def read_label(path: Path) -> np.ndarray:
     """
     if not path.is_file():
         raise UserError(f"{path} is missing: every image needs its label")
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 25 and data[24] == 16:
         ids = _png16_first_channel(data, path)
         if ids.max(initial=0) > 255:
@@ -238,8 +251,10 @@ def read_label(path: Path) -> np.ndarray:
             if image.mode not in ("L", "P"):
                 raise UserError(f"{path} is a colour picture ({image.mode}), not a map of class ids")
             return np.array(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path} is not a readable label image ({error})") from error
+    except UserError:
+        raise
+    except Exception as error:  # As for images.
+        raise UserError(f"{path} is not a readable label image ({images.describe(error)})") from error
 
 
 def _png(array: np.ndarray) -> bytes:
@@ -266,9 +281,11 @@ def read_record(
         data = example.image.read_bytes()
         with Image.open(io.BytesIO(data)) as image:
             image.load()
-            kind, pixels = image.format, image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{example.image} is not a readable image ({error})") from error
+            # The pipeline decodes only these as people see them.
+            plain = image.mode in ("RGB", "L", "P") and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+            kind, pixels = image.format if plain else "", images.to_rgb(image)
+    except Exception as error:  # Pillow's decoders raise many types on damaged files.
+        raise UserError(f"{example.image} is not a readable image ({images.describe(error)})") from error
     size, label_bytes, counts = pixels.size, b"", np.zeros(256, np.int64)
     label = None
     if example.label is not None:

@@ -24,7 +24,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from fada_jax import checkpoints, classes, cli, colour_matching, evaluate, images, settings, train
+from fada_jax import checkpoints, classes, cli, colour_matching, evaluate, images, train, workdirs
 from fada_jax.errors import UserError
 from fada_jax.methods import METHODS
 from fada_jax.predict import predict
@@ -179,11 +179,13 @@ def run(
     """
     config = stage_config(path, overrides)
     stages = stage_configs(path, overrides, config.method, workdir)
-    for stage in stages.values():
-        settings.check(stage)
+    # A later stage's mistake shows before the first has run for a day.
     for name, stage in stages.items():
-        train.train(stage, workdir / name)
-    rows = score_rows(workdir, stages, config.data_dir, split)
+        train.check(stage, workdir / name)
+    with workdirs.hold(workdir):
+        for name, stage in stages.items():
+            train.train(stage, workdir / name)
+        rows = score_rows(workdir, stages, config.data_dir, split)
     confusions = {row["name"]: row.pop("confusion") for row in rows}
     file = "_".join(filter(None, ("results", split)))
     made = [f"{file}.md", f"{file}.json", *stages]

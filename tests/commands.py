@@ -1,9 +1,15 @@
 """The project's commands as users run them, from the repository root."""
 
+import contextlib
+import io
 import os
+import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
+
+from absl import flags
 
 ROOT = Path(__file__).parents[1]
 
@@ -19,8 +25,39 @@ def command(*arguments, expect=0):
         [sys.executable, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, env=environment()
     )
     assert result.returncode == expect, result.stdout[-2000:] + result.stderr[-4000:]
-    if expect:
-        errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
-        assert len(errors) == 1 and "Traceback" not in result.stderr, result.stderr
-        return errors[0]
-    return result.stdout
+    return one_error(result.stderr) if expect else result.stdout
+
+
+def command_here(*arguments):
+    """``command`` without a process of its own, for commands that end before they compute anything.
+
+    Returns:
+      exit status, stdout and stderr.
+    """
+    before, paths, handler = set(flags.FLAGS), list(sys.path), signal.getsignal(signal.SIGTERM)
+    argv, sys.argv = sys.argv, [str(arguments[0]), *map(str, arguments[1:])]
+    status, output, errors = 0, io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors), contextlib.chdir(ROOT):
+            if sys.argv[0] == "-m":
+                sys.argv = sys.argv[1:]
+                runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+            else:
+                sys.path.insert(0, str(ROOT / "scripts"))
+                runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
+    except SystemExit as stop:
+        status = stop.code or 0
+    finally:
+        sys.argv, sys.path[:] = argv, paths
+        signal.signal(signal.SIGTERM, handler)
+        for name in set(flags.FLAGS) - before:
+            delattr(flags.FLAGS, name)
+        flags.FLAGS.unparse_flags()
+    return status, output.getvalue(), errors.getvalue()
+
+
+def one_error(errors):
+    """The one line of error that a command printed."""
+    lines = [line for line in errors.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1 and "Traceback" not in errors, errors
+    return lines[0]

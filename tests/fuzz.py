@@ -1,0 +1,195 @@
+"""Gives damaged files to the readers until time is up: each must be read or refused with one line, and run nothing.
+
+  python tests/fuzz.py images --seconds=600     image and label readers
+  python tests/fuzz.py weights --seconds=600    the importer of .pth and .safetensors
+
+Hypothesis damages good files and files made to harm: bytes flipped, cut, copied, removed, and numbers set to extremes.
+An example that breaks a reader is made small and printed; every file that a run may have made or code that it may have
+started is looked for.
+"""
+
+import argparse
+import io
+import os
+import pickle
+import sys
+import tempfile
+import time
+import warnings
+import zipfile
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+import raw_trees
+import safetensors.numpy
+import torch
+from hypothesis import strategies as st
+from PIL import Image
+
+from fada_jax import classes, convert_weights, images, torch_weights
+from fada_jax.errors import UserError
+from fada_jax.models import ModelSpec
+from input_pipeline import raw_datasets
+
+
+class RunsCode:
+    """A pickle of it makes a folder when it is loaded without care."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def image_files():
+    """Good images and labels of every kind, by suffix."""
+    color = Image.fromarray(raw_trees.picture(1, 12, 16))
+    label = Image.fromarray(raw_trees.ids(1, 12, 16, 30))
+    palette = label.copy()
+    palette.putpalette(bytes(range(256)) * 3)
+    alpha = color.copy()
+    alpha.putalpha(label)
+    kinds = [
+        (color, "png"), (color, "jpeg"), (color, "bmp"), (color, "gif"), (color, "tiff"), (color, "webp"),
+        (color.convert("CMYK"), "jpeg"), (alpha, "png"), (label, "png"), (palette, "png"), (label, "tiff"),
+        (Image.fromarray(np.arange(192, dtype=np.uint16).reshape(12, 16)), "png"),
+    ]  # fmt: skip
+    files = []
+    for image, kind in kinds:
+        buffer = io.BytesIO()
+        image.save(buffer, kind)
+        files.append((f".{kind}", buffer.getvalue()))
+    return [*files, (".png", raw_trees.png16(np.full((12, 16, 3), 7, np.uint16)))]
+
+
+def weight_files(canary):
+    """A small model as users bring it, and pickles with code in them, by suffix."""
+    released = {"iteration": 3}
+    for entry in torch_weights.generator_table(SPEC):
+        released.setdefault(entry.section, {})[entry.key] = torch.ones(entry.shape)
+    state = {key.removeprefix("backbone."): value for key, value in released["feature_extractor"].items()}
+    files = []
+    for contents in (state, released, RunsCode(canary), {"state_dict": RunsCode(canary)}):
+        for zipped in (True, False):
+            buffer = io.BytesIO()
+            torch.save(contents, buffer, _use_new_zipfile_serialization=zipped)
+            files.append((".pth", buffer.getvalue()))
+    files.append((".pth", pickle.dumps(RunsCode(canary), protocol=2)))
+    with io.BytesIO() as buffer:
+        with zipfile.ZipFile(buffer, "w") as archive:
+            archive.writestr("archive/data.pkl", pickle.dumps(RunsCode(canary), protocol=2))
+            archive.writestr("archive/version", "3")
+        files.append((".pth", buffer.getvalue()))
+    sections = ("feature_extractor", "classifier")
+    arrays = {f"{name}.{key}": value.numpy() for name in sections for key, value in released[name].items()}
+    return [*files, (".safetensors", safetensors.numpy.save(arrays))]
+
+
+SPEC = ModelSpec("resnet18", 19, "frozen", (1, 1, 1, 1), (4, 4, 4, 4), 4, True, 8, (1,))
+EXTREMES = [bytes(4), b"\xff" * 4, b"\x7f" + b"\xff" * 3, b"\xff" * 3 + b"\x7f", b"\x80" + bytes(3), bytes(3) + b"\x80"]
+
+
+@st.composite
+def damaged(draw, files):
+    """A file of ``files`` after one to six changes."""
+    suffix, content = draw(st.sampled_from(files))
+    content = bytearray(content)
+    for _ in range(draw(st.integers(1, 6))):
+        kind = draw(st.sampled_from(["flip", "extreme", "cut", "copy", "remove"]))
+        at = draw(st.integers(0, max(len(content) - 1, 0)))
+        length = draw(st.integers(1, 64))
+        if kind == "flip" and content:
+            content[at] ^= draw(st.integers(1, 255))
+        elif kind == "extreme":
+            content[at : at + 4] = draw(st.sampled_from(EXTREMES))
+        elif kind == "cut":
+            del content[at:]
+        elif kind == "copy":
+            to = draw(st.integers(0, max(len(content) - 1, 0)))
+            content[to:to] = content[at : at + length]
+        else:
+            del content[at : at + length]
+    return suffix, bytes(content)
+
+
+def read_images(path):
+    """What prediction and conversion do with a file."""
+    example = raw_datasets.RawExample("x", path, None)
+    for read in (
+        lambda: images.read_image(path),
+        lambda: raw_datasets.read_label(path),
+        lambda: raw_datasets.read_record("gta5", classes.ENCODINGS["gta5"], example),
+    ):
+        _refuses_in_one_line(read)
+
+
+def read_weights(path):
+    """What the import does with a file before it initialises anything."""
+
+    def read():
+        file = torch_weights.read_file(path)
+        convert_weights.guess_format(file)
+        torch_weights.import_generator(file, SPEC)
+
+    def guess():
+        convert_weights.guess_config(torch_weights.read_file(path), str(path))
+
+    _refuses_in_one_line(read)
+    _refuses_in_one_line(guess)
+
+
+def _refuses_in_one_line(read):
+    try:
+        read()
+    except UserError as error:
+        assert str(error) and "\n" not in str(error), repr(str(error))
+
+
+def fuzz(what, seconds, seed=0):
+    """Damages files for ``seconds``; returns how many were tried and how many of them were refused."""
+    tried, end = 0, time.monotonic() + seconds
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        canary, work = Path(folder) / "canary", Path(folder) / "work"
+        work.mkdir()
+        files = image_files() if what == "images" else weight_files(str(canary))
+        read = read_images if what == "images" else read_weights
+
+        def attempt(file):
+            nonlocal tried
+            if time.monotonic() > end:
+                return
+            suffix, content = file
+            path = work / f"file{suffix}"
+            path.write_bytes(content)
+            read(path)
+            assert not canary.exists(), "code in the file was run"
+            assert [p.name for p in work.iterdir()] == [path.name], "the reader left files behind"
+            path.unlink()
+            tried += 1
+
+        for file in files:
+            attempt(file)
+        options = hypothesis.settings(
+            max_examples=500, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck)
+        )
+        while time.monotonic() < end:
+            hypothesis.seed(seed)(options(hypothesis.given(damaged(files))(attempt)))()
+            seed += 1
+    return tried
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["images", "weights"])
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    tried = fuzz(options.what, options.seconds, options.seed)
+    print(f"{options.what}: {tried} damaged files in {options.seconds:.0f} s, each read or refused in one line")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
