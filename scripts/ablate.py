@@ -77,7 +77,12 @@ TABLES: Mapping[str, Mapping[str, Variant]] = {
         f"clip_{clip}": Variant(f"clip {clip}", "fada", {"knowledge.clip": clip}, {"gta5_to_cityscapes": value})
         for clip, value in paper.CLIPPING.items()
     },
-    "alignment": {**_BINARY, "output_space": Variant("output space", "output_space"), **_SOFT},
+    "alignment": {
+        **_BINARY,
+        "output_space": Variant("output space (as AdaptSegNet)", "output_space"),
+        "entropy": Variant("entropy (as ADVENT)", "entropy"),
+        **_SOFT,
+    },
     "lambda": {
         f"lambda_x{factor:g}": Variant(f"lambda_adv times {factor:g}", overrides={"lambda_adv": factor})
         for factor in (0.1, 0.3, 1.0, 3.0, 10.0)
