@@ -9,7 +9,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 STAGES = ("source", "adversarial", "self_distillation")
-METHODS = ("fada", "hard", "binary", "output_space", "control", "source_only", "oracle")
+METHODS = ("fada", "hard", "binary", "output_space", "entropy", "control", "source_only", "oracle")
 SIZES = ("released", "miniature")
 BACKBONES = ("resnet101", "resnet50", "resnet34", "resnet18", "vgg16")
 ARGUMENTS = {"stage": "source", "method": "fada", "backbone": "resnet101", "size": "released"}

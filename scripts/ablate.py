@@ -6,11 +6,12 @@
       --table=knowledge --workdir=W --config.data_dir=DATA
 
 Tables: components (the paper's table 4, with global alignment, the oracle and the honest baselines beside it),
-knowledge (table 5), clipping (table 6), alignment (what the discriminator reads), lambda and temperature of the
-config's own method. Several --config share the overrides and get a folder each.
+knowledge (table 5), clipping (table 6), alignment (what the discriminator reads), lambda, temperature and distillation
+(pseudo labels and start of the student) of the config's own method. Several --config share the overrides and get a
+folder each.
 
 W receives a folder a seed, with one a stage or variant, and TABLE.md and TABLE.csv of every seed that is finished.
-Variants share the source stage of their seed. The same command goes on where it stopped. Seeds may run at the same
+Variants share the stages before theirs. The same command goes on where it stopped. Seeds may run at the same
 time, each in a process of its own (--seeds=0, --seeds=1, ...): whichever ends last has the whole table.
 
 To choose a value without touching the reported labels, score another split: --split=train where the target's training
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
 import json
 import sys
@@ -36,6 +38,7 @@ from scipy import stats
 
 from fada_jax import cli, colour_matching, evaluate, paper, settings, train
 from fada_jax.errors import UserError
+from fada_jax.methods import METHODS
 
 # Scores of one seed by row: ``miou``, ``iou`` by class and, where the class set has one, ``miou_13``; percent.
 Scores = Mapping[str, Mapping[str, Any]]
@@ -43,19 +46,21 @@ Scores = Mapping[str, Mapping[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One row: an adversarial stage by its method and overrides; without a method it has the config's own.
+    """One row: a stage by its method and overrides; without a method it has the config's own.
 
     Attributes:
       label: in the table.
       method: config argument; empty: the config's own.
       overrides: config keys; that of lambda_adv is a factor on the config's value.
       paper: the paper's mIoU by task.
+      stage: adversarial, or self_distillation, which has a second row with multi-scale testing.
     """
 
     label: str
     method: str = ""
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     paper: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    stage: str = "adversarial"
 
 
 def _knowledge(name: str) -> dict[str, float]:
@@ -72,7 +77,12 @@ TABLES: Mapping[str, Mapping[str, Variant]] = {
         f"clip_{clip}": Variant(f"clip {clip}", "fada", {"knowledge.clip": clip}, {"gta5_to_cityscapes": value})
         for clip, value in paper.CLIPPING.items()
     },
-    "alignment": {**_BINARY, "output_space": Variant("output space", "output_space"), **_SOFT},
+    "alignment": {
+        **_BINARY,
+        "output_space": Variant("output space (as AdaptSegNet)", "output_space"),
+        "entropy": Variant("entropy (as ADVENT)", "entropy"),
+        **_SOFT,
+    },
     "lambda": {
         f"lambda_x{factor:g}": Variant(f"lambda_adv times {factor:g}", overrides={"lambda_adv": factor})
         for factor in (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -80,7 +90,19 @@ TABLES: Mapping[str, Mapping[str, Variant]] = {
     "temperature": {
         f"temperature_{t}": Variant(f"T = {t}", overrides={"knowledge.temperature": t}) for t in (1.0, 1.8, 3.0)
     },
+    "distillation": {
+        name: Variant(label, overrides=overrides, stage="self_distillation")
+        for name, label, overrides in (
+            ("argmax", "SD, the config's own", {}),
+            ("keep_0.5", "SD, surest half of each class", {"pseudo_labels.keep": 0.5}),
+            ("keep_0.8", "SD, surest 80% of each class", {"pseudo_labels.keep": 0.8}),
+            ("relative_0.5", "SD, class-balanced", {"pseudo_labels.keep": 0.5, "pseudo_labels.relative": True}),
+            ("teacher_multi_scale", "SD, multi-scale teacher", {"pseudo_labels.multi_scale": True}),
+            ("student_from_adversarial", "SD, student from the teacher", {"student_from": "adversarial"}),
+        )
+    },
 }
+_MULTI_SCALE = "_multi_scale"
 # Rows of 'components' that no variant is behind.
 LABELS = {
     **run_recipe.LABELS,
@@ -90,7 +112,7 @@ LABELS = {
     "oracle": "oracle (trained on target labels)",
 }
 # What gains are paired against, where a table has it.
-BASELINES = ("source_only", "control", "colour_matching_global", "colour_matching_image", "binary")
+BASELINES = ("source_only", "control", "colour_matching_global", "colour_matching_image", "binary", "adapted")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,28 +134,31 @@ class Task:
     split: str
 
 
-def run_variant(task: Task, name: str, variant: Variant, seed: int) -> dict[str, Any]:
-    """Scores of one variant, trained from the source stage of its seed where it is not yet."""
+def run_variant(task: Task, name: str, variant: Variant, seed: int) -> dict[str, dict[str, Any]]:
+    """Scores of the rows of one variant, trained from the stages before its own where it is not yet."""
     folder = task.workdir / f"seed{seed}"
-    own = _stage(task, seed, stage="adversarial")
-    arguments = {"method": variant.method} if variant.method else {}
-    config = _stage(task, seed, stage="adversarial", **arguments)
+    own = stages_of(task, seed)[variant.stage]
     changes = dict(variant.overrides)
     if "lambda_adv" in changes:
-        changes["lambda_adv"] *= config.lambda_adv
-    config.update_from_flattened_dict(changes)
+        changes["lambda_adv"] *= own.lambda_adv
+    config = stages_of(task, seed, variant.method, changes)[variant.stage]
     settings.check(config)
-    # A variant that is the recipe's own adversarial stage shares its folder.
-    name = "adversarial" if settings.plain(config) == settings.plain(own) else name
-    train.train(config, folder / name)
-    return _score(task, folder / name, config)
+    # A variant that is the recipe's own stage shares its folder.
+    trained = folder / (variant.stage if settings.plain(config) == settings.plain(own) else name)
+    train.train(config, trained)
+    scores = {name: _score(task, trained, config)}
+    if variant.stage == "self_distillation":
+        scores[name + _MULTI_SCALE] = _score(task, trained, config, multi_scale=True)
+    return scores
 
 
-def _stage(task: Task, seed: int, **arguments: str) -> ConfigDict:
-    config = run_recipe.stage_config(task.path, {**task.overrides, "seed": seed}, **arguments)
-    if arguments["stage"] == "adversarial":
-        config.init_from = str(task.workdir / f"seed{seed}" / "source")
-    return config
+def stages_of(
+    task: Task, seed: int, method: str = "", changes: Mapping[str, Any] | None = None
+) -> dict[str, ConfigDict]:
+    """Configs of the recipe's stages for one seed, with another method and more overrides."""
+    overrides = {**task.overrides, "seed": seed, **(changes or {})}
+    method = method or run_recipe.stage_config(task.path, overrides).method
+    return run_recipe.stage_configs(task.path, overrides, method, task.workdir / f"seed{seed}")
 
 
 def _score(task: Task, folder: Path, config: ConfigDict, **options: Any) -> dict[str, Any]:
@@ -144,7 +169,7 @@ def _score(task: Task, folder: Path, config: ConfigDict, **options: Any) -> dict
 def run_seed(table: str, task: Task, seed: int) -> dict[str, dict[str, Any]]:
     """Scores of every row of a table for one seed."""
     folder = task.workdir / f"seed{seed}"
-    config = _stage(task, seed, stage="source")
+    stages = stages_of(task, seed)
     if table == "components":
         rows, _ = run_recipe.run(task.path, {**task.overrides, "seed": seed}, folder, split=task.split)
         scores: dict[str, dict[str, Any]] = {}
@@ -153,16 +178,21 @@ def run_seed(table: str, task: Task, seed: int) -> dict[str, dict[str, Any]]:
             named = {"_".join(filter(None, (row["name"], mode))): result for mode, result in modes}
             scores |= {name: run_recipe.only_scores(result) for name, result in named.items()}
         if "adapted" in scores:
-            matched = (_score(task, folder / "adversarial", config, colour=mode) for mode in colour_matching.MODES)
+            adapted = functools.partial(_score, task, folder / "adversarial", stages["adversarial"])
+            matched = (adapted(colour=mode) for mode in colour_matching.MODES)
             scores["adapted_colour_matching"] = max(matched, key=lambda result: result["miou"])
-        oracle = _stage(task, seed, stage="source", method="oracle")
+        oracle = stages_of(task, seed, "oracle")["source"]
         train.train(oracle, folder / "oracle")
-        scores["oracle"] = _score(task, folder / "oracle", config)
+        scores["oracle"] = _score(task, folder / "oracle", oracle)
     else:
-        train.train(config, folder / "source")
-        scores = {"source_only": _score(task, folder / "source", config)}
+        train.train(stages["source"], folder / "source")
+        scores = {"source_only": _score(task, folder / "source", stages["source"])}
+        if any(variant.stage == "self_distillation" for variant in TABLES[table].values()):
+            train.train(stages["adversarial"], folder / "adversarial")
+            adapted = functools.partial(_score, task, folder / "adversarial", stages["adversarial"])
+            scores |= {"adapted": adapted(), "adapted" + _MULTI_SCALE: adapted(multi_scale=True)}
     for name, variant in TABLES[table].items():
-        scores[name] = run_variant(task, name, variant, seed)
+        scores |= run_variant(task, name, variant, seed)
     return scores
 
 
@@ -198,7 +228,8 @@ def _paper(table: str, task: str, name: str) -> float | None:
 
 
 def _label(table: str, name: str) -> str:
-    return TABLES[table][name].label if name in TABLES[table] else LABELS[name]
+    labels = LABELS | {key: variant.label for key, variant in TABLES[table].items()}
+    return labels[name] if name in labels else f"{labels[name.removesuffix(_MULTI_SCALE)]} + MST"
 
 
 def markdown(table: str, task: str, scores: Mapping[int, Scores]) -> str:
@@ -303,6 +334,8 @@ def main(arguments: list[str]) -> None:
     for path in (first, *options.and_config):
         config = run_recipe.stage_config(path, overrides)
         settings.check(config)
+        if config.method not in METHODS:
+            raise UserError(f"--config={path}: method={config.method} has nothing to ablate: {', '.join(METHODS)}")
         name = "_".join(filter(None, (config.task, config.target.city)))
         tasks.append(Task(path, overrides, name, workdir / name if options.and_config else workdir, options.split))
     if len({task.name for task in tasks}) < len(tasks):

@@ -187,13 +187,13 @@ def run(
             train.train(stage, workdir / name)
         rows = score_rows(workdir, stages, config.data_dir, split)
     confusions = {row["name"]: row.pop("confusion") for row in rows}
-    file = "_".join(filter(None, ("results", split)))
-    made = [f"{file}.md", f"{file}.json", *stages]
+    suffix = f"_{split}" if split else ""
+    made = [f"results{suffix}.md", f"results{suffix}.json", *stages]
     if jax.process_index() == 0:
         summary = {"config": path, "seed": config.seed, "overrides": overrides, "rows": rows}
-        evaluate.write_text(workdir / f"{file}.json", json.dumps(summary, indent=2) + "\n")
-        evaluate.write_text(workdir / f"{file}.md", markdown(rows, config))
-        evaluate.write_text(workdir / "confusion.json", json.dumps(confusions) + "\n")
+        evaluate.write_text(workdir / f"results{suffix}.json", json.dumps(summary, indent=2) + "\n")
+        evaluate.write_text(workdir / f"results{suffix}.md", markdown(rows, config))
+        evaluate.write_text(workdir / f"confusion{suffix}.json", json.dumps(confusions) + "\n")
         if "adversarial" in stages:
             write_panels(workdir, stages["adversarial"])
             made[2:2] = ["panel.png", "panels"]

@@ -58,9 +58,10 @@ def test_the_table_has_mean_spread_gains_and_the_papers_numbers():
     assert header == [
         "over source only", "over control (lambda = 0, same extra steps)",
         "over colour matching, global (no training)", "over colour matching, per image (no training)",
-        "over binary (global alignment)",
+        "over binary (global alignment)", "over F-Adv",
     ]  # fmt: skip
-    for baseline, cell in zip(ablate.BASELINES, gains["F-Adv"], strict=True):
+    assert gains["F-Adv"][-1] == ""
+    for baseline, cell in zip(ablate.BASELINES[:-1], gains["F-Adv"][:-1], strict=True):
         other = [scores[s][baseline]["miou"] for s in range(3)]
         interval = stats.ttest_rel(adapted, other).confidence_interval(0.95)
         expected = f"{np.subtract(adapted, other).mean():+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]"
@@ -118,14 +119,23 @@ def test_a_variant_that_is_the_recipes_own_stage_shares_its_folder(tmp_path, mon
     monkeypatch.setattr(ablate.evaluate, "evaluate_stage", lambda *_, **__: {"miou": 1.0, "iou": {}, "confusion": []})
     path = str(ROOT / "configs" / "gta5_to_cityscapes.py") + ":size=miniature"
     task = ablate.Task(path, {}, "gta5_to_cityscapes", tmp_path, "")
-    for table in ("clipping", "lambda", "alignment"):
+    for table in ("clipping", "lambda", "alignment", "distillation"):
         for name, variant in ablate.TABLES[table].items():
-            assert ablate.run_variant(task, name, variant, 7) == {"miou": 1.0, "iou": {}}
+            rows = ablate.run_variant(task, name, variant, 7)
+            assert rows[name] == {"miou": 1.0, "iou": {}} and (len(rows) == 2) == (table == "distillation")
+            assert all(ablate._label(table, row) for row in rows)
     configs = dict(trained)
     assert sorted(configs) == sorted(
         ["clip_0.7", "clip_0.8", "clip_1.0", "lambda_x0.1", "lambda_x0.3", "lambda_x3", "lambda_x10", "binary",
-         "output_space", "adversarial"]
+         "output_space", "entropy", "adversarial", "self_distillation", "keep_0.5", "keep_0.8", "relative_0.5",
+         "teacher_multi_scale", "student_from_adversarial"]
     )  # fmt: skip
+    students = {name: config for name, config in configs.items() if config.stage == "self_distillation"}
+    assert len(students) == 6
+    assert {c.teacher_from for c in students.values()} == {str(tmp_path / "seed7" / "adversarial")}
+    assert students["student_from_adversarial"].init_from == str(tmp_path / "seed7" / "adversarial")
+    assert students["relative_0.5"].pseudo_labels.relative and students["keep_0.8"].pseudo_labels.keep == 0.8
+    del configs["student_from_adversarial"]
     assert configs["lambda_x3"].lambda_adv == pytest.approx(0.3) and configs["clip_0.7"].knowledge.clip == 0.7
     assert {c.init_from for c in configs.values()} == {str(tmp_path / "seed7" / "source")}
     assert {c.seed for c in configs.values()} == {7} and configs["output_space"].method == "output_space"

@@ -10,7 +10,7 @@ import pytest
 
 from fada_jax import losses, optim
 from fada_jax.classes import IGNORE
-from fada_jax.methods import METHODS, DomainLabels, HardLabels, OutputSpace, SoftLabels
+from fada_jax.methods import METHODS, DomainLabels, Entropy, HardLabels, OutputSpace, SoftLabels
 
 K = 4
 SHAPE = (2, 5, 7)
@@ -78,7 +78,7 @@ def test_hard_knowledge_is_one_hot_of_sure_pixels(logits):
     np.testing.assert_array_equal(a, expected)
 
 
-@pytest.mark.parametrize("method", [DomainLabels(), OutputSpace()])
+@pytest.mark.parametrize("method", [DomainLabels(), OutputSpace(), Entropy()])
 def test_binary_knowledge_is_the_domain_alone(logits, method):
     np.testing.assert_array_equal(method.class_knowledge(jnp.asarray(logits)), np.ones((*SHAPE, 1)))
 
@@ -87,10 +87,13 @@ def test_binary_knowledge_is_the_domain_alone(logits, method):
 def test_the_discriminator_reads_features_or_class_probabilities(logits, name):
     features = jnp.asarray(np.random.default_rng(4).normal(size=(*SHAPE, 6)), jnp.bfloat16)
     read = METHODS[name]().discriminator_input(jnp.asarray(logits), features)
-    if name != "output_space":
+    p = softmax(logits.astype(np.float64) / 1.8)
+    if name == "output_space":
+        np.testing.assert_allclose(read, p, atol=1e-6)
+    elif name == "entropy":
+        np.testing.assert_allclose(read, -p * np.log(p) / np.log(K), atol=1e-6)
+    else:
         assert read is features
-        return
-    np.testing.assert_allclose(read, softmax(logits.astype(np.float64) / 1.8), atol=1e-6)
 
 
 def test_defaults_are_the_released_settings():

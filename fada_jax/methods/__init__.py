@@ -13,6 +13,7 @@ from typing import Protocol
 import jax
 
 from fada_jax.methods.binary import DomainLabels
+from fada_jax.methods.entropy import Entropy
 from fada_jax.methods.fine_grained import HardLabels, SoftLabels
 from fada_jax.methods.output_space import OutputSpace
 
@@ -47,4 +48,5 @@ METHODS: Mapping[str, type[Method]] = {
     "hard": HardLabels,
     "binary": DomainLabels,
     "output_space": OutputSpace,
+    "entropy": Entropy,
 }

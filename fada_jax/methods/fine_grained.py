@@ -9,16 +9,14 @@ import jax.numpy as jnp
 
 
 @dataclasses.dataclass(frozen=True)
-class SoftLabels:
-    """FADA with soft labels (equation 8).
+class _FineGrained:
+    """What soft and hard labels share.
 
     Attributes:
       temperature: T, divides the logits before the softmax.
-      clip: entries are cut at this value and not renormalised (confidence clipping, table 6); 1 keeps all.
     """
 
     temperature: float = 1.8
-    clip: float = 0.9
 
     def num_outputs(self, num_classes: int) -> int:
         return 2 * num_classes
@@ -27,34 +25,35 @@ class SoftLabels:
         del logits
         return features
 
-    def class_knowledge(self, logits: jax.Array) -> jax.Array:
-        return jnp.minimum(_probabilities(logits, self.temperature), self.clip)
+    def probabilities(self, logits: jax.Array) -> jax.Array:
+        return jax.nn.softmax(jax.lax.stop_gradient(logits.astype(jnp.float32)) / self.temperature)
 
 
 @dataclasses.dataclass(frozen=True)
-class HardLabels:
+class SoftLabels(_FineGrained):
+    """FADA with soft labels (equation 8).
+
+    Attributes:
+      clip: entries are cut at this value and not renormalised (confidence clipping, table 6); 1 keeps all.
+    """
+
+    clip: float = 0.9
+
+    def class_knowledge(self, logits: jax.Array) -> jax.Array:
+        return jnp.minimum(self.probabilities(logits), self.clip)
+
+
+@dataclasses.dataclass(frozen=True)
+class HardLabels(_FineGrained):
     """FADA with hard labels (equation 7).
 
     Attributes:
-      temperature: T, divides the logits before the softmax.
       threshold: pixels below this confidence are ignored.
     """
 
-    temperature: float = 1.8
     threshold: float = 0.9
 
-    def num_outputs(self, num_classes: int) -> int:
-        return 2 * num_classes
-
-    def discriminator_input(self, logits: jax.Array, features: jax.Array) -> jax.Array:
-        del logits
-        return features
-
     def class_knowledge(self, logits: jax.Array) -> jax.Array:
-        p = _probabilities(logits, self.temperature)
+        p = self.probabilities(logits)
         one_hot = jax.nn.one_hot(jnp.argmax(p, axis=-1), p.shape[-1], dtype=jnp.float32)
         return one_hot * (jnp.max(p, axis=-1, keepdims=True) >= self.threshold)
-
-
-def _probabilities(logits: jax.Array, temperature: float) -> jax.Array:
-    return jax.nn.softmax(jax.lax.stop_gradient(logits.astype(jnp.float32)) / temperature)

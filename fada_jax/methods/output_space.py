@@ -11,24 +11,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from fada_jax.methods.binary import DomainLabels
+
 
 @dataclasses.dataclass(frozen=True)
-class OutputSpace:
-    """Binary domain labels [1, 0] and [0, 1] on ``softmax(z / T)``.
-
-    Attributes:
-      temperature: T, divides the logits before the softmax.
-    """
-
-    temperature: float = 1.8
-
-    def num_outputs(self, num_classes: int) -> int:
-        del num_classes
-        return 2
+class OutputSpace(DomainLabels):
+    """Binary domain labels on ``softmax(z / T)``."""
 
     def discriminator_input(self, logits: jax.Array, features: jax.Array) -> jax.Array:
         del features
         return jax.nn.softmax(logits.astype(jnp.float32) / self.temperature)
-
-    def class_knowledge(self, logits: jax.Array) -> jax.Array:
-        return jnp.ones((*logits.shape[:-1], 1), jnp.float32)
