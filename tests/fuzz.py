@@ -10,7 +10,6 @@ started is looked for.
 
 import argparse
 import io
-import os
 import pickle
 import sys
 import tempfile
@@ -24,6 +23,7 @@ import numpy as np
 import raw_trees
 import safetensors.numpy
 import torch
+from bad_files import RunsCode
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -31,16 +31,6 @@ from fada_jax import classes, convert_weights, images, torch_weights
 from fada_jax.errors import UserError
 from fada_jax.models import ModelSpec
 from input_pipeline import raw_datasets
-
-
-class RunsCode:
-    """A pickle of it makes a folder when it is loaded without care."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
 
 
 def image_files():

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import raw_trees
 from commands import ROOT, environment
+from interruptions import make_data
 from PIL import Image
 from test_bad_inputs import tiny_config, write_checkpoints
 
@@ -25,10 +26,7 @@ from input_pipeline import builders, pipeline
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    root = tmp_path_factory.mktemp("reliability")
-    for name, make in (("gta5", raw_trees.gta5), ("cityscapes", raw_trees.cityscapes)):
-        builders.convert(builders.Conversion(name, make(root / name)), root / "data")
-    return root / "data"
+    return make_data(tmp_path_factory.mktemp("reliability"))
 
 
 @contextlib.contextmanager
@@ -282,27 +280,76 @@ def test_a_line_of_the_log_cut_short_is_dropped(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
+@pytest.mark.slow
 def test_training_stops_at_a_nan_and_names_its_images(data_dir, tmp_path):
     config = tiny_config(data_dir=str(data_dir), total_steps=8, checkpoint_every=1, log_every=1, log_images=0)
     config.generator_optimizer.update(kind="sgd", learning_rate=1e30, momentum=0.0)
-    said = []
     with pytest.raises(UserError, match="became NaN or infinite at step"):
-        train.train(config, tmp_path, log=said.append)
+        train.train(config, tmp_path, log=lambda line: None)
     noted = json.loads((tmp_path / "non_finite.jsonl").read_text())
-    assert any("non_finite.jsonl" in line for line in said)
+    assert len(noted["images"]["source"]) == 8
     good = checkpoints.available_steps(tmp_path)
     assert all(step < noted["step"] for step in good)
     for step in good:
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(checkpoints.load_model(tmp_path, str(step)).params))
-    # Six images are an epoch: a batch of eight holds each once, and two of the next.
-    assert len(noted["images"]["source"]) == 8 and len(set(noted["images"]["source"])) == 6
+
+
+def test_the_images_of_a_bad_step_are_written_down(data_dir, tmp_path):
+    config = tiny_config(data_dir=str(data_dir))
+    said = []
+    streams = train.streams(config)
+    for step in (1, 2):
+        train.note_non_finite(config, tmp_path, step, ["loss_seg"], streams, said.append)
+    lines = [json.loads(line) for line in (tmp_path / "non_finite.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["metrics"]) for line in lines] == [(1, ["loss_seg"]), (2, ["loss_seg"])]
+    # Six images are an epoch: of two batches of eight the first twelve places are two epochs.
+    names = lines[0]["images"]["source"] + lines[1]["images"]["source"]
+    assert len(names) == 16 and set(names[:6]) == set(names[6:12]) == {f"{i:05d}" for i in range(1, 7)}
+    assert "step 1 " in said[0] and str(tmp_path / "non_finite.jsonl") in said[0]
+
+
+_RESTORE = """
+import json, sys
+import jax, numpy as np
+from ml_collections import ConfigDict
+from fada_jax import checkpoints, sharding, train
+workdir = sys.argv[1]
+config = ConfigDict(checkpoints.read_meta(workdir, 3)["config"])
+shapes = jax.eval_shape(lambda: train.create_states(config))
+for axes in ({"fsdp": 4}, {"fsdp": 2, "spatial": 2}, {}):
+    shardings = sharding.by_size(sharding.make_mesh(0, **axes), shapes)
+    states = checkpoints.restore_states(workdir, 3, shapes, shardings)
+    leaves = jax.tree.leaves(states)
+    split = sum(not x.sharding.is_fully_replicated for x in leaves)
+    print(json.dumps([split, sum(float(np.asarray(x, np.float64).sum()) for x in leaves)]))
+"""
+
+
+def test_a_checkpoint_restores_on_other_meshes(tmp_path):
+    config = tiny_config()
+    rng = np.random.default_rng(0)
+    states = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), states_of(config))
+    with checkpoints.writing(tmp_path, meta_of(config), wait=True) as save:
+        save(3, states)
+    result = subprocess.run(
+        [sys.executable, "-c", _RESTORE, str(tmp_path)],
+        cwd=ROOT,
+        env={**environment(), "XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    expected = sum(float(np.asarray(x, np.float64).sum()) for x in jax.tree.leaves(states))
+    restored = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [total for _, total in restored] == [pytest.approx(expected, rel=1e-9)] * 3
+    assert restored[0][0] > 5 and restored[1][0] > 5 and restored[2][0] == 0
 
 
 def test_batch_names_are_those_of_the_batches(data_dir):
     """Told apart by their pixels, which differ from image to image."""
     stream = pipeline.Stream("cityscapes", "train", (64, 32))
     options = {"class_set": classes.get_class_set("cityscapes19"), "batch_size": 4, "seed": 3}
-    raw = data_dir.parent / "cityscapes" / "leftImg8bit" / "train"
+    raw = data_dir.parent / "raw" / "cityscapes" / "leftImg8bit" / "train"
     pixels = {
         path.stem.removesuffix("_leftImg8bit"): np.asarray(Image.open(path).convert("RGB"))
         for path in raw.rglob("*.png")
