@@ -9,7 +9,8 @@ import pytest
 from commands import command
 from PIL import Image
 
-from fada_jax import checkpoints
+from fada_jax import checkpoints, metrics
+from fada_jax.classes import get_class_set
 
 CONFIG = "configs/gta5_to_cityscapes.py:size=miniature"
 
@@ -43,7 +44,7 @@ def recipe(data_dir, tmp_path_factory):
     root = tmp_path_factory.mktemp("ablation")
     options = (
         f"--config={CONFIG}", f"--config.data_dir={data_dir}", "--config.total_steps=6", "--config.checkpoint_every=3",
-        "--config.log_every=2",
+        "--config.log_every=2", "--config.pseudo_labels.keep=0.8",
     )  # fmt: skip
     output = command("scripts/ablate.py", *options, f"--workdir={root}", "--seeds=0")
     return root / "seed0", output, ("scripts/run_recipe.py", *options, f"--workdir={root}/seed0", "--config.seed=0")
@@ -74,6 +75,10 @@ def test_the_recipe_writes_what_scripts_read(recipe):
         present = [iou for iou in row["iou"].values() if iou is not None]
         assert row["miou"] == pytest.approx(np.mean(present))
         assert (row["num_images"], row["class_set"], row["scored_at"]) == (12, "cityscapes19", "128x64")
+    confusions = json.loads((workdir / "confusion.json").read_text())
+    for row in results["rows"]:
+        own = metrics.scores(np.array(confusions[row["name"]]), get_class_set("cityscapes19"))
+        assert (own["iou"], own["miou"]) == (row["iou"], row["miou"])
     assert "F-Adv + SD + MST" in (workdir / "results.md").read_text()
     with Image.open(workdir / "panel.png") as panel:
         assert panel.width > 4 * 128
@@ -82,6 +87,27 @@ def test_the_recipe_writes_what_scripts_read(recipe):
         logged = [json.loads(line)["step"] for line in (workdir / name / "metrics.jsonl").read_text().splitlines()]
         assert logged == [2, 4, 6]
         assert list((workdir / name).glob("events*"))
+
+
+def test_class_center_distance_and_report_of_a_recipe(recipe, tmp_path):
+    workdir, _, _ = recipe
+    output = command(
+        "scripts/ccd.py", f"--workdir={workdir}", "--images=6", "--per_class=3", f"--output={tmp_path}/ccd"
+    )
+    stages = json.loads((tmp_path / "ccd.json").read_text())["stages"]
+    assert list(stages) == ["source", "binary", "adversarial", "self_distillation"]
+    for name, stage in stages.items():
+        counts = {part: stage[part]["features"] for part in ("source", "target", "both")}
+        assert all(counts["both"][k] == counts["source"][k] + counts["target"][k] <= 2 * 6 * 3 for k in counts["both"])
+        values = [v for v in stage["both"]["ccd"].values() if v is not None]
+        assert stage["both"]["mean"] == pytest.approx(np.mean(values)) and min(values) > 0
+        assert f"{name}: mean CCD both {stage['both']['mean']:.3f}" in output
+        assert counts == {part: stages["source"][part]["features"] for part in counts}  # The same pixels for all.
+    with Image.open(tmp_path / "ccd.png") as figure:
+        assert figure.width > 600
+    command("scripts/report.py", f"--workdir={workdir}", f"--output={tmp_path}/report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png") == 4 * 4 and "FADA-MST (ResNet-101)" in page
 
 
 def test_a_finished_recipe_trains_nothing_again(recipe):
