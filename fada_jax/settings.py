@@ -25,6 +25,7 @@ _FREE_ON_RESUME = (
     "keep_checkpoints",
     "log_every",
     "data_dir",
+    "damaged_records",
     "num_devices",
     "mesh",
     "eval_batch_size",
@@ -43,6 +44,7 @@ def check(config: ConfigDict) -> None:
         classes.get_class_set(config.class_set)
     except ValueError as error:
         raise UserError(f"config.class_set: {error}") from error
+    _one_of(config, "damaged_records", ("fail", "skip"))
     _one_of(config.model, "backbone", BACKBONES, "model.")
     _one_of(config.model, "norm", NORMS, "model.")
     _one_of(config.model, "dtype", ("float32", "bfloat16"), "model.")
