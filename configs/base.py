@@ -77,6 +77,7 @@ def get_config(arguments: ConfigDict) -> ConfigDict:
 
     config = ConfigDict()
     config.data_dir = "data"  # Where scripts/convert_dataset.py put the TFRecords.
+    config.damaged_records = "fail"  # A record whose checksum differs: 'fail', or 'skip' and say so on stderr.
     config.seed = 0  # Determines initialisation and every random choice of the input.
     config.task = ""  # Name of the config file.
     config.stage = stage

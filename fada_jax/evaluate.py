@@ -143,7 +143,10 @@ def evaluate_stage(
 
     def batches(stream: Any, **process: int) -> Iterable[Mapping[str, Any]]:
         size = config.eval_batch_size * len(jax.devices())
-        return pipeline.eval_batches(data_dir, stream, class_set=model.class_set, batch_size=size, **process)
+        damaged = config.get("damaged_records", "fail")  # Checkpoints of earlier versions lack the key.
+        return pipeline.eval_batches(
+            data_dir, stream, class_set=model.class_set, batch_size=size, damaged_records=damaged, **process
+        )
 
     stream = make_stream(config.eval, augment=False)
     total = pipeline.num_examples(data_dir, stream)

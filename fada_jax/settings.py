@@ -55,6 +55,7 @@ _FREE_ON_RESUME = (
     "on_non_finite",
     "log_every",
     "data_dir",
+    "damaged_records",
     "num_devices",
     "mesh",
     "eval_batch_size",
@@ -77,6 +78,7 @@ def check(config: ConfigDict) -> None:
     _one_of(config, "stage", base.STAGES)
     _one_of(config, "method", base.METHODS)
     _one_of(config, "on_non_finite", ("stop", "skip"))
+    _one_of(config, "damaged_records", ("fail", "skip"))
     _one_of(config.model, "backbone", BACKBONES, "model.")
     _one_of(config.model, "norm", NORMS, "model.")
     _one_of(config.model, "dtype", ("float32", "bfloat16"), "model.")

@@ -188,6 +188,7 @@ def read_batches(
             start_step=start,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            damaged_records=config.damaged_records,
         )
         for name, (stream, size) in streams(config, pseudo_labels).items()
     }
@@ -412,7 +413,12 @@ def make_pseudo_labels(
 
     stream = make_stream(config.target, labels=False, augment=False)
     read = functools.partial(
-        pipeline.eval_batches, config.data_dir, stream, class_set=model.class_set, batch_size=config.eval_batch_size
+        pipeline.eval_batches,
+        config.data_dir,
+        stream,
+        class_set=model.class_set,
+        batch_size=config.eval_batch_size,
+        damaged_records=config.damaged_records,
     )
     labelled = self_distillation.pseudo_labels(
         model,

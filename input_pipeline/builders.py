@@ -11,23 +11,25 @@ import itertools
 import json
 import multiprocessing
 import os
+import shlex
 import shutil
 import struct
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from PIL import Image
 from tensorflow_datasets.core import shuffle
 
 from fada_jax.classes import ENCODINGS, LabelEncoding, parse_class_map
 from fada_jax.errors import UserError
 from input_pipeline import raw_datasets
-from input_pipeline.raw_datasets import CITIES, RawExample, Record
+from input_pipeline.raw_datasets import CITIES, RawExample
 
 VERSION = "1.0.0"
 # Conversion reads local files only; without this tfds asks a cloud bucket for prepared data.
@@ -49,6 +51,7 @@ class Conversion:
       name: of the converted data set, where it is a user's own ('folder').
       class_map: what ``fada_jax.classes.read_class_map`` returns; a user's own data need one.
       workers: processes that read and check images.
+      beam: pipeline options of Apache Beam, which then does it instead of those processes.
       resize: (width, height) to store at; None keeps the files' bytes.
       skip_errors: leave bad examples out and count them, instead of failing.
     """
@@ -59,6 +62,7 @@ class Conversion:
     name: str = ""
     class_map: dict[str, Any] | None = None
     workers: int = 1
+    beam: str = ""
     resize: tuple[int, int] | None = None
     skip_errors: bool = False
 
@@ -68,33 +72,38 @@ class Conversion:
         return self.name or self.dataset
 
 
+class DamagedRecordError(UserError):
+    """A stored record whose bytes are not those that were written."""
+
+
 class _Builder(tfds.core.GeneratorBasedBuilder):
-    """Stores image bytes, label PNG of raw ids (empty: unlabelled), name and size, in the raw order."""
+    """Stores image, label of raw ids (empty: unlabelled) with its pixels per id, name and size, in the raw order.
+
+    ``sources`` gives for each split its (key, example) pairs, as an iterable or as a Beam transform that makes them.
+    """
 
     VERSION = tfds.core.Version(VERSION)
     skip_registration = True
 
-    def __init__(self, *, source: Callable[[str], Iterable[Record]], splits: Mapping[str, int], **options: Any) -> None:
-        self._source, self._sizes = source, dict(splits)
+    def __init__(self, *, sources: dict[str, Any], **options: Any) -> None:
+        self._sources = sources
         super().__init__(**options)
 
     def _info(self) -> tfds.core.DatasetInfo:
         text = tfds.features.Tensor(shape=(), dtype=tf.string)
         number = tfds.features.Scalar(np.int32)
-        features = {"image": text, "label": text, "name": text, "height": number, "width": number}
+        counts = tfds.features.Tensor(shape=(256,), dtype=np.int64)
+        features = {"image": text, "label": text, "counts": counts, "name": text, "height": number, "width": number}
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(features), disable_shuffling=True, description="Made for fada-jax."
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         del dl_manager
-        return {split: self._generate_examples(split) for split in self._sizes}
+        return {split: self._generate_examples(split) for split in self._sources}
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        # Keys give the order; spread over their whole range they fill all bucket files alike.
-        spread = _KEYS // self._sizes[split]
-        for i, record in enumerate(self._source(split)):
-            yield i * spread, {key: getattr(record, key) for key in ("image", "label", "name", "height", "width")}
+    def _generate_examples(self, split: str) -> Any:
+        return self._sources[split]
 
 
 class Gta5(_Builder):
@@ -162,7 +171,7 @@ def index_path(root: Path, split: str) -> Path:
     return root / f"{split}_index.npz"
 
 
-def _in_order(read: Callable[[RawExample], Any], examples: Iterable[RawExample], workers: int) -> Iterator[Any]:
+def _in_order(read: Callable[[Any], Any], examples: Iterable[Any], workers: int) -> Iterator[Any]:
     """``map`` over processes, in order, with a bounded number of results in flight."""
     if workers <= 1:
         yield from map(read, examples)
@@ -187,22 +196,59 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def scan(path: Path) -> Iterator[tuple[int, int, int]]:
-    """(offset, length, CRC-32) of the payload of every record of a TFRecord file."""
+def _example(
+    read: Callable[[RawExample], raw_datasets.Record], errors: Path, spread: int, numbered: tuple[int, RawExample]
+) -> list[tuple[int, dict[str, Any]]]:
+    """The stored example of one raw one with its key, or none and a file in ``errors`` with what is wrong with it."""
+    i, raw = numbered
+    try:
+        record = read(raw)
+    except UserError as error:
+        (errors / f"{i:09d}").write_text(str(error))
+        return []
+    # Keys give the order; spread over their whole range they fill all bucket files alike.
+    return [(i * spread, {field.name: getattr(record, field.name) for field in dataclasses.fields(record)})]
+
+
+def _beam(options: str) -> tuple[Any, Any]:
+    """The module apache_beam, and its pipeline options.
+
+    Raises:
+      UserError: it is not installed, or there is no such runner.
+    """
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+    except ImportError as error:
+        raise UserError('--beam needs Apache Beam: pip install -c constraints.txt -e ".[beam]"') from error
+    parsed = PipelineOptions(shlex.split(options))
+    try:
+        beam.runners.create_runner(parsed.view_as(StandardOptions).runner or "DirectRunner")
+    except (ImportError, ValueError) as error:
+        raise UserError(f"--beam={options}: {error}") from error
+    return beam, parsed
+
+
+def scan(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Offset and payload of every record of a TFRecord file."""
     with path.open("rb") as file:
         while header := file.read(12):
             length = struct.unpack("<Q", header[:8])[0]
             offset = file.tell()
-            payload = file.read(length)
-            file.seek(4, os.SEEK_CUR)
-            yield offset, length, zlib.crc32(payload)
+            yield offset, file.read(length)
+            file.seek(offset + length + 4)
 
 
-def _write_index(root: Path, split: str, info: Any, names: list[str], counts: list[np.ndarray]) -> None:
-    shards = [Path(name).name for name in info.splits[split].filenames]
-    records = [(s, *entry) for s, shard in enumerate(shards) for entry in scan(root / shard)]
-    if len(records) != len(names):
-        raise UserError(f"{root}: {len(records)} records of {split} were written, {len(names)} expected; convert again")
+def _write_index(root: Path, split: str, shards: list[str], expected: int) -> None:
+    records, names, counts = [], [], []
+    for s, shard in enumerate(shards):
+        for offset, payload in scan(root / shard):
+            feature = tf.train.Example.FromString(payload).features.feature
+            records.append((s, offset, len(payload), zlib.crc32(payload)))
+            names.append(feature["name"].bytes_list.value[0].decode())
+            counts.append(np.array(feature["counts"].int64_list.value))
+    if len(records) != expected:
+        raise UserError(f"{root}: {len(records)} records of {split} were written, {expected} expected; convert again")
     arrays = {"records": np.array(records, np.int64), "names": np.array(names), "shards": np.array(shards)}
     np.savez_compressed(index_path(root, split), counts=np.array(counts), **arrays)
 
@@ -229,41 +275,54 @@ def convert(
     title = "_".join(filter(None, (dataset, city)))
     partial, replaced = data_dir / f".{title}.partial", data_dir / f".{title}.replaced"
     final, report = folder(data_dir, dataset, city), data_dir / f"{title}_errors.txt"
+    beam, beam_options = _beam(conversion.beam) if conversion.beam else (None, None)
     shutil.rmtree(partial, ignore_errors=True)
     if replaced.exists() and not final.exists():  # Killed between the two moves below.
         os.replace(replaced, final)
-    names: dict[str, list[str]] = {split: [] for split in splits}
-    counts: dict[str, list[np.ndarray]] = {split: [] for split in splits}
-    errors: list[str] = []
+    read = functools.partial(raw_datasets.read_record, dataset, ids, resize=conversion.resize)
 
-    def source(split: str) -> Iterator[Record]:
-        read = functools.partial(raw_datasets.try_read, dataset, ids, conversion.resize)
-        for i, record in enumerate(_in_order(read, splits[split], conversion.workers), start=1):
-            if isinstance(record, Record):
-                names[split].append(record.name)
-                counts[split].append(record.counts)
-                yield record
-            else:
-                errors.append(record)
-            progress(split, i, len(splits[split]))
-        if not names[split]:
-            _write_report(report, errors)
-            raise UserError(f"{errors[0]}; no image of {split} can be used ({len(errors)} bad, listed in {report})")
+    def bad(split: str) -> list[str]:
+        return [path.read_text() for path in sorted((partial / ".errors" / split).iterdir())]
+
+    def source(split: str) -> Any:
+        examples, errors = splits[split], partial / ".errors" / split
+        errors.mkdir(parents=True)
+        convert_one = functools.partial(_example, read, errors, _KEYS // len(examples))
+        if beam:
+            return beam.Create(list(enumerate(examples))) | beam.Reshuffle() | beam.FlatMap(convert_one)
+        return _counted(
+            _in_order(convert_one, enumerate(examples), conversion.workers),
+            lambda done: progress(split, done, len(examples)),
+        )
 
     try:
         options = {"config": city} if city else {}
-        sizes = {split: len(examples) for split, examples in splits.items()}
-        builder = builder_class(dataset)(source=source, splits=sizes, data_dir=str(partial), **options)
-        with contextlib.redirect_stdout(io.StringIO()):  # tfds announces a download that there is not.
-            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
-        _write_report(report, errors)
-        if errors and not conversion.skip_errors:
-            raise UserError(f"{errors[0]} ({len(errors)} bad in all, listed in {report})")
+        sources = {split: source(split) for split in splits}
+        builder = builder_class(dataset)(sources=sources, data_dir=str(partial), **options)
+        download = tfds.download.DownloadConfig(try_download_gcs=False, beam_options=beam_options)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # tfds announces a download that there is not.
+                builder.download_and_prepare(download_config=download)
+        except Exception as error:
+            for split in splits:
+                found = bad(split)
+                if len(found) == len(splits[split]):
+                    _write_report(report, found)
+                    raise UserError(
+                        f"{found[0]}; no image of {split} can be used ({len(found)} bad, listed in {report})"
+                    ) from error
+            raise
+        errors = {split: bad(split) for split in splits}
+        listed = list(itertools.chain(*errors.values()))
+        _write_report(report, listed)
+        if listed and not conversion.skip_errors:
+            raise UserError(f"{listed[0]} ({len(listed)} bad in all, listed in {report})")
         made = Path(builder.data_dir)
-        for split in splits:
-            _write_index(made, split, builder.info, names[split], counts[split])
-        done = {split: len(found) for split, found in names.items()}
-        note = {"resize": conversion.resize, "images": done, "skipped": len(errors), "class_map": conversion.class_map}
+        done = {split: len(examples) - len(errors[split]) for split, examples in splits.items()}
+        for split, count in done.items():
+            shards = [Path(name).name for name in builder.info.splits[split].filenames]
+            _write_index(made, split, shards, count)
+        note = {"resize": conversion.resize, "images": done, "skipped": len(listed), "class_map": conversion.class_map}
         (made / "conversion.json").write_text(json.dumps(note, indent=2) + "\n")
         final.parent.mkdir(parents=True, exist_ok=True)
         if final.exists():  # Moved away whole, so that no half data set is ever at its place.
@@ -273,7 +332,14 @@ def convert(
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return final, done, errors
+    return final, done, listed
+
+
+def _counted(found: Iterable[list[Any]], progress: Callable[[int], None]) -> Iterator[Any]:
+    """Flattens, and reports how many lists there were."""
+    for i, items in enumerate(found, start=1):
+        yield from items
+        progress(i)
 
 
 def _write_report(path: Path, errors: list[str]) -> None:
@@ -300,14 +366,16 @@ def verify(root: Path) -> dict[str, int]:
         for i in range(len(index["records"])):
             payload = read_payload(root, index["shards"], index["records"][i], i)
             features = tf.train.Example.FromString(payload).features.feature
-            image = tf.io.decode_image(features["image"].bytes_list.value[0])
             label = features["label"].bytes_list.value[0]
             where = f"{root / str(index['shards'][index['records'][i][0]])}, record {i} of {split}"
             if features["name"].bytes_list.value[0].decode() != index["names"][i]:
                 raise UserError(f"{where} is not the example of the index: convert again with --overwrite")
+            with Image.open(io.BytesIO(features["image"].bytes_list.value[0])) as image:
+                image.load()
             if label:
-                counts = np.bincount(tf.io.decode_png(label).numpy().ravel(), minlength=256)
-                if not np.array_equal(counts, index["counts"][i]) or counts.sum() != image.shape[0] * image.shape[1]:
+                with Image.open(io.BytesIO(label)) as ids:
+                    counts = np.array(ids.histogram())
+                if not np.array_equal(counts, index["counts"][i]) or ids.size != image.size:
                     raise UserError(f"{where} has other labels than were converted: convert again with --overwrite")
         result[split] = len(index["records"])
     return result
@@ -317,7 +385,8 @@ def read_payload(root: Path, shards: np.ndarray, record: np.ndarray, number: int
     """The payload of one record, checked.
 
     Raises:
-      UserError: naming the shard and the record that cannot be read or whose CRC differs.
+      DamagedRecordError: naming the shard and the record whose CRC differs.
+      UserError: naming the shard that cannot be read.
     """
     shard, offset, length, crc = (int(x) for x in record)
     path = root / str(shards[shard])
@@ -327,5 +396,7 @@ def read_payload(root: Path, shards: np.ndarray, record: np.ndarray, number: int
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if len(payload) != length or zlib.crc32(payload) != crc:
-        raise UserError(f"{path}: record {number} is damaged (its checksum differs); convert again with --overwrite")
+        raise DamagedRecordError(
+            f"{path}: record {number} is damaged (its checksum differs); convert again with --overwrite"
+        )
     return payload

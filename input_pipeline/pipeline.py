@@ -7,9 +7,12 @@ accelerator.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import os
 import struct
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -21,16 +24,14 @@ from PIL import Image
 
 from fada_jax.classes import IGNORE, ClassSet, LabelEncoding, label_table
 from fada_jax.errors import UserError
-from input_pipeline import builders, sampling
+from input_pipeline import builders, raw_datasets, sampling
 
+_LUMA = (0.299, 0.587, 0.114)
 # JAX owns the accelerators.
 tf.config.set_visible_devices([], "GPU")
 
-_FEATURES = {
-    "image": tf.io.FixedLenFeature([], tf.string),
-    "label": tf.io.FixedLenFeature([], tf.string),
-    "name": tf.io.FixedLenFeature([], tf.string),
-}
+# What a stream does with a record whose checksum differs.
+ON_DAMAGE = ("fail", "skip")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Stream:
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """Random access to the records of a split."""
+    """Random access to the records of a split; ``skipped`` are the damaged ones that were met."""
 
     root: Path
     split: str
@@ -89,6 +90,7 @@ class _Source:
     names: np.ndarray
     labelled: bool
     encoding: LabelEncoding
+    skipped: set[int] = dataclasses.field(default_factory=set)
 
     def class_counts(self, table: np.ndarray) -> np.ndarray:
         """Pixels per image and class, int64 [N, K]; ``table`` maps raw ids to class indices."""
@@ -96,8 +98,33 @@ class _Source:
         one_hot = table[:, None] == np.arange(classes.max() + 1)
         return np.load(builders.index_path(self.root, self.split))["counts"] @ one_hot.astype(np.int64)
 
-    def read(self, i: int) -> bytes:
-        return builders.read_payload(self.root, self.shards, self.records[i], int(i))
+    def read(self, i: int) -> dict[str, Any]:
+        """Record ``i``: ``image`` and ``label`` as files' bytes, ``name``, ``size`` (height, width)."""
+        payload = builders.read_payload(self.root, self.shards, self.records[i], i)
+        features = tf.train.Example.FromString(payload).features.feature
+        image, label, name = (features[key].bytes_list.value[0] for key in ("image", "label", "name"))
+        size = tuple(features[key].int64_list.value[0] for key in ("height", "width"))
+        return {"image": image, "label": label, "name": name.decode(), "size": size}
+
+    def read_or_skip(self, i: int, on_damage: str) -> dict[str, Any] | None:
+        """Record ``i``; None where it is damaged and ``on_damage`` is 'skip', which is said once a record."""
+        try:
+            return self.read(i)
+        except builders.DamagedRecordError as error:
+            if on_damage == "fail":
+                raise UserError(f"{error}, or leave it out with --config.damaged_records=skip") from error
+            if i not in self.skipped:
+                self.skipped.add(i)
+                print(f"skipped: {error} ({len(self.skipped)} of {self.split} so far)", file=sys.stderr)
+            return None
+
+    def read_usable(self, i: int, on_damage: str) -> dict[str, Any]:
+        """Record ``i``, or the next that is not damaged where damaged ones are skipped."""
+        for k in range(i, i + len(self.records)):
+            record = self.read_or_skip(k % len(self.records), on_damage)
+            if record is not None:
+                return record
+        raise UserError(f"{self.root}: every record of {self.split} is damaged; convert again with --overwrite")
 
 
 def _open(data_dir: str | Path, stream: Stream) -> _Source:
@@ -172,11 +199,11 @@ def examples(
     """
     source = _open(data_dir, stream)
     for i in numbers:
-        example = tf.io.parse_single_example(source.read(i), _FEATURES)
+        record = source.read(int(i))
         label = None
         if source.labelled:
-            label = _decode_label(example["label"], _table(stream, class_set, source)).numpy()[..., 0]
-        yield _decode_image(example["image"]).numpy(), label
+            label = _read_label(record["label"], _table(stream, class_set, source).tolist())[..., 0]
+        yield _read_image(record["image"]), label
 
 
 def check(data_dir: str | Path, stream: Stream, class_set: ClassSet) -> None:
@@ -227,6 +254,7 @@ def train_batches(
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    damaged_records: str = "fail",
 ) -> Iterator[dict[str, np.ndarray]]:
     """Endless training batches in the order of ``stream.sampling``, each image newly augmented.
 
@@ -237,6 +265,7 @@ def train_batches(
       batch_size: global; each process yields its share, and all processes together the same batch for any number.
       seed: with the position in the stream it determines everything.
       start_step: first step; costs nothing beyond reading the index.
+      damaged_records: one of ``ON_DAMAGE``; 'skip' takes the next intact record of the split instead.
 
     Returns:
       batches: ``image`` uint8 [n, H, W, 3] and, with labels, ``label`` uint8 [n, H, W] of class indices and ``IGNORE``.
@@ -256,6 +285,7 @@ def train_batches(
     with_labels = stream.labels or pseudo is not None
     identity = np.arange(256, dtype=np.uint8)
     table = identity if pseudo or not with_labels else _table(stream, class_set, source)
+    lookup = table.tolist()
 
     def positions() -> Iterator[int]:
         step = start_step
@@ -264,33 +294,33 @@ def train_batches(
             yield from range(first, first + share)
             step += 1
 
-    def records() -> Iterator[tuple[bytes, bytes, np.ndarray]]:
+    def numbers() -> Iterator[tuple[int, np.ndarray]]:
         run, order = -1, np.zeros(0, np.int64)
         for position in positions():
             if position // length != run:
                 run = position // length
                 order = sampler(run)
-            i = order[position % length]
-            label = pseudo.read(str(source.names[i])) if pseudo else b""
             random = np.random.default_rng([seed, _stream_id(stream), position, 1]).integers(0, 2**31 - 1, 2)
-            yield source.read(i), label, random.astype(np.int32)
+            yield order[position % length], random.astype(np.int32)
 
-    def decode(payload: tf.Tensor, label: tf.Tensor, key: tf.Tensor) -> dict[str, tf.Tensor]:
-        example = tf.io.parse_single_example(payload, _FEATURES)
-        image = _resize_image(_decode_image(example["image"]), stream.size)
-        labels = None
+    def load(i: int) -> tuple[np.ndarray, np.ndarray]:
+        record = source.read_usable(i, damaged_records)
+        label = np.zeros((0, 0, 1), np.uint8)
         if with_labels:
-            # Resized first: nearest commutes with the lookup, which then has fewer pixels.
-            labels = tf.io.decode_png(label if pseudo else example["label"], channels=1)
-            labels = _look_up(_resize_label(labels, stream.size), table)
-        image, labels = augment(image, labels, key, stream.augment)
+            label = _read_label(pseudo.read(record["name"]) if pseudo else record["label"], lookup, stream.size)
+        return _read_image(record["image"], stream.size), label
+
+    def finish(key: tf.Tensor, image: tf.Tensor, label: tf.Tensor) -> dict[str, tf.Tensor]:
+        image = tf.ensure_shape(image, (None, None, 3))
+        label = tf.ensure_shape(label, (None, None, 1)) if with_labels else None
+        image, label = augment(image, label, key, stream.augment)
         width, height = stream.augment.crop or stream.size
         result = {"image": tf.ensure_shape(image, (height, width, 3))}
-        if labels is not None:
-            result["label"] = tf.ensure_shape(labels[..., 0], (height, width))
+        if label is not None:
+            result["label"] = tf.ensure_shape(label[..., 0], (height, width))
         return result
 
-    return _run(records, decode, share)
+    return _run(numbers(), load, [tf.uint8, tf.uint8], finish, share)
 
 
 def batch_names(
@@ -308,24 +338,43 @@ def batch_names(
     return [str(source.names[sampler(position // length)[position % length]]) for position in positions]
 
 
-def _run(records: Callable[[], Iterator[Any]], decode: Callable[..., Any], batch_size: int) -> Iterator[Any]:
-    """Decodes in TensorFlow's threads; an error of ours passes through as itself."""
+def _run(
+    numbers: Iterable[tuple[int, np.ndarray]],
+    load: Callable[[int], tuple[Any, ...]],
+    types: list[tf.DType],
+    finish: Callable[..., Any],
+    batch_size: int,
+) -> Iterator[Any]:
+    """Batches of ``finish(key, *load(number))`` over (number, key), in order; an error of ours passes as itself.
+
+    ``load`` reads in TensorFlow's threads, several images side by side: Pillow lets go of Python's lock.
+    """
     failed: list[UserError] = []
 
-    def guarded() -> Iterator[Any]:
+    @contextlib.contextmanager
+    def noting() -> Iterator[None]:
         try:
-            yield from records()
+            yield
         except UserError as error:
             failed.append(error)
             raise
 
-    signature = (
-        tf.TensorSpec((), tf.string),
-        tf.TensorSpec((), tf.string),
-        tf.TensorSpec((2,), tf.int32),
+    def generate() -> Iterator[tuple[int, np.ndarray]]:
+        with noting():
+            yield from numbers
+
+    def load_one(i: np.ndarray) -> tuple[Any, ...]:
+        with noting():
+            return load(int(i))
+
+    dataset = tf.data.Dataset.from_generator(
+        generate, output_signature=(tf.TensorSpec((), tf.int64), tf.TensorSpec((2,), tf.int32))
     )
-    dataset = tf.data.Dataset.from_generator(guarded, output_signature=signature)
-    dataset = dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    dataset = dataset.map(
+        lambda i, key: finish(key, *tf.numpy_function(load_one, [i], types, stateful=False)),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
     dataset = dataset.batch(batch_size, drop_remainder=True).prefetch(2)
     try:
         yield from dataset.as_numpy_iterator()
@@ -341,11 +390,13 @@ def eval_batches(
     batch_size: int,
     process_index: int = 0,
     process_count: int = 1,
+    damaged_records: str = "fail",
 ) -> Iterator[dict[str, Any]]:
     """One pass in stored order; every image counts once.
 
     Args:
       batch_size: global; each process yields its share of every batch.
+      damaged_records: one of ``ON_DAMAGE``; 'skip' leaves them out.
 
     Yields:
       ``image`` uint8 [n, H, W, 3] at ``stream.size``, ``label`` uint8 [n, h, w] at the label's own size (labelled
@@ -358,31 +409,43 @@ def eval_batches(
     source = _open(data_dir, stream)
     with_labels = stream.labels
     table = _table(stream, class_set, source) if with_labels else np.arange(256, dtype=np.uint8)
+    lookup = table.tolist()
     share, count = batch_size // process_count, len(source.records)
     batches = -(-count // batch_size)
 
-    def positions() -> Iterator[int]:
+    def numbers() -> Iterator[tuple[int, np.ndarray]]:
         for batch in range(batches):
             first = batch * batch_size + process_index * share
-            yield from range(first, min(first + share, count))
+            yield from ((i, np.zeros(2, np.int32)) for i in range(first, min(first + share, count)))
 
-    def records() -> Iterator[tuple[bytes, bytes, np.ndarray]]:
-        for i in positions():
-            yield source.read(i), b"", np.zeros(2, np.int32)
+    def load(i: int) -> tuple[Any, ...]:
+        record = source.read_or_skip(i, damaged_records)
+        intact = record is not None
+        if record is None:
+            record = source.read_usable(i, damaged_records)
+        label = _read_label(record["label"], lookup)[..., 0] if with_labels else np.zeros((0, 0), np.uint8)
+        return (
+            _read_image(record["image"], stream.size),
+            label,
+            record["name"].encode(),
+            np.array(record["size"], np.int32),
+            intact,
+        )
 
-    def decode(payload: tf.Tensor, label: tf.Tensor, key: tf.Tensor) -> dict[str, tf.Tensor]:
-        del label, key
-        example = tf.io.parse_single_example(payload, _FEATURES)
-        image = _decode_image(example["image"])
-        result = {"image": _resize_image(image, stream.size), "size": tf.shape(image)[:2], "name": example["name"]}
-        if with_labels:
-            result["label"] = _decode_label(example["label"], table)[..., 0]
-        return result
+    def finish(key: tf.Tensor, *values: tf.Tensor) -> dict[str, tf.Tensor]:
+        del key
+        return dict(zip(("image", "label", "name", "size", "intact"), values, strict=True))
+
+    def single(numbers: Iterable[tuple[int, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+        types = [tf.uint8, tf.uint8, tf.string, tf.int32, tf.bool]
+        for batch in _run(numbers, load, types, finish, 1):
+            example = {key: value[0] for key, value in batch.items() if with_labels or key != "label"}
+            if example.pop("intact"):
+                yield example
 
     waiting: list[dict[str, np.ndarray]] = []
     done, example = 0, None
-    for single in _run(records, decode, 1):
-        example = {key: value[0] for key, value in single.items()}
+    for example in single(numbers()):
         if waiting and with_labels and waiting[0]["label"].shape != example["label"].shape:
             if process_count > 1:
                 raise UserError(f"{stream.dataset}/{stream.split} has labels of several sizes: score it in one process")
@@ -397,9 +460,9 @@ def eval_batches(
         done += 1
     if process_count > 1 and done < batches:  # The others have images left, and every process takes part in a step.
         if example is None:
-            first = iter([(source.read(0), b"", np.zeros(2, np.int32))])
-            example = {key: value[0] for key, value in next(_run(lambda: first, decode, 1)).items()}
-        yield {**_pad([example], share), "mask": np.zeros(share, bool)}
+            example = next(single((i, np.zeros(2, np.int32)) for i in range(count)))
+        for _ in range(batches - done):
+            yield {**_pad([example], share), "mask": np.zeros(share, bool)}
 
 
 def _pad(examples: list[dict[str, np.ndarray]], batch_size: int) -> dict[str, Any]:
@@ -415,18 +478,21 @@ def _pad(examples: list[dict[str, np.ndarray]], batch_size: int) -> dict[str, An
     return batch
 
 
-def _decode_image(data: tf.Tensor) -> tf.Tensor:
-    image = tf.io.decode_image(data, channels=3, expand_animations=False)
-    return tf.ensure_shape(image, (None, None, 3))
+def _read_image(data: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
+    """An image file decoded and resized to (width, height) by Pillow, bicubic with antialiasing: uint8 [H, W, 3]."""
+    with Image.open(io.BytesIO(data)) as image:
+        pixels = image if image.mode == "RGB" else image.convert("RGB")
+        return np.asarray(_fit(pixels, size, Image.Resampling.BICUBIC))
 
 
-def _decode_label(data: tf.Tensor, table: np.ndarray) -> tf.Tensor:
-    """Class indices, uint8 [H, W, 1]."""
-    return _look_up(tf.io.decode_png(data, channels=1), table)
+def _read_label(data: bytes, table: list[int], size: tuple[int, int] | None = None) -> np.ndarray:
+    """A label file decoded, resized to (width, height) by Pillow, nearest, and looked up: uint8 [H, W, 1]."""
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(_fit(image, size, Image.Resampling.NEAREST).point(table))[..., None]
 
 
-def _look_up(label: tf.Tensor, table: np.ndarray) -> tf.Tensor:
-    return tf.gather(tf.constant(table), tf.cast(label, tf.int32))
+def _fit(image: Image.Image, size: tuple[int, int] | None, method: Image.Resampling) -> Image.Image:
+    return image if size in (None, image.size) else image.resize(size, method)
 
 
 def _resize_image(image: tf.Tensor, size: Any) -> tf.Tensor:
@@ -440,18 +506,11 @@ def _resize_label(label: tf.Tensor, size: Any) -> tf.Tensor:
 
 
 def _resize(image: tf.Tensor, size: Any, method: Image.Resampling) -> tf.Tensor:
-    # Pillow lets go of Python's lock while it resizes, so images are resized side by side, twice as fast as
-    # tf.image.resize does it with antialiasing.
     def resize(array: np.ndarray, size: np.ndarray) -> np.ndarray:
         pixels = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
-        return np.asarray(pixels.resize(tuple(size.tolist()), method)).reshape(size[1], size[0], -1)
+        return np.asarray(_fit(pixels, tuple(size.tolist()), method)).reshape(size[1], size[0], -1)
 
-    size = tf.convert_to_tensor(size, tf.int32)
-    resized = tf.cond(
-        tf.reduce_all(tf.shape(image)[1::-1] == size),
-        lambda: image,
-        lambda: tf.numpy_function(resize, (image, size), tf.uint8, stateful=False),
-    )
+    resized = tf.numpy_function(resize, [image, tf.convert_to_tensor(size, tf.int32)], tf.uint8, stateful=False)
     return tf.ensure_shape(resized, (None, None, image.shape[-1]))
 
 
@@ -518,7 +577,8 @@ def jitter(image: tf.Tensor, keys: list[tf.Tensor], options: Augment) -> tf.Tens
 
 
 def _grey(x: tf.Tensor) -> tf.Tensor:
-    return tf.reduce_sum(x * (0.299, 0.587, 0.114), axis=-1, keepdims=True)
+    """Luma, [H, W]; products with small matrices take a fifth of the time of sums over the last axis."""
+    return tf.linalg.matvec(x, tf.constant(_LUMA))
 
 
 def adjust_brightness(x: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
@@ -533,7 +593,8 @@ def adjust_contrast(x: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 
 def adjust_saturation(x: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """Blend with the grey image."""
-    return tf.clip_by_value(x * factor + _grey(x) * (1.0 - factor), 0.0, 1.0)
+    blend = factor * tf.eye(3) + (1.0 - factor) * tf.constant(_LUMA)[:, None]
+    return tf.clip_by_value(tf.tensordot(x, blend, 1), 0.0, 1.0)
 
 
 def write_pseudo_labels(path: str | Path, items: Iterable[tuple[str, np.ndarray]]) -> int:
@@ -550,10 +611,10 @@ def write_pseudo_labels(path: str | Path, items: Iterable[tuple[str, np.ndarray]
     count = 0
     with tf.io.TFRecordWriter(partial) as writer:
         for name, label in items:
-            png = tf.io.encode_png(label[..., None]).numpy()
+            file = raw_datasets.encode(Image.fromarray(label))
             feature = {
                 "name": tf.train.Feature(bytes_list=tf.train.BytesList(value=[name.encode()])),
-                "label": tf.train.Feature(bytes_list=tf.train.BytesList(value=[png])),
+                "label": tf.train.Feature(bytes_list=tf.train.BytesList(value=[file])),
             }
             writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
             count += 1
@@ -570,11 +631,9 @@ class _PseudoLabels:
         if not self._path.is_file():
             raise UserError(f"{path}: no such file of pseudo labels")
         try:
-            with self._path.open("rb") as file:
-                for offset, length, crc in builders.scan(self._path):
-                    payload = os.pread(file.fileno(), length, offset)
-                    name = tf.train.Example.FromString(payload).features.feature["name"].bytes_list.value[0].decode()
-                    self._places[name] = (offset, length, crc)
+            for offset, payload in builders.scan(self._path):
+                name = tf.train.Example.FromString(payload).features.feature["name"].bytes_list.value[0].decode()
+                self._places[name] = (offset, len(payload), zlib.crc32(payload))
         except (struct.error, IndexError, ValueError) as error:
             raise UserError(f"{path} is damaged: delete it, the same command makes it again") from error
 

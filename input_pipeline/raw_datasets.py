@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, TiffImagePlugin
 
 from fada_jax import images
 from fada_jax.classes import LabelEncoding
@@ -40,8 +40,8 @@ class Record:
 
     Attributes:
       name: file stem, unique in its split.
-      image: PNG or JPEG bytes.
-      label: 8-bit PNG bytes of raw ids, empty where unlabelled.
+      image: the file's bytes where it is a JPEG, else ``encode``'s.
+      label: raw ids by ``encode``, empty where unlabelled.
       height, width: of the stored image.
       counts: pixels per raw id, int64 [256]; zeros where unlabelled.
     """
@@ -257,9 +257,11 @@ def read_label(path: Path) -> np.ndarray:
         raise UserError(f"{path} is not a readable label image ({images.describe(error)})") from error
 
 
-def _png(array: np.ndarray) -> bytes:
+def encode(image: Image.Image) -> bytes:
+    """A grey or RGB image without loss: a TIFF of zstd, which decodes five times as fast as a PNG of the same size."""
     buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "png")
+    # Differences to the pixel on the left compress better than the pixels.
+    image.save(buffer, "tiff", compression="zstd", tiffinfo={TiffImagePlugin.PREDICTOR: 2})
     return buffer.getvalue()
 
 
@@ -272,7 +274,7 @@ def read_record(
       dataset: its name, for errors.
       encoding: the label ids that it defines.
       example: its files.
-      resize: (width, height) to store at: bicubic with antialiasing, labels nearest; None keeps the image's bytes.
+      resize: (width, height) to store at: bicubic with antialiasing, labels nearest; None keeps the image's own size.
 
     Raises:
       UserError: naming the file that is missing, unreadable, of another size or with undefined ids.
@@ -286,34 +288,25 @@ def read_record(
             kind, pixels = image.format if plain else "", images.to_rgb(image)
     except Exception as error:  # Pillow's decoders raise many types on damaged files.
         raise UserError(f"{example.image} is not a readable image ({images.describe(error)})") from error
-    size, label_bytes, counts = pixels.size, b"", np.zeros(256, np.int64)
-    label = None
+    size, label, counts = pixels.size, None, np.zeros(256, np.int64)
     if example.label is not None:
-        label = read_label(example.label)
-        if (label.shape[1], label.shape[0]) != size:
+        label = Image.fromarray(read_label(example.label))
+        if label.size != size:
             raise UserError(
-                f"{example.label} is {label.shape[1]}x{label.shape[0]}, its image {size[0]}x{size[1]}: "
+                f"{example.label} is {label.width}x{label.height}, its image {size[0]}x{size[1]}: "
                 "leave it out with --on_error=skip"
             )
-        undefined = [i for i in np.unique(label).tolist() if i not in encoding.defined]
+        counts = np.array(label.histogram(), np.int64)
+        undefined = [i for i in np.flatnonzero(counts).tolist() if i not in encoding.defined]
         if undefined:
             raise UserError(f"{example.label} holds ids that {dataset} does not define: {undefined[:8]}")
-    if resize and size != resize:
+    resized = resize is not None and size != resize
+    if resized:
         pixels = pixels.resize(resize, Image.Resampling.BICUBIC)
-        data, kind = _png(np.asarray(pixels)), "PNG"
-        label = None if label is None else np.asarray(Image.fromarray(label).resize(resize, Image.Resampling.NEAREST))
-    elif kind not in ("PNG", "JPEG") or example.image.suffix == "":
-        data = _png(np.asarray(pixels))
-    if label is not None:
-        label_bytes, counts = _png(label), np.bincount(label.ravel(), minlength=256).astype(np.int64)
+    if resized or kind != "JPEG":
+        data = encode(pixels)
+    if resized and label is not None:
+        label = label.resize(resize, Image.Resampling.NEAREST)
+        counts = np.array(label.histogram(), np.int64)
+    label_bytes = b"" if label is None else encode(label)
     return Record(example.name, data, label_bytes, pixels.height, pixels.width, counts)
-
-
-def try_read(
-    dataset: str, encoding: LabelEncoding, resize: tuple[int, int] | None, example: RawExample
-) -> Record | str:
-    """``read_record``, or the message of its ``UserError``: what a worker process sends back."""
-    try:
-        return read_record(dataset, encoding, example, resize)
-    except UserError as error:
-        return str(error)

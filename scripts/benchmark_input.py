@@ -1,16 +1,16 @@
-"""Measures the input: images a second per core, beside a PyTorch DataLoader that does the same with Pillow.
+"""The input's share of ``scripts/benchmark.py input``: images a second per core, beside a PyTorch DataLoader on Pillow.
 
-  python scripts/benchmark_input.py --compare=torch --output=input.json
-  python scripts/benchmark_input.py --memory_batches=2000
+  python scripts/benchmark.py input --compare=torch --output=input.json
+  python scripts/benchmark.py input --memory_batches=2000
+  python scripts/benchmark.py input --resume_step=1000
 
-Images are generated at GTA5's size, 1914x1052, and read as whole PNGs resized to 1280x720 and as records stored at
-1280x720 already; with and without colour jitter. Rates divide by CPU time, so a busy machine changes them little.
+Images are generated at GTA5's size, 1914x1052, as PNGs of about GTA5's 2.3 MB; the DataLoader reads those files, or
+PNGs of 1280x720, and fada-jax what it converts them to. Rates divide by CPU time.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import tempfile
 import time
@@ -22,27 +22,41 @@ import numpy as np
 from absl import flags
 from PIL import Image, ImageEnhance
 
-from fada_jax import classes, cli
-from fada_jax.errors import UserError
+from fada_jax import classes
 
 FULL, SIZE = (1914, 1052), (1280, 720)
 JITTER = {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.2}
+IDS = np.array([7, 11, 21, 23, 26], np.uint8)
+BATCH_SIZE = 4
 NEEDED = 120.0  # Images a second that keep an H100 busy: about 15 adversarial steps of 4 + 4.
 
 
+def define_flags() -> None:
+    """Flags of this benchmark alone; ``--compare`` and ``--output`` belong to all."""
+    flags.DEFINE_integer("batches", 12, "input: batches of 4 images for each figure.", lower_bound=1)
+    flags.DEFINE_integer("memory_batches", 0, "input: resident memory over as many batches instead.", lower_bound=0)
+    flags.DEFINE_integer("resume_step", 0, "input: time to the first batch from there instead.", lower_bound=0)
+
+
+def _field(random: np.random.Generator, detail: int, channels: int) -> np.ndarray:
+    """Smooth noise with about ``detail`` waves across, float32 [1052, 1914, channels]."""
+    noise = random.normal(size=(channels, detail * 9 // 16 + 1, detail)).astype(np.float32)
+    return np.stack([np.asarray(Image.fromarray(x).resize(FULL, Image.Resampling.BICUBIC)) for x in noise], -1)
+
+
 def make_raw(root: Path, count: int) -> None:
-    """GTA5's layout with grainy images of about 3 MB as PNG."""
+    """GTA5's layout: detail of every size that weakens as it gets finer, objects with edges, and a camera's grain."""
     for folder in ("images", "labels"):
         (root / folder).mkdir(parents=True)
     for i in range(1, count + 1):
         random = np.random.default_rng(i)
-        coarse = Image.fromarray(random.integers(0, 256, (24, 40, 3), dtype=np.uint8)).resize(FULL, Image.BICUBIC)
-        grain = random.integers(-5, 6, (FULL[1], FULL[0], 3))
-        Image.fromarray(np.clip(np.asarray(coarse) + grain, 0, 255).astype(np.uint8)).save(
-            root / "images" / f"{i:05d}.png"
-        )
-        label = Image.fromarray(random.choice(np.array([7, 11, 21, 23, 26], np.uint8), (24, 40)), mode="L")
-        label.resize(FULL, Image.NEAREST).save(root / "labels" / f"{i:05d}.png")
+        regions = _field(random, 12, len(IDS)).argmax(-1)
+        image = 110 + random.normal(0, 30, (len(IDS), 3))[regions]
+        for octave in range(6):
+            image += (_field(random, 4 << octave, 1) + 0.35 * _field(random, 4 << octave, 3)) * 40 / 1.6**octave
+        image += random.normal(0, 1.4, (*image.shape[:2], 1)) + random.normal(0, 0.5, image.shape)
+        Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)).save(root / "images" / f"{i:05d}.png")
+        Image.fromarray(IDS[regions]).save(root / "labels" / f"{i:05d}.png")
 
 
 def pillow_jitter(image: Image.Image, random: np.random.Generator) -> Image.Image:
@@ -68,7 +82,7 @@ def pillow_jitter(image: Image.Image, random: np.random.Generator) -> Image.Imag
     return image
 
 
-def torch_batches(root: Path, jitter: bool, batch_size: int) -> Iterator[Any]:
+def torch_batches(root: Path, jitter: bool) -> Iterator[Any]:
     """The same images and labels from a PyTorch DataLoader over Pillow, in this process."""
     import torch
     from torch.utils.data import DataLoader, Dataset
@@ -91,77 +105,67 @@ def torch_batches(root: Path, jitter: bool, batch_size: int) -> Iterator[Any]:
             return torch.from_numpy(np.array(image)), torch.from_numpy(table[np.asarray(label)])
 
     while True:
-        yield from DataLoader(Images(), batch_size, shuffle=True, drop_last=True)
+        yield from DataLoader(Images(), BATCH_SIZE, shuffle=True, drop_last=True)
 
 
-def our_batches(data_dir: Path, jitter: bool, batch_size: int) -> Iterator[Any]:
+def our_batches(data_dir: Path, jitter: bool, batch_size: int = BATCH_SIZE, start_step: int = 0) -> Iterator[Any]:
     """The training stream."""
     from input_pipeline import pipeline
 
     augment = pipeline.Augment(**JITTER) if jitter else pipeline.Augment()
-    stream = pipeline.Stream("gta5", "train", SIZE, augment=augment)
+    stream = pipeline.Stream("gta5", "train", SIZE, augment=augment, sampling="balanced")
     class_set = classes.get_class_set("cityscapes19")
-    return pipeline.train_batches(data_dir, stream, class_set=class_set, batch_size=batch_size, seed=0)
+    return pipeline.train_batches(
+        data_dir, stream, class_set=class_set, batch_size=batch_size, seed=0, start_step=start_step
+    )
 
 
-def rate(batches: Iterator[Any], batch_size: int, count: int) -> float:
+def rate(batches: Iterator[Any], count: int) -> float:
     """Images per second of CPU time over ``count`` batches, after two to warm up."""
     for _ in itertools.islice(batches, 2):
         pass
     began = time.process_time()
     for _ in itertools.islice(batches, count):
         pass
-    return batch_size * count / (time.process_time() - began)
+    return BATCH_SIZE * count / (time.process_time() - began)
 
 
-def resident_mib() -> float:
-    """Memory of this process that is in RAM."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def memory(data_dir: Path, batches: int) -> list[tuple[int, float]]:
-    """Resident memory at ten points over ``batches`` batches of one image."""
-    points = []
-    for i, _ in enumerate(itertools.islice(our_batches(data_dir, False, 1), batches), start=1):
-        if i % max(1, batches // 10) == 0:
-            points.append((i, round(resident_mib(), 1)))
-    return points
-
-
-def benchmark(*, images: int = 8, batches: int = 12, batch_size: int = 4, compare: bool = True) -> dict[str, Any]:
+def measure_rates(batches: int, compare: bool) -> dict[str, Any]:
     """Rates per core of every case, and what they mean for a host that must keep up.
 
     Returns:
       ``cases``: name -> ``images_per_second_per_core``, ``cores_needed`` and, compared, ``torch`` and ``speedup``;
-      ``memory_mib`` is left to ``memory``.
+      ``megabytes``: an image as PNG and as record, at both sizes.
     """
     from input_pipeline import builders
 
-    cases = {}
+    result: dict[str, Any] = {"cases": {}, "images_needed_per_second": NEEDED, "megabytes": {}}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        make_raw(root / "full", images)
-        resized = root / "resized"
-        for part, method in (("images", Image.BICUBIC), ("labels", Image.NEAREST)):
-            (resized / part).mkdir(parents=True)
+        make_raw(root / "full", 8)
+        for part, method in (("images", Image.Resampling.BICUBIC), ("labels", Image.Resampling.NEAREST)):
+            (root / "resized" / part).mkdir(parents=True)
             for path in (root / "full" / part).iterdir():
                 with Image.open(path) as image:
-                    image.resize(SIZE, method).save(resized / part / path.name)
-        builders.convert(builders.Conversion("gta5", root / "full"), root / "full_data")
-        builders.convert(builders.Conversion("gta5", root / "full", resize=SIZE), root / "resized_data")
-        for stored in ("full", "resized"):
+                    image.resize(SIZE, method).save(root / "resized" / part / path.name)
+        for stored, resize in (("full", None), ("resized", SIZE)):
+            data_dir = root / f"{stored}_data"
+            builders.convert(builders.Conversion("gta5", root / "full", resize=resize), data_dir)
+            for kind, files in (("png", root / stored), ("record", data_dir)):
+                size = sum(path.stat().st_size for path in files.rglob("*") if path.suffix != ".npz" and path.is_file())
+                result["megabytes"][f"{stored} {kind}"] = size / 8e6
             for jitter in (False, True):
-                ours = rate(our_batches(root / f"{stored}_data", jitter, batch_size), batch_size, batches)
+                ours = rate(our_batches(data_dir, jitter), batches)
                 case = {"images_per_second_per_core": ours, "cores_needed": NEEDED / ours}
                 if compare:
-                    theirs = rate(torch_batches(root / stored, jitter, batch_size), batch_size, batches)
+                    theirs = rate(torch_batches(root / stored, jitter), batches)
                     case |= {"torch": theirs, "speedup": ours / theirs}
-                cases[f"{stored}{', jitter' if jitter else ''}"] = case
-    return {"cases": cases, "images_needed_per_second": NEEDED}
+                result["cases"][f"{stored}{', jitter' if jitter else ''}"] = case
+    return result
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result of ``benchmark`` for reading."""
+    """The result of ``measure_rates`` for reading."""
     names = {"full": "1914x1052 PNG -> 1280x720", "resized": "stored at 1280x720"}
     lines = [f"{'':<36}{'images/s/core':>14}{'DataLoader':>12}{'ratio':>8}{'cores for 120/s':>17}"]
     for name, case in result["cases"].items():
@@ -169,31 +173,57 @@ def table(result: dict[str, Any]) -> str:
         title = names[stored] + (f", {jitter}" if jitter else "")
         theirs = f"{case['torch']:>12.1f}{case['speedup']:>8.2f}" if "torch" in case else f"{'-':>12}{'-':>8}"
         lines.append(f"{title:<36}{case['images_per_second_per_core']:>14.1f}{theirs}{case['cores_needed']:>17.1f}")
-    return "\n".join(lines)
+    sizes = ", ".join(f"{name} {size:.2f}" for name, size in result["megabytes"].items())
+    return "\n".join([*lines, f"MB an image with its label: {sizes}"])
 
 
-def main(arguments: list[str]) -> None:
+def resident_mib() -> float:
+    """Memory of this process that is in RAM."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def measure_memory(batches: int) -> dict[str, Any]:
+    """Resident memory at ten points over ``batches`` batches of the training stream with jitter."""
+    points = []
+    with _resized_data() as folder:
+        for i, _ in enumerate(itertools.islice(our_batches(Path(folder), True), batches), start=1):
+            if i % max(1, batches // 10) == 0:
+                points.append((i, round(resident_mib(), 1)))
+                print(f"{points[-1][0]:>6} batches: {points[-1][1]:,.1f} MiB resident", flush=True)
+    return {"memory_mib": points}
+
+
+def measure_resume(step: int) -> dict[str, Any]:
+    """Seconds to the first batch from step 0 and from ``step``, the better of three."""
+    seconds = {}
+    with _resized_data() as folder:
+        for start in (0, step):
+            times = []
+            for _ in range(3):
+                began = time.perf_counter()
+                next(our_batches(Path(folder), True, start_step=start))
+                times.append(time.perf_counter() - began)
+            seconds[start] = min(times)
+            print(f"step {start}: first batch after {seconds[start]:.2f} s")
+    return {"seconds_to_first_batch": seconds}
+
+
+def _resized_data() -> tempfile.TemporaryDirectory:
+    """A folder with four generated images converted at 1280x720."""
     from input_pipeline import builders
 
-    if arguments:
-        raise UserError(f"unexpected argument {arguments[0]!r}: this command takes flags only")
-    options = flags.FLAGS
+    folder = tempfile.TemporaryDirectory()
+    make_raw(Path(folder.name) / "raw", 4)
+    builders.convert(builders.Conversion("gta5", Path(folder.name) / "raw", resize=SIZE), folder.name)
+    return folder
+
+
+def run(options: flags.FlagValues) -> dict[str, Any]:
+    """Measures what the flags ask for, prints it and returns it."""
     if options.memory_batches:
-        with tempfile.TemporaryDirectory() as folder:
-            make_raw(Path(folder) / "raw", 4)
-            builders.convert(builders.Conversion("gta5", Path(folder) / "raw", resize=SIZE), folder)
-            result: dict[str, Any] = {"memory_mib": memory(Path(folder), options.memory_batches)}
-        print("\n".join(f"{step:>6} batches: {mib:,.1f} MiB resident" for step, mib in result["memory_mib"]))
-    else:
-        result = benchmark(batches=options.batches, compare=options.compare == "torch")
-        print(table(result))
-    if options.output:
-        Path(options.output).write_text(json.dumps(result, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    flags.DEFINE_enum("compare", "", ["", "torch"], "Measure a PyTorch DataLoader beside it.")
-    flags.DEFINE_integer("batches", 12, "Batches of 4 images for each figure.", lower_bound=1)
-    flags.DEFINE_integer("memory_batches", 0, "Instead: print resident memory over as many batches.", lower_bound=0)
-    flags.DEFINE_string("output", "", "JSON file to write.")
-    cli.run(main)
+        return measure_memory(options.memory_batches)
+    if options.resume_step:
+        return measure_resume(options.resume_step)
+    result = measure_rates(options.batches, options.compare == "torch")
+    print(table(result))
+    return result

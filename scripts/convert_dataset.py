@@ -103,6 +103,7 @@ def _convert(options: flags.FlagValues, title: str, city: str, size: tuple[int, 
         name=options.name,
         class_map=class_map,
         workers=options.workers,
+        beam=options.beam,
         resize=size,
         skip_errors=options.on_error == "skip",
     )
@@ -123,6 +124,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("name", "", "folder: what configs call your data set.")
     flags.DEFINE_string("class_map", "", "folder: JSON file of class names and raw ids, see docs/custom_data.md.")
     flags.DEFINE_integer("workers", os.cpu_count() or 1, "Processes that read and check images.", lower_bound=1)
+    flags.DEFINE_string("beam", "", "Let Apache Beam do it, with these pipeline options: '--runner=DirectRunner'.")
     flags.DEFINE_string("resize", "", "Store images at WIDTHxHEIGHT already.")
     flags.DEFINE_enum("on_error", "fail", ["fail", "skip"], "Bad files: fail with a report, or skip and count.")
     flags.DEFINE_bool("verify", False, "Re-read the converted data and prove counts and checksums.")

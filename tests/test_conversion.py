@@ -1,5 +1,6 @@
 """Raw layouts -> TFRecords -> batches, pixel for pixel against direct reading, and every bad input."""
 
+import itertools
 import json
 import shutil
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import raw_trees
+import tensorflow as tf
 from commands import ROOT, command, environment
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -190,6 +192,59 @@ def test_damaged_records_are_named(tmp_path):
         read(tmp_path / "data", pipeline.Stream("gta5", "train", (64, 36)), "cityscapes19")
 
 
+@pytest.mark.parametrize("truncated", [False, True])
+def test_damaged_records_fail_or_are_skipped_by_name_and_count(truncated, tmp_path, capsys):
+    raw_trees.gta5(tmp_path / "raw")
+    root, _, _ = convert("gta5", tmp_path / "raw", tmp_path)
+    stream = pipeline.Stream("gta5", "train", (64, 36))
+    options = {"class_set": get_class_set("cityscapes19"), "batch_size": 3, "seed": 5}
+
+    def train(count, start_step=0, **more):
+        found = pipeline.train_batches(tmp_path, stream, start_step=start_step, **options, **more)
+        return list(itertools.islice(found, count))
+
+    whole = train(6)
+    shard = next(root.glob("*.tfrecord*"))
+    data, records = bytearray(shard.read_bytes()), np.load(builders.index_path(root, "train"))["records"]
+    damaged = 5 if truncated else 2
+    if truncated:
+        del data[-100:]
+    else:
+        data[records[2][1] + 60] ^= 4
+    shard.write_bytes(bytes(data))
+    with pytest.raises(UserError, match=rf"{shard.name}: record {damaged} is damaged .*config.damaged_records=skip"):
+        train(6)
+    capsys.readouterr()
+    found = train(6, damaged_records="skip")
+    messages = capsys.readouterr().err
+    assert f"{shard.name}: record {damaged} is damaged" in messages and messages.count("1 of train so far") == 1
+    # The next intact image stands in, everything else is as it was; so does a resumed stream.
+    lost, stand_in = (raw_trees.picture(i + 1, 36, 64) for i in (damaged, (damaged + 1) % 6))
+    for before, after in zip(whole, found, strict=True):
+        for a, b in zip(before["image"], after["image"], strict=True):
+            np.testing.assert_array_equal(b, stand_in if (a == lost).all() else a)
+    resumed = train(2, start_step=4, damaged_records="skip")
+    for a, b in zip(found[4:], resumed, strict=True):
+        np.testing.assert_array_equal(a["image"], b["image"])
+        np.testing.assert_array_equal(a["label"], b["label"])
+    # The score leaves it out, whatever the number of processes.
+    intact = sorted({f"{i:05d}" for i in range(1, 7)} - {f"{damaged + 1:05d}"})
+    for count in (1, 2, 4):
+        seen, batches = [], set()
+        for index in range(count):
+            part = list(
+                pipeline.eval_batches(
+                    tmp_path, stream, class_set=options["class_set"], batch_size=4, process_index=index,
+                    process_count=count, damaged_records="skip",
+                )
+            )  # fmt: skip
+            batches.add(len(part))
+            seen += [name for b in part for name, real in zip(b["name"], b["mask"], strict=True) if real]
+        assert sorted(seen) == intact and len(batches) == 1
+    with pytest.raises(UserError, match=f"record {damaged} is damaged"):
+        read(tmp_path, stream, "cityscapes19")
+
+
 def test_a_missing_data_set_names_the_command_that_makes_it(tmp_path):
     stream = pipeline.Stream("gta5", "train", (64, 36))
     with pytest.raises(UserError, match=r"convert_dataset.py --dataset=gta5"):
@@ -219,6 +274,44 @@ def test_camvid_converts(tmp_path):
 
 def run(*arguments, expect=0):
     return command("scripts/convert_dataset.py", "--workers=1", *arguments, expect=expect)
+
+
+def stored(root, split):
+    """What a converted split holds, in order."""
+    index = np.load(builders.index_path(root, split))
+    payloads = [builders.read_payload(root, index["shards"], r, i) for i, r in enumerate(index["records"])]
+    features = [tf.train.Example.FromString(payload).features.feature for payload in payloads]
+    return index["names"].tolist(), index["counts"].tolist(), [{k: str(f[k]) for k in sorted(f)} for f in features]
+
+
+@pytest.mark.slow
+def test_beam_converts_as_the_process_pool_does(tmp_path):
+    pytest.importorskip("apache_beam", reason='Apache Beam is not installed: pip install -e ".[beam]"')
+    raw = raw_trees.cityscapes(tmp_path / "raw")
+    arguments = ("--dataset=cityscapes", f"--raw_dir={raw}")
+    run(*arguments, f"--data_dir={tmp_path}/pool")
+    beam = (*arguments, f"--data_dir={tmp_path}/beam", "--beam=--runner=DirectRunner")
+    assert "train 6 images, val 3 images, test 3 images" in run(*beam, "--verify")
+    pool, made = (builders.folder(tmp_path / name, "cityscapes") for name in ("pool", "beam"))
+    for split in ("train", "val", "test"):
+        assert stored(pool, split) == stored(made, split)
+    before = {p.name: p.read_bytes() for p in made.iterdir()}
+    label = next((raw / "gtFine" / "train" / "aachen").iterdir())
+    label.unlink()
+    assert f"{label} is missing" in run(*beam, "--overwrite", expect=1)
+    assert {p.name: p.read_bytes() for p in made.iterdir()} == before
+    assert "train 5 images" in run(*beam, "--overwrite", "--on_error=skip")
+    for path in (raw / "leftImg8bit" / "val").rglob("*.png"):
+        path.write_bytes(b"")
+    assert "no image of val can be used (3 bad" in run(*beam, "--overwrite", "--on_error=skip", expect=1)
+    assert "runner" in run(*arguments, f"--data_dir={tmp_path}/x", "--beam=--runner=Nobody", expect=1)
+
+
+def test_beam_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    with pytest.raises(UserError, match=r"--beam needs Apache Beam: pip install"):
+        convert("gta5", raw_trees.gta5(tmp_path / "raw", 1), tmp_path / "data", beam="--runner=DirectRunner")
+    assert not (tmp_path / "data").exists()
 
 
 def test_the_command_skips_verifies_and_tells_another_size(tmp_path):

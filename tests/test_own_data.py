@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -73,3 +74,25 @@ def test_inspection_prints_frequencies_and_writes_a_sheet(data_dir, tmp_path):
     assert "convert_dataset.py" in command(*inspect, "--dataset=gta5", expect=1)
     assert "no labels for road" in command(*inspect, "--dataset=photos", "--class_set=cityscapes19", expect=1)
     assert "--class_set=x" in command(*inspect, "--dataset=photos", "--class_set=x", expect=1)
+
+
+CAMVID = ROOT.parent / "shared" / "data" / "camvid"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CAMVID.is_dir(), reason="CamVid is not in ../shared/data/camvid")
+def test_camvid_trains_as_anybodys_own_data(tmp_path):
+    example = ROOT / "examples" / "camvid_as_own"
+    subprocess.run(["sh", example / "arrange.sh", CAMVID, tmp_path / "raw"], check=True)
+    counts = {"day": "train 305 images", "dusk": "train 62 images, val 31 images"}
+    for name, expected in counts.items():
+        output = command(
+            "scripts/convert_dataset.py", "--dataset=folder", f"--name={name}", f"--raw_dir={tmp_path}/raw/{name}",
+            f"--class_map={example}/classes.json", f"--data_dir={tmp_path}/data", "--workers=2", "--verify",
+        )  # fmt: skip
+        assert expected in output
+    config = (f"--config={example}/config.py:size=miniature", f"--config.data_dir={tmp_path}/data")
+    command("-m", "fada_jax.train", *config, f"--workdir={tmp_path}/w", "--config.total_steps=30")
+    command("-m", "fada_jax.evaluate", f"--workdir={tmp_path}/w", f"--output={tmp_path}/scores.json")
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["num_images"] == 31 and scores["class_set"] == "streets7" and scores["scored_at"] == "480x360"

@@ -3,10 +3,13 @@
 import colorsys
 import functools
 import itertools
+import math
+import random as pyrandom
 
 import numpy as np
 import pytest
 import raw_trees
+import scipy.stats
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -135,6 +138,63 @@ def test_image_and_label_move_together(key, scale, crop):
     assert (np.abs(augmented - (moved.astype(int) * 12 + 10))[flat] <= 1).all()
 
 
+@settings(max_examples=15, deadline=None)
+@given(
+    key=st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1)),
+    size=st.tuples(st.integers(5, 40), st.integers(5, 40)),
+    crop=st.tuples(st.integers(4, 50), st.integers(4, 50)),
+    scale=st.sampled_from([None, (0.5, 1.5)]),
+    strength=st.floats(0.1, 0.5),
+)
+def test_labels_follow_their_pixels_and_jitter_never_reaches_them(key, size, crop, scale, strength):
+    random = np.random.default_rng(key)
+    image = random.integers(1, 256, (*size, 3), dtype=np.uint8)
+    table = np.append(random.permutation(19), [IGNORE] * 237).astype(np.uint8)
+    label = table[image[..., :1] % 23]
+    arguments = tf.constant(image), tf.constant(label), tf.constant(key, tf.int32)
+    moved, labels = (x.numpy() for x in pipeline.augment(*arguments, Augment(True, scale, crop)))
+    assert labels.shape == (crop[1], crop[0], 1) and set(np.unique(labels)) <= {*range(19), IGNORE}
+    if scale is None:  # Without resizing every pixel still carries the label that it was given.
+        padded = (moved == 0).all(-1)
+        assert padded.sum() == max(crop[0] * crop[1] - min(crop[0], size[1]) * min(crop[1], size[0]), 0)
+        np.testing.assert_array_equal(labels[~padded], table[moved[~padded][:, :1] % 23])
+        assert (labels[padded] == IGNORE).all()
+    strengths = {"brightness": strength, "contrast": strength, "saturation": strength, "hue": strength / 2}
+    jittered, same = pipeline.augment(*arguments, Augment(True, scale, crop, **strengths))
+    np.testing.assert_array_equal(labels, same)
+    assert jittered.shape == moved.shape
+
+
+@settings(max_examples=8, deadline=None)
+@given(per_process=st.integers(1, 3), processes=st.integers(1, 5), seed=st.integers(0, 99), step=st.integers(0, 5000))
+def test_any_number_of_processes_share_the_same_images(data_dir, per_process, processes, seed, step):
+    options = {"batch_size": per_process * processes, "seed": seed, "start_step": step, "augment": Augment(flip=True)}
+    (whole,) = batches(data_dir, 1, **options)
+    parts = [batches(data_dir, 1, process_index=i, process_count=processes, **options)[0] for i in range(processes)]
+    assert_equal([whole], [{key: np.concatenate([part[key] for part in parts]) for key in whole}])
+    stream = Stream("gta5", "train", (32, 18))
+    seen, lengths = [], set()
+    for i in range(processes):
+        found = list(
+            pipeline.eval_batches(
+                data_dir, stream, class_set=get_class_set("cityscapes19"), batch_size=per_process * processes,
+                process_index=i, process_count=processes,
+            )
+        )  # fmt: skip
+        lengths.add(len(found))
+        seen += [name for b in found for name, real in zip(b["name"], b["mask"], strict=True) if real]
+        assert all(len(b["mask"]) == per_process for b in found)
+    assert sorted(seen) == [f"{i:05d}" for i in range(1, 8)] and len(lengths) == 1
+
+
+def test_jitter_factors_are_uniform_in_torchvisions_range():
+    grey = tf.fill((2, 2, 3), tf.constant(100, tf.uint8))
+    jitter = tf.function(lambda key: pipeline.augment(grey, None, key, Augment(brightness=0.5))[0][0, 0, 0])
+    levels = np.array([jitter(tf.constant([i, 7], tf.int32)).numpy() for i in range(400)])
+    assert levels.min() >= 50 and levels.max() <= 150
+    assert scipy.stats.kstest(levels, scipy.stats.uniform(50, 100).cdf).pvalue > 1e-4
+
+
 def test_jitter_leaves_labels_and_its_parts_follow_torchvisions_definition():
     image = raw_trees.picture(0, 20, 30)
     label = raw_trees.ids(0, 20, 30, 19)[..., None]
@@ -212,6 +272,41 @@ def test_balanced_draws_follow_the_released_weights():
             times = np.bincount(order, minlength=len(classes))[classes == k]
             assert times.max() - times.min() <= 1
     assert (np.abs(excess[:4]) < 4 * np.sqrt(variance[:4])).all() and excess[4] == 0
+
+
+def released_run(holds, random):
+    """One run of the released sampler in plain Python: class by weight, next image of its shuffled file list."""
+    files = {k: random.sample(range(len(holds)), len(holds)) for k in range(len(holds[0]))}
+    files = {k: [i for i in order if holds[i][k]] for k, order in files.items()}
+    seen, queues = [0] * len(holds[0]), {k: [] for k in files}
+    order = []
+    for _ in range(sampling.RUN):
+        total = max(sum(seen), 1)
+        known = [k for k in files if files[k]]
+        k = random.choices(known, [1 / math.log(1.01 + seen[k] / total) for k in known])[0]
+        queues[k] = queues[k] or list(files[k])
+        image = queues[k].pop(0)
+        order.append(image)
+        seen = [n + bool(h) for n, h in zip(seen, holds[image], strict=True)]
+    return order
+
+
+def test_balanced_draws_agree_with_a_simulation_of_the_released_sampler():
+    # A long tail as in driving scenes: road in every image, a train in one of a hundred; several classes an image.
+    random = np.random.default_rng(0)
+    holds = random.random((300, 6)) < np.array([1.0, 0.8, 0.3, 0.1, 0.03, 0.01])
+    holds[:3, 5] = True
+    shares = {}
+    for name, draw in (
+        ("ours", lambda run: sampling.balanced_run(holds * 9, [7, run])),
+        ("released", lambda run: released_run(holds.tolist(), pyrandom.Random(run))),
+    ):
+        shares[name] = np.array([holds[draw(run)].mean(0) for run in range(6)])
+    error = np.sqrt(sum(x.var(0, ddof=1) for x in shares.values()) / 6)
+    difference = np.abs(shares["ours"].mean(0) - shares["released"].mean(0))
+    assert (difference <= 5 * error + 1e-3).all(), (shares, error)
+    # And that is far from uniform: the rarest class comes 5 times as often as its share of the images.
+    assert shares["ours"].mean(0)[5] > 5 * holds[:, 5].mean()
 
 
 def test_rare_draws_follow_the_softmax():
