@@ -8,10 +8,15 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 import torch_reference as reference
@@ -120,16 +125,18 @@ def checkpoint(nets: Networks) -> dict[str, dict[str, np.ndarray]]:
 def generator_variables(nets: Networks, spec: ModelSpec) -> dict[str, Any]:
     """Our variables of G with the reference's weights."""
     params, batch_stats, _ = torch_weights.import_generator(checkpoint(nets), spec)
+    params, batch_stats = jax.tree.map(lambda x: x.astype(spec.dtype), (params, batch_stats))
     folded = fold_batch_norm(batch_stats) if batch_stats and spec.norm == "frozen" else {}
     collections = {"batch_stats": batch_stats, "folded": folded}
     return {"params": params, **{name: value for name, value in collections.items() if value}}
 
 
-def discriminator_params(nets: Networks) -> dict[str, Any]:
+def discriminator_params(nets: Networks, dtype: str = "float32") -> dict[str, Any]:
     """Our parameters of D with the reference's weights."""
     d = nets[2]
     widths = (d.D[0].out_channels, d.D[2].out_channels)
-    return torch_weights.import_discriminator(checkpoint(nets), 2 * d.cls1.out_channels, d.D[0].in_channels, widths)[0]
+    shape = (2 * d.cls1.out_channels, d.D[0].in_channels, widths)
+    return jax.tree.map(lambda x: x.astype(dtype), torch_weights.import_discriminator(checkpoint(nets), *shape)[0])
 
 
 def nhwc(x: torch.Tensor) -> np.ndarray:
@@ -225,7 +232,7 @@ def _static(
     spec: ModelSpec, num_outputs: int, g_optimizer: optim.OptimizerSpec, d_optimizer: optim.OptimizerSpec
 ) -> dict[str, dict[str, Any]]:
     # The same objects for the same settings, so that a step compiles once.
-    d_model = Discriminator(num_outputs, D_WIDTHS)
+    d_model = Discriminator(num_outputs, D_WIDTHS, jnp.dtype(spec.dtype))
     return {
         "g": {"apply_fn": Segmenter(spec).apply, "tx": optim.generator_optimizer(g_optimizer)},
         "d": {"apply_fn": d_model.apply, "tx": optim.discriminator_optimizer(d_optimizer)},
@@ -239,7 +246,7 @@ def start(spec: ModelSpec, settings: reference.Settings) -> Pair:
     variables = generator_variables(nets, spec)
     params = variables.pop("params")
     generator = steps.TrainState.create(params=params, collections=variables, **static["g"])
-    discriminator = steps.TrainState.create(params=discriminator_params(nets), **static["d"])
+    discriminator = steps.TrainState.create(params=discriminator_params(nets, spec.dtype), **static["d"])
     method = method_of(settings)
     truth = reference.Training(*double(nets), settings)
     single = reference.Training(*copy.deepcopy(nets), settings)
@@ -406,6 +413,13 @@ def _training_rows(pair: Pair, title: str) -> list[Row]:
     return rows
 
 
+def measure_gradients_in_float64(spec: ModelSpec) -> list[Row]:
+    """``measure_gradients`` of soft labels with all of ours in float64 too, see ``parity_float64.py``."""
+    command = [sys.executable, str(Path(__file__).with_name("parity_float64.py")), spec.backbone]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return [Row(**row) for row in json.loads(output.splitlines()[-1])]
+
+
 # Ten iterations span the same part of the poly decay as the released 40,000 of 62,500.
 SHORT = reference.Settings(steps=16)
 
@@ -416,6 +430,8 @@ def measure_all() -> list[Row]:
     rows += measure_multi_scale(RESNET101, (65, 97), (130, 194))
     for spec, kind in ((NARROW, "soft"), (NARROW, "hard"), (NARROW, "binary"), (NARROW_VGG, "soft")):
         rows += measure_gradients(spec, kind)
+    for spec in (RESNET101, VGG16):
+        rows += measure_gradients_in_float64(spec)
     rows += measure_iterations(NARROW, SHORT, 10, (3, 10))
     rows += measure_supervised(NARROW_LIVE, dataclasses.replace(SHORT, lr=5e-4), 3)
     return rows

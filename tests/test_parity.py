@@ -86,6 +86,15 @@ def test_losses_and_gradients_of_one_step(spec, kind):
     check([row if "gradient" in row.name else dataclasses.replace(row, torch32=np.inf) for row in rows])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", [parity.RESNET101, parity.VGG16], ids=lambda spec: spec.backbone)
+def test_gradients_of_the_full_networks_in_float64(spec):
+    rows = parity.measure_gradients_in_float64(spec)
+    assert len(rows) == 4
+    # Far beyond the limit: what is left is rounding in float64.
+    assert all(row.ours < 1e-12 for row in rows), parity.markdown(rows)
+
+
 def test_knowledge_of_the_pictures_is_partly_clipped_and_partly_unsure():
     nets = parity.networks(parity.NARROW)
     source, _, target = parity.batches(0, 5)
