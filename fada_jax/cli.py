@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 from absl import flags, logging
+from jax.experimental import multihost_utils
 
 from fada_jax.errors import UserError, storage_fault
 
@@ -122,6 +123,8 @@ def join_processes() -> None:
         jax.distributed.initialize(options.coordinator or None, **given)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"cannot join the other processes: {error}") from error
+    # They meet while none is ahead: on CPUs the first meeting fails when one comes 30 seconds after the other.
+    multihost_utils.sync_global_devices("joined")
     if jax.process_index():
         sys.stdout = open(os.devnull, "w")  # Process 0 speaks for all.
 

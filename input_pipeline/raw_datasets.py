@@ -283,7 +283,7 @@ def read_record(
         data = example.image.read_bytes()
         with Image.open(io.BytesIO(data)) as image:
             image.load()
-            # The pipeline decodes only these as people see them.
+            # Others are stored as viewers show them.
             plain = image.mode in ("RGB", "L", "P") and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
             kind, pixels = image.format if plain else "", images.to_rgb(image)
     except Exception as error:  # Pillow's decoders raise many types on damaged files.

@@ -241,12 +241,11 @@ def test_every_command_answers_help(script):
     assert "Flags:" in output and "--" in output
 
 
-def test_an_unreadable_checkpoint_is_named(recipe, tmp_path):
-
+def test_a_damaged_checkpoint_is_named(recipe, tmp_path):
     workdir, _, _ = recipe
     shutil.copytree(workdir / "source", tmp_path / "w")
     for path in (tmp_path / "w" / "checkpoints" / "6" / "model").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
     error = command("-m", "fada_jax.evaluate", f"--workdir={tmp_path}/w", expect=1)
-    assert "checkpoints/6 cannot be read" in error
+    assert "checkpoints/6 is damaged (model/" in error and "choose another (3)" in error
