@@ -7,7 +7,7 @@
   python -m fada_jax.convert_weights export --workdir=W --output=model.safetensors
 
 Import makes a workdir that --config.init_from, evaluate and predict take. Class set, backbone and batch norm are read
-off the file. With --config naming a stage, optimizer states come along and `fada_jax.train` with that config and
+off the file; .safetensors that export wrote say all that themselves, own data's classes included. With --config naming a stage, optimizer states come along and `fada_jax.train` with that config and
 --workdir goes on at the file's iteration. Export to .pth writes the layout of the released PyTorch code; .safetensors
 holds the same tensors flat, or our own names where that layout cannot hold the model (group norm).
 """
@@ -92,6 +92,60 @@ def _fresh(config: ConfigDict) -> dict[str, Any]:
     return jax.device_get(jax.jit(create)())
 
 
+def is_own(file: Mapping[str, Any]) -> bool:
+    """Whether a file holds our own names: a model that the released layout cannot hold (group norm)."""
+    return any(key.startswith("params.") for key in file)
+
+
+def import_own(file: Mapping[str, np.ndarray]) -> tuple[Any, Any, torch_weights.Report]:
+    """Parameters, batch statistics and report of a file with our own names."""
+    tree = traverse_util.unflatten_dict(dict(file), sep=".")
+    return tree["params"], tree.get("batch_stats", {}), torch_weights.Report(tuple(file), (), ())
+
+
+def read_model(path: str | Path, *, format: str = "") -> checkpoints.Model:
+    """The segmenter in a PyTorch or ``.safetensors`` file, without a workdir.
+
+    Args:
+      path: a checkpoint of the released code, or a file that ``export`` wrote.
+      format: one of ``FORMATS``, or '' to read it off the file.
+
+    Raises:
+      UserError: no such file, or anything unexplained in it.
+    """
+    file, meta = torch_weights.read_file(path), torch_weights.read_metadata(path)
+    if meta:
+        spec, own, class_set = checkpoints.describe(meta)
+        config = meta["config"]
+    else:
+        guessed = guess_config(file, str(path))
+        own, spec, config = _preprocessing(file, guessed, str(path), format), settings.model_spec(guessed), guessed
+        class_set = classes.get_class_set(guessed.class_set) if torch_weights.is_released(file) else None
+        config = settings.plain(guessed)
+    if is_own(file):
+        params, batch_stats, _ = import_own(file)
+    else:
+        fresh = None if torch_weights.is_released(file) else _fresh(ConfigDict(config))
+        params, batch_stats, _ = torch_weights.import_generator(file, spec, fresh)
+    return checkpoints.Model(spec, own, class_set, params, batch_stats, config, meta["checkpoint_step"] if meta else 0)
+
+
+def _preprocessing(
+    file: Mapping[str, Any], config: ConfigDict, path: str, format: str
+) -> preprocessing.Preprocessing:
+    """The preprocessing that weights of a file belong to.
+
+    Raises:
+      UserError: the file does not tell, or ``format`` contradicts it.
+    """
+    vgg, released = config.model.backbone == "vgg16", torch_weights.is_released(file)
+    if format == "caffe_vgg" and not vgg:
+        raise UserError(f"{path} holds {config.model.backbone}, not a VGG-16")
+    if vgg and not format and not released:
+        raise UserError(f"{path}: say --format=torchvision (RGB, 0-1) or --format=caffe_vgg (BGR, 0-255)")
+    return preprocessing.CAFFE if vgg and format != "torchvision" else preprocessing.IMAGENET
+
+
 def import_states(
     file: Mapping[str, Any], config: ConfigDict
 ) -> tuple[checkpoints.States, int, list[torch_weights.Report]]:
@@ -100,14 +154,17 @@ def import_states(
     Returns:
       the states, the iteration, and what became of the tensors of G (and of D where the stage has one).
     """
-    released = torch_weights.is_released(file)
+    released, own = torch_weights.is_released(file), is_own(file)
     # Only what the file lacks is ever initialised: the rest of a large model need not exist twice. Every optimizer
     # starts from zeros.
     states = jax.tree.map(
         lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(functools.partial(train.create_states, config))
     )
     generator, spec = states["generator"], settings.model_spec(config)
-    params, batch_stats, report = torch_weights.import_generator(file, spec, None if released else _fresh(config))
+    if own:
+        params, batch_stats, report = import_own(file)
+    else:
+        params, batch_stats, report = torch_weights.import_generator(file, spec, None if released else _fresh(config))
     iteration = int(file.get("iteration", 0)) if released else 0
     states["generator"] = steps.replace_weights(generator, params, batch_stats).replace(step=np.int32(iteration))
     reports = [report]
