@@ -7,9 +7,9 @@
   python -m fada_jax.predict --workdir=W --out=DIR --submission CITYSCAPES/leftImg8bit/test
 
 An argument is an image, a folder (with its subfolders; frames in the order of their numbers) or a quoted glob. For
-x.png it writes x_label.png (8-bit class indices), x_color.png, x_overlay.png and, if asked, x_probabilities.npy (float32
-[H, W, K], summing to 1 over K) and x_confidence.png (probability of the label, 255 is 1). Images of a subfolder keep
-it.
+x.png it writes x_label.png (8-bit class indices), x_color.png, x_overlay.png and, if asked, x_probabilities.npy
+(float32 [H, W, K], summing to 1 over K) and x_confidence.png (probability of the label, 255 is 1). Images of a
+subfolder keep it.
 --submission writes what the Cityscapes server takes and nothing else: raw ids in CITY_SEQ_FRAME_pred_labelIds.png.
 --workdir may be anything that fada_jax.load takes. Every image is opened before the first is segmented: what cannot be
 read ends the command with nothing written, or is left out and named with --on_error=skip.
