@@ -105,7 +105,7 @@ def upsample_to_any(x: jax.Array, size: tuple[Any, Any]) -> jax.Array:
 
 def functions(model: checkpoints.Model) -> dict[str, Callable[[dict[str, jax.Array], jax.Array], jax.Array]]:
     """The exported functions by name, each of the flat weights and of uint8 RGB images [N, H, W, 3] of any size."""
-    apply_fn = Segmenter(model.spec).apply
+    apply_fn: Callable[..., Any] = Segmenter(model.spec).apply
     input_size = tuple(model.config["eval"]["size"])
 
     def probabilities(weights: Any, images: jax.Array, scales: tuple[float, ...], flip: bool) -> jax.Array:
@@ -117,7 +117,7 @@ def functions(model: checkpoints.Model) -> dict[str, Callable[[dict[str, jax.Arr
             scales=scales,
             flip=flip,
         )
-        return inference.mean_probabilities(views, images.shape[1:3], upsample_to_any)
+        return inference.mean_probabilities(views, (images.shape[1], images.shape[2]), upsample_to_any)
 
     def features(weights: Any, images: jax.Array) -> jax.Array:
         resized = normalise(resize_like_pillow(images, input_size), model.preprocessing)
@@ -128,6 +128,12 @@ def functions(model: checkpoints.Model) -> dict[str, Callable[[dict[str, jax.Arr
         "multi_scale": functools.partial(probabilities, scales=tuple(model.config["multi_scale"]), flip=True),
         "features": features,
     }
+
+
+def _classes(model: checkpoints.Model) -> ClassSet:
+    if not model.class_set:
+        raise UserError("these weights have no classifier to export")
+    return model.class_set
 
 
 def _flat_weights(model: checkpoints.Model) -> dict[str, np.ndarray]:
@@ -147,7 +153,7 @@ def _serialise(fn: Callable[..., jax.Array], weights: dict[str, np.ndarray]) -> 
 
 def model_card(model: checkpoints.Model) -> str:
     """A README for the artifact: what it is, how to run it, what it was trained on, and its limits."""
-    config, class_set = model.config, model.class_set
+    config, class_set = model.config, _classes(model)
     spec, size = model.spec, "x".join(map(str, config["eval"]["size"]))
     source, target = (f"{config[k]['dataset']}/{config[k]['split']}" for k in ("source", "target"))
     start = config["init_from"] or "random initialisation"
@@ -210,8 +216,7 @@ def export_model(model: checkpoints.Model, output: str | Path, *, tensorflow: bo
       UserError: the weights have no classifier, the folder exists, or TensorFlow is not installed.
     """
     output = Path(output).absolute()
-    if not model.class_set:
-        raise UserError("these weights have no classifier to export")
+    class_set = _classes(model)
     if output.exists():
         raise UserError(f"--output={output} exists already: choose another folder or remove it")
     partial = output.with_name(output.name + ".partial")
@@ -220,11 +225,11 @@ def export_model(model: checkpoints.Model, output: str | Path, *, tensorflow: bo
     weights = _flat_weights(model)
     for name, fn in functions(model).items():
         (partial / f"{name}.stablehlo").write_bytes(_serialise(fn, weights))
-    np.savez(partial / "weights.npz", **weights)
+    np.savez(partial / "weights.npz", allow_pickle=False, **weights)
     description = {
         "format": FORMAT,
         "fada_jax": __version__,
-        "class_set": dataclasses.asdict(model.class_set),
+        "class_set": dataclasses.asdict(class_set),
         "preprocessing": dataclasses.asdict(model.preprocessing),
         "input_size": list(model.config["eval"]["size"]),
         "scales": list(model.config["multi_scale"]),
@@ -302,7 +307,7 @@ def main(arguments: list[str]) -> None:
     output = export_model(model, options.output, tensorflow=options.tensorflow)
     for path in sorted(output.iterdir()):
         print(f"  {path.name}")
-    print(f"step {model.step} of {options.workdir}, {model.class_set.num_classes} classes, written to {output}")
+    print(f"step {model.step} of {options.workdir}, {_classes(model).num_classes} classes, written to {output}")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
-from PIL import Image
 
 from fada_jax import api, classes, cli, images
 from fada_jax.errors import UserError
@@ -141,11 +140,6 @@ def batches(
         yield outputs, np.stack(batch)
 
 
-def _save(array: np.ndarray, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
-
-
 def _parse_tile(text: str) -> tuple[int, int] | None:
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if text and (not match or not int(match[1]) or not int(match[2])):
@@ -186,16 +180,18 @@ def main(arguments: list[str]) -> None:
             stem = str(out / output)
             rows.append((found[output], image.shape[1], image.shape[0], f"{seconds:.4f}"))
             if options.submission:
-                _save(table[label], Path(f"{stem}_pred_labelIds.png"))
+                images.write_image(Path(f"{stem}_pred_labelIds.png"), table[label])
                 continue
             color = images.colorize(label, class_set)
-            _save(table[label], Path(f"{stem}_label.png"))
-            _save(color, Path(f"{stem}_color.png"))
-            _save(np.rint(0.5 * image + 0.5 * color).astype(np.uint8), Path(f"{stem}_overlay.png"))
+            images.write_image(Path(f"{stem}_label.png"), table[label])
+            images.write_image(Path(f"{stem}_color.png"), color)
+            overlay = np.rint(0.5 * image + 0.5 * color).astype(np.uint8)
+            images.write_image(Path(f"{stem}_overlay.png"), overlay)
             if options.save_probabilities:
                 np.save(f"{stem}_probabilities.npy", probabilities[i])
             if options.save_confidence:
-                _save(np.rint(255 * probabilities[i].max(-1)).astype(np.uint8), Path(f"{stem}_confidence.png"))
+                confidence = np.rint(255 * probabilities[i].max(-1)).astype(np.uint8)
+                images.write_image(Path(f"{stem}_confidence.png"), confidence)
         done += len(batch)
         print(f"\r{done}/{len(found)} images, {1 / seconds:.2f} images/s", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)

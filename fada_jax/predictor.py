@@ -107,7 +107,9 @@ class Predictor:
             predicted = self(image, **options)
             if predicted.shape != np.shape(label):
                 raise ValueError(f"label {np.shape(label)} and image {predicted.shape} differ in size")
-            count = metrics.add_confusion(count, jnp.asarray(label)[None], predicted[None], jnp.ones(1, bool))
+            count = metrics.add_confusion(
+                count, jnp.asarray(label)[None], jnp.asarray(predicted)[None], jnp.ones(1, bool)
+            )
             number += 1
         if not number:
             raise ValueError("no sample to score")
@@ -191,7 +193,7 @@ def from_model(model: checkpoints.Model) -> Predictor:
     """
     if not model.class_set:
         raise UserError("these weights have no classifier to predict with")
-    apply_fn = Segmenter(model.spec).apply
+    apply_fn: Callable[..., Any] = Segmenter(model.spec).apply
     input_size, scales = tuple(model.config["eval"]["size"]), tuple(model.config["multi_scale"])
     variables = jax.device_put(model.variables)
 
