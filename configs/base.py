@@ -126,7 +126,6 @@ def get_config(arguments: ConfigDict) -> ConfigDict:
     config.preprocessing.scale = 1.0 if vgg else 1.0 / 255.0  # Applied to 0-255 values first.
     config.preprocessing.mean = (103.939, 116.779, 123.68) if vgg else (0.485, 0.456, 0.406)  # In the network's order.
     config.preprocessing.std = (1.0, 1.0, 1.0) if vgg else (0.229, 0.224, 0.225)  # Likewise.
-    # Likewise.
     config.generator_optimizer = optimizer()
     if adversarial:
         config.generator_optimizer.update(learning_rate=2.5e-4, schedule_steps=62_500)

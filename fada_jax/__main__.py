@@ -22,6 +22,7 @@ MODULES = ("train", "evaluate", "predict", "export", "convert_weights")
 def commands() -> dict[str, str]:
     """Modules by the command that runs them."""
     scripts = sorted(Path(__file__).parents[1].glob("scripts/[a-z]*.py"))
+    scripts = [path for path in scripts if '__name__ == "__main__"' in path.read_text()]
     return {name: f"fada_jax.{name}" for name in MODULES} | {path.stem: f"scripts.{path.stem}" for path in scripts}
 
 
