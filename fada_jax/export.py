@@ -1,4 +1,4 @@
-"""Writes an adapted model as an artifact that runs with nothing but jax: StableHLO, weights, classes and a model card.
+"""Writes an adapted model as an artifact that runs without this package: StableHLO, weights, classes and a model card.
 
   python -m fada_jax.export --workdir=W --output=DIR
   python -m fada_jax.export --workdir=W/adversarial --checkpoint=900 --output=DIR --tensorflow
@@ -165,7 +165,7 @@ Segmentation, ECCV 2020), trained with fada-jax {__version__}.
 
 ## Run it
 
-Needs `jax` and `numpy` alone.
+Needs `pip install jax flatbuffers` (JAX reads exported functions with flatbuffers) and nothing else.
 
 ```python
 import jax, numpy as np

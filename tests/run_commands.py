@@ -14,6 +14,8 @@ from pathlib import Path
 import fada_jax.export
 import fada_jax.train  # noqa: F401  (imported once, for all forks)
 
+ROOT = Path(__file__).parents[1]
+
 
 def run(module, arguments):
     """Exit status and output of ``python -m module *arguments``."""
@@ -24,8 +26,9 @@ def run(module, arguments):
             os.dup2(err.fileno(), 2)
             status = 0
             try:
-                sys.argv = [module, *arguments]
-                runpy.run_module(module, run_name="__main__", alter_sys=True)
+                path = ROOT / ("fada_jax/__main__.py" if module == "fada_jax" else f"{module.replace('.', '/')}.py")
+                sys.argv = [str(path), *arguments]
+                runpy.run_path(str(path), run_name="__main__")
             except SystemExit as left:
                 status = left.code if isinstance(left.code, int) else int(left.code is not None)
             except BaseException:
@@ -43,5 +46,5 @@ def run(module, arguments):
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+    sys.path.insert(0, str(ROOT / "scripts"))
     print(json.dumps([run(module, arguments) for module, *arguments in json.load(sys.stdin)]))

@@ -68,7 +68,7 @@ def test_wrong_use_of_every_command_ends_with_one_line(tmp_path):
         ([*predict_, "--submission", f"{tmp_path}/image.png"], 1, "<city>_<seq>_<frame>_leftImg8bit.png"),
         ([*predict_, "--tile=big", nowhere], 1, "--tile=big: must be WIDTHxHEIGHT"),
         ([*predict_, "--overlap=2", nowhere], 2, "overlap"),
-        (["scripts.make_miniature"], 2, "out"),
+        (["scripts.make_miniature"], 1, "--out is missing"),
         (["scripts.convert_dataset", "--dataset=gta5"], 2, "data_dir"),
         (["scripts.convert_dataset", "--dataset=gta6", "--data_dir=D"], 2, "gta6"),
         (["scripts.convert_dataset", "--dataset=gta5", f"--raw_dir={nowhere}", f"--data_dir={tmp_path}/d"], 1, nowhere),
@@ -107,7 +107,9 @@ def test_neighbours_of_one_size_are_batched_and_damaged_ones_named(tmp_path):
     sizes = {"a": (4, 6), "b": (4, 6), "c": (4, 6), "d": (5, 6), "e": (4, 6)}
     for name, size in sizes.items():
         Image.fromarray(np.zeros((*size, 3), np.uint8)).save(tmp_path / f"{name}.png")
-    (tmp_path / "bb.png").write_bytes((tmp_path / "b.png").read_bytes()[:60])
+    noise = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "bb.png")
+    (tmp_path / "bb.png").write_bytes((tmp_path / "bb.png").read_bytes()[:60])
     found = predict.find_images([str(tmp_path)])
     skipped = []
     batches = [("".join(map(str, names)), x.shape) for names, x in predict.batches(found, 2, skipped)]
