@@ -24,13 +24,14 @@ _SHARED = {
 
 
 def comments(function: Any) -> dict[str, str]:
-    """Trailing comments of a function's ``config.key = value`` lines, by key; '' where there is none."""
-    found = {}
+    """Comments of a function's ``config.key = value`` lines, behind or else above them, by key; '' without any."""
+    found, above = {}, []
     for line in inspect.getsource(function).splitlines():
-        match = re.match(r"\s+(?:(\w+) = )?(?:config|model)\.([\w.]+) = (.*)$", line)
-        if match and not line.lstrip().startswith("model = "):
-            prefix = "model." if re.match(r"\s+model\.", line) else ""
-            found[prefix + match[2]] = match[3].partition("  # ")[2]
+        match = re.match(r"\s+(?:\w+ = )?(config|model)\.([\w.]+) = (.*)$", line)
+        if match:
+            prefix = "model." if match[1] == "model" else ""
+            found[prefix + match[2]] = match[3].partition("  # ")[2] or " ".join(above)
+        above = [*above, line.strip("# ")] if line.lstrip().startswith("#") else []
     return found
 
 

@@ -74,7 +74,7 @@ def test_wrong_use_of_every_command_ends_with_one_line(tmp_path):
         (["scripts.convert_dataset", "--dataset=gta5", f"--raw_dir={nowhere}", f"--data_dir={tmp_path}/d"], 1, nowhere),
         (["scripts.inspect_dataset", "--dataset=gta5", f"--data_dir={nowhere}"], 1, nowhere),
         (["scripts.run_recipe", CONFIG], 2, "workdir"),
-        (["scripts.run_recipe", "--config=configs/none.py", "--workdir=W"], 2, "configs/none.py"),
+        (["scripts.run_recipe", "--config=configs/none.py", "--workdir=W"], 1, "configs/none.py"),
         (["scripts.report", f"--workdir={nowhere}", f"--output={tmp_path}/r.html"], 1, nowhere),
         (["scripts.config_reference", "surplus"], 1, "unexpected argument 'surplus'"),
     ]  # fmt: skip
