@@ -19,7 +19,7 @@ lint: .venv/.test
 	.venv/bin/mypy
 
 docs: .venv/.docs
-	.venv/bin/python -m mkdocs build --strict --quiet --site-dir=build/site
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict --quiet --site-dir=build/site
 	@echo "documentation: build/site/index.html"
 
 .venv/bin/python:
