@@ -1,6 +1,8 @@
 """Writes docs/configs.md, the reference of config keys, from the comments of configs/base.py.
 
-python scripts/config_reference.py --output=docs/configs.md
+  python scripts/config_reference.py --output=docs/configs.md
+
+A comment stands behind its key, or where it is longer above it.
 """
 
 from __future__ import annotations
