@@ -4,17 +4,10 @@ DEMO ?= demo
 SEED ?= 0
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: .venv/.run
-	@rm -rf $(DEMO)/raw.partial
-	@test -d $(DEMO)/raw || .venv/bin/python scripts/make_miniature.py --out=$(DEMO)/raw --datasets=gta5,cityscapes
-	@for dataset in gta5 cityscapes; do \
-	  .venv/bin/python scripts/convert_dataset.py --dataset=$$dataset --raw_dir=$(DEMO)/raw/$$dataset \
-	    --data_dir=$(DEMO)/data || exit 1; \
-	done
-	@.venv/bin/python scripts/run_recipe.py --config=configs/gta5_to_cityscapes.py:size=miniature \
-	  --config.data_dir=$(DEMO)/data --config.seed=$(SEED) --workdir=$(DEMO)/run_seed$(SEED)
+	@.venv/bin/python -m fada_jax demo --out=$(DEMO) --seed=$(SEED)
 
 test: .venv/.test
 	.venv/bin/python -m pytest -q
@@ -23,6 +16,11 @@ test: .venv/.test
 lint: .venv/.test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+docs: .venv/.docs
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict --quiet --site-dir=build/site
+	@echo "documentation: build/site/index.html"
 
 .venv/bin/python:
 	@echo "making the virtual environment .venv"
@@ -39,6 +37,11 @@ lint: .venv/.test
 	@# Cityscapes' own evaluation, which scores are tested against; of what it asks for, "typing" breaks newer Pythons.
 	@$(PIP) --no-deps cityscapesScripts pyquaternion
 	@touch $@ .venv/.run
+
+.venv/.docs: setup.cfg constraints.txt | .venv/.run
+	@echo "installing what builds the documentation into .venv"
+	@$(PIP) -e ".[docs]"
+	@touch $@
 
 clean:
 	rm -rf .venv $(DEMO)

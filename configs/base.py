@@ -46,9 +46,9 @@ def stream(dataset: str = "", split: str = "", size: tuple[int, int] = (0, 0), c
     config.scale = ()  # (low, high) of a random scale after resizing; empty: none.
     config.crop = ()  # Random crop after scaling, padded with black and ignored labels; empty: none.
     config.brightness = 0.0  # Colour jitter, by torchvision's definition.
-    config.contrast = 0.0
-    config.saturation = 0.0
-    config.hue = 0.0
+    config.contrast = 0.0  # Likewise.
+    config.saturation = 0.0  # Likewise.
+    config.hue = 0.0  # Likewise, in turns of the colour circle.
     return config
 
 
@@ -61,9 +61,9 @@ def optimizer(**values: float | str) -> ConfigDict:
     config.power = 0.9  # Exponent of the poly decay.
     config.weight_decay = 5e-4  # On every trainable tensor. Paper: 1e-4.
     config.momentum = 0.9  # SGD.
-    config.b1 = 0.9  # Adam.
-    config.b2 = 0.99
-    config.eps = 1e-8
+    config.b1 = 0.9  # Adam, decay of the mean.
+    config.b2 = 0.99  # Adam, decay of the variance.
+    config.eps = 1e-8  # Adam.
     config.classifier_multiplier = 10.0  # The classifier's rate over the feature extractor's.
     config.update(values)
     return config
@@ -80,11 +80,11 @@ def get_config(arguments: ConfigDict) -> ConfigDict:
     config.damaged_records = "fail"  # A record whose checksum differs: 'fail', or 'skip' and say so on stderr.
     config.seed = 0  # Determines initialisation and every random choice of the input.
     config.task = ""  # Name of the config file.
-    config.stage = stage
+    config.stage = stage  # One of STAGES.
     config.method = method  # What is adapted and how: of fada_jax/methods, or a baseline without adaptation.
     config.size = arguments.size  # 'released' or 'miniature'.
     config.class_set = "cityscapes19"  # Classes trained and scored: of fada_jax/classes.py, or a class map (.json).
-    config.total_steps = 40_000 if adversarial else 20_000
+    config.total_steps = 40_000 if adversarial else 20_000  # Steps of the stage.
     config.batch_size = 8  # Global; adversarial stage: half source, half target.
     config.accumulate_steps = 1  # Micro-batches that a batch is worked through in, where it does not fit at once.
     config.loss_block_rows = 32  # Rows of full-resolution pixels that a loss holds at a time; 0: all.
@@ -106,14 +106,14 @@ def get_config(arguments: ConfigDict) -> ConfigDict:
     config.mesh.spatial = 1  # Devices that share the rows of an image; all others multiply to data parallelism.
 
     model = config.model = ConfigDict()
-    model.backbone = arguments.backbone
+    model.backbone = arguments.backbone  # One of BACKBONES.
     # Self-distillation from GTA5 trains batch norm; every other stage keeps it frozen.
     model.norm = "live" if stage == "self_distillation" and not vgg else "frozen"  # 'frozen', 'live' or 'group'.
     model.stage_sizes = ()  # ResNet blocks per stage; empty: the backbone's own.
     model.widths = ()  # Channels per stage; empty: the backbone's own.
-    model.stem_width = 64
+    model.stem_width = 64  # Channels of the ResNet stem.
     model.stem_pool = True  # Max-pool after the ResNet stem.
-    model.output_stride = 8
+    model.output_stride = 8  # Input pixels per feature pixel (ResNet).
     model.aspp_rates = (6, 12, 18, 24)  # Dilations of the classifier.
     model.remat = False  # ResNet: compute the insides of blocks again in the backward pass instead of keeping them.
     model.dtype = "bfloat16"  # Compute type on accelerators; 'float32' for parity. Parameters stay float32.
@@ -123,10 +123,9 @@ def get_config(arguments: ConfigDict) -> ConfigDict:
 
     config.preprocessing = ConfigDict()
     config.preprocessing.channel_order = "BGR" if vgg else "RGB"  # VGG-16 starts from Caffe-style weights.
-    config.preprocessing.scale = 1.0 if vgg else 1.0 / 255.0
-    config.preprocessing.mean = (103.939, 116.779, 123.68) if vgg else (0.485, 0.456, 0.406)
-    config.preprocessing.std = (1.0, 1.0, 1.0) if vgg else (0.229, 0.224, 0.225)
-
+    config.preprocessing.scale = 1.0 if vgg else 1.0 / 255.0  # Applied to 0-255 values first.
+    config.preprocessing.mean = (103.939, 116.779, 123.68) if vgg else (0.485, 0.456, 0.406)  # In the network's order.
+    config.preprocessing.std = (1.0, 1.0, 1.0) if vgg else (0.229, 0.224, 0.225)  # Likewise.
     config.generator_optimizer = optimizer()
     if adversarial:
         config.generator_optimizer.update(learning_rate=2.5e-4, schedule_steps=62_500)
@@ -149,7 +148,7 @@ def get_config(arguments: ConfigDict) -> ConfigDict:
     config.source = stream()  # Labelled images.
     config.target = stream()  # Images without labels; self-distillation trains on them with pseudo labels.
     config.eval = stream()  # What the model is scored on, at the label's own size.
-    config.eval_batch_size = 1
+    config.eval_batch_size = 1  # Images on each device in evaluation.
     config.multi_scale = (0.7, 1.0, 1.3)  # Scales of multi-scale testing, each also flipped.
     return config
 

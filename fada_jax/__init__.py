@@ -1,3 +1,33 @@
-"""Fine-grained adversarial domain adaptation (FADA) for semantic segmentation in JAX."""
+"""Fine-grained adversarial domain adaptation (FADA) for semantic segmentation in JAX.
+
+The names in ``__all__`` are the public interface and keep their meaning within a major version. Everything else is
+internal: use it, read it, and expect it to change.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fada_jax.api import load, train_stage
+    from fada_jax.classes import ClassSet
+    from fada_jax.errors import UserError
+    from fada_jax.predictor import Predictor
 
 __version__ = "0.1.0"
+__all__ = ["ClassSet", "Predictor", "UserError", "__version__", "load", "train_stage"]
+
+_HOMES = {
+    "ClassSet": "classes",
+    "Predictor": "predictor",
+    "UserError": "errors",
+    "load": "api",
+    "train_stage": "api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is asked for: ``import fada_jax`` alone costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

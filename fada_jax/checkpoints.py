@@ -348,6 +348,13 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
 
+def describe(meta: Mapping[str, Any]) -> tuple[ModelSpec, Preprocessing, classes.ClassSet | None]:
+    """Network, preprocessing and classes of a ``meta`` item."""
+    spec = ModelSpec(**{key: _tuples(value) for key, value in meta["model"].items()})
+    preprocessing = Preprocessing(**{key: _tuples(value) for key, value in meta["preprocessing"].items()})
+    return spec, preprocessing, class_set(meta)
+
+
 def load_model(workdir: str | Path, checkpoint: str = "last") -> Model:
     """A stage's segmenter with everything that belongs to it.
 
@@ -356,12 +363,11 @@ def load_model(workdir: str | Path, checkpoint: str = "last") -> Model:
     """
     step = resolve_step(workdir, checkpoint)
     meta = read_meta(workdir, step)
-    spec = ModelSpec(**{key: _tuples(value) for key, value in meta["model"].items()})
-    preprocessing = Preprocessing(**{key: _tuples(value) for key, value in meta["preprocessing"].items()})
+    spec, preprocessing, predicted = describe(meta)
     state = jax.eval_shape(lambda: steps.create_generator(spec, OptimizerSpec(), jax.random.key(0)))
     abstract = _on_one_device({"params": state.params, "batch_stats": state.collections.get("batch_stats", {})})
     tree = jax.device_get(_restore(workdir, step, "model", ocp.args.StandardRestore(abstract)))
-    return Model(spec, preprocessing, class_set(meta), tree["params"], tree["batch_stats"], meta["config"], step)
+    return Model(spec, preprocessing, predicted, tree["params"], tree["batch_stats"], meta["config"], step)
 
 
 def _on_one_device(tree: Any) -> Any:

@@ -240,6 +240,19 @@ def parse_class_map(values: Any, where: str | Path) -> tuple[ClassSet, LabelEnco
     return class_set, LabelEncoding(ids, frozenset(ids) | frozenset(ignored))
 
 
+def raw_ids(class_set: ClassSet) -> np.ndarray:
+    """Raw id of each class of a set, uint8 [K]: Cityscapes' ids, which its server takes, or CamVid's.
+
+    Raises:
+      UserError: the classes are a user's own; their raw ids may be several for one class.
+    """
+    for dataset in ("cityscapes", "camvid"):
+        by_name = {name: raw for raw, name in ENCODINGS[dataset].ids.items()}
+        if set(class_set.names) <= by_name.keys():
+            return np.array([by_name[name] for name in class_set.names], np.uint8)
+    raise UserError(f"class set {class_set.name!r} has no raw ids of its own: take the class indices")
+
+
 def label_table(dataset: str, class_set: ClassSet, encoding: LabelEncoding | None = None) -> np.ndarray:
     """Lookup from a dataset's raw ids to the indices of a class set.
 

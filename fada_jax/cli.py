@@ -86,12 +86,25 @@ def _keep_compiled_steps() -> None:
 def define_config() -> None:
     """Defines ``--config``: a config file with its arguments after a colon, and ``--config.key=value`` overrides.
 
-    Overrides may stand before ``--config`` on the command line; ml_collections alone refuses that.
+    Overrides may stand before ``--config`` on the command line; ml_collections alone refuses that. ``configs/NAME.py``
+    means the installed one where the working directory has none.
     """
     from ml_collections import config_flags
 
+    sys.argv[1:] = [_installed_config(argument) for argument in sys.argv[1:]]
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: not argument.startswith("--config="))
     config_flags.DEFINE_config_file("config", None, "Path of the config file, with its arguments after a colon.")
+
+
+def _installed_config(argument: str) -> str:
+    flag, _, path = argument.partition("=")
+    file = path.partition(":")[0]
+    if flag != "--config" or not file.startswith("configs/") or Path(file).exists():
+        return argument
+    import configs
+
+    installed = Path(configs.__file__).parents[1] / path
+    return f"{flag}={installed}" if Path(str(installed).partition(":")[0]).is_file() else argument
 
 
 def define_processes() -> None:

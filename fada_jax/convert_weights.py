@@ -7,9 +7,11 @@
   python -m fada_jax.convert_weights export --workdir=W --output=model.safetensors
 
 Import makes a workdir that --config.init_from, evaluate and predict take. Class set, backbone and batch norm are read
-off the file. With --config naming a stage, optimizer states come along and `fada_jax.train` with that config and
---workdir goes on at the file's iteration. Export to .pth writes the layout of the released PyTorch code; .safetensors
-holds the same tensors flat, or our own names where that layout cannot hold the model (group norm).
+off the file; a .safetensors file that export wrote says all that itself, the classes of own data included. With
+--config naming a stage, optimizer states come along and `fada_jax.train` with that config and --workdir goes on at the
+file's iteration. Export to .pth writes the layout of the released PyTorch code; .safetensors holds the same tensors
+flat, or our own names where that layout cannot hold the model (group norm). For an artifact that runs without PyTorch
+and without this package see fada_jax.export.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -92,6 +95,55 @@ def _fresh(config: ConfigDict) -> dict[str, Any]:
     return jax.device_get(jax.jit(create)())
 
 
+def is_own(file: Mapping[str, Any]) -> bool:
+    """Whether a file holds our own names: a model that the released layout cannot hold (group norm)."""
+    return any(key.startswith("params.") for key in file)
+
+
+def import_own(file: Mapping[str, np.ndarray]) -> tuple[Any, Any, torch_weights.Report]:
+    """Parameters, batch statistics and report of a file with our own names."""
+    tree = traverse_util.unflatten_dict(dict(file), sep=".")
+    return tree["params"], tree.get("batch_stats", {}), torch_weights.Report(tuple(file), (), ())
+
+
+def read_model(path: str | Path) -> checkpoints.Model:
+    """The segmenter in a file of the released code or in one that ``export`` wrote, without a workdir.
+
+    Raises:
+      UserError: no such file, no classifier in it, or anything unexplained.
+    """
+    file, meta = torch_weights.read_file(path), torch_weights.read_metadata(path)
+    if meta:
+        spec, own, class_set = checkpoints.describe(meta)
+        config, step = meta["config"], meta["checkpoint_step"]
+    elif torch_weights.is_released(file):
+        guessed = guess_config(file, str(path))
+        spec, own = settings.model_spec(guessed), _preprocessing(file, guessed, str(path), "")
+        class_set, config = classes.get_class_set(guessed.class_set), settings.plain(guessed)
+        step = int(file.get("iteration", 0))
+    else:
+        raise UserError(f"{path} holds a feature extractor alone: import it and train a classifier first")
+    if is_own(file):
+        params, batch_stats, _ = import_own(file)
+    else:
+        params, batch_stats, _ = torch_weights.import_generator(file, spec)
+    return checkpoints.Model(spec, own, class_set, params, batch_stats, config, step)
+
+
+def _preprocessing(file: Mapping[str, Any], config: ConfigDict, path: str, format: str) -> preprocessing.Preprocessing:
+    """The preprocessing that weights of a file belong to.
+
+    Raises:
+      UserError: the file does not tell, or ``format`` contradicts it.
+    """
+    vgg, released = config.model.backbone == "vgg16", torch_weights.is_released(file)
+    if format == "caffe_vgg" and not vgg:
+        raise UserError(f"{path} holds {config.model.backbone}, not a VGG-16")
+    if vgg and not format and not released:
+        raise UserError(f"{path}: say --format=torchvision (RGB, 0-1) or --format=caffe_vgg (BGR, 0-255)")
+    return preprocessing.CAFFE if vgg and format != "torchvision" else preprocessing.IMAGENET
+
+
 def import_states(
     file: Mapping[str, Any], config: ConfigDict
 ) -> tuple[checkpoints.States, int, list[torch_weights.Report]]:
@@ -100,14 +152,17 @@ def import_states(
     Returns:
       the states, the iteration, and what became of the tensors of G (and of D where the stage has one).
     """
-    released = torch_weights.is_released(file)
+    released, own = torch_weights.is_released(file), is_own(file)
     # Only what the file lacks is ever initialised: the rest of a large model need not exist twice. Every optimizer
     # starts from zeros.
     states = jax.tree.map(
         lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(functools.partial(train.create_states, config))
     )
     generator, spec = states["generator"], settings.model_spec(config)
-    params, batch_stats, report = torch_weights.import_generator(file, spec, None if released else _fresh(config))
+    if own:
+        params, batch_stats, report = import_own(file)
+    else:
+        params, batch_stats, report = torch_weights.import_generator(file, spec, None if released else _fresh(config))
     iteration = int(file.get("iteration", 0)) if released else 0
     states["generator"] = steps.replace_weights(generator, params, batch_stats).replace(step=np.int32(iteration))
     reports = [report]
@@ -136,32 +191,26 @@ def import_file(path: str, output: str, *, format: str = "", config: ConfigDict 
     Raises:
       UserError: anything unexplained in the file; nothing is written then.
     """
-    file = torch_weights.read_file(path)
-    found = guess_format(file)
+    file, meta = torch_weights.read_file(path), torch_weights.read_metadata(path)
+    described = ConfigDict(meta["config"]) if meta else None
+    found = "fada" if meta else guess_format(file)
     if format and (format == "fada") != (found == "fada"):
         raise UserError(f"{path} has the layout {found!r}, not {format!r}")
     given = config is not None
-    config = config if given else guess_config(file, path)
+    config = config if given else described or guess_config(file, path)
     if checkpoints.available_steps(output):
         raise UserError(f"{output} holds checkpoints already: choose another --output")
     states, iteration, reports = import_states(file, config)
-    vgg = config.model.backbone == "vgg16"
-    if format == "caffe_vgg" and not vgg:
-        raise UserError(f"{path} holds {config.model.backbone}, not a VGG-16")
-    own = (
-        preprocessing.CAFFE
-        if vgg and format != "torchvision" and (found == "fada" or format)
-        else (preprocessing.IMAGENET)
-    )
-    if vgg and not format and found != "fada":
-        raise UserError(f"{path}: say --format=torchvision (RGB, 0-1) or --format=caffe_vgg (BGR, 0-255)")
+    own = settings.preprocessing(described) if described else _preprocessing(file, config, path, format)
     wanted = settings.preprocessing(config)
     if given and wanted != own:
         raise UserError(f"{path} belongs to preprocessing {own}, the config has {wanted}")
     with config.unlocked():
         config.preprocessing.update(dataclasses.asdict(own))
-    class_set = classes.get_class_set(config.class_set) if found == "fada" else None
-    unread = [key for key in file if found == "fada" and key not in _known_sections()]
+    class_set = checkpoints.class_set(meta) if meta else None
+    if found == "fada" and not meta:
+        class_set = classes.get_class_set(config.class_set)
+    unread = [key for key in file if found == "fada" and key not in _known_sections() and not is_own(file)]
     del file  # The states hold copies; both at once would be too much beside what writing takes.
     meta = checkpoints.make_meta(settings.plain(config), settings.model_spec(config), own, class_set)
     with checkpoints.writing(output, meta, wait=True) as save:
@@ -219,13 +268,19 @@ def export_file(workdir: str | Path, output: str | Path, checkpoint: str = "last
             import safetensors.numpy
         except ImportError as error:
             raise UserError("writing .safetensors needs safetensors: pip install 'fada-jax[torch]'") from error
-        model = checkpoints.load_model(stage_workdir(workdir), checkpoint)
+        folder = stage_workdir(workdir)
+        model = checkpoints.load_model(folder, checkpoint)
         if model.spec.norm == "group":
             flat = traverse_util.flatten_dict({"params": model.params, "batch_stats": model.batch_stats}, sep=".")
         else:
             sections = export_sections(workdir, checkpoint)
             flat = {f"{s}.{k}": v for s in torch_weights.OPTIMIZERS for k, v in sections.get(s, {}).items()}
-        safetensors.numpy.save_file({key: np.ascontiguousarray(value) for key, value in flat.items()}, partial)
+        meta = {**checkpoints.read_meta(folder, model.step), "checkpoint_step": model.step}
+        safetensors.numpy.save_file(
+            {key: np.ascontiguousarray(value) for key, value in flat.items()},
+            partial,
+            {torch_weights.METADATA: json.dumps(meta)},
+        )
         count = len(flat)
     else:
         try:

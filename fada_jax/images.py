@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,19 +31,35 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+@contextlib.contextmanager
+def _readable(path: str | Path) -> Iterator[None]:
+    """Turns what Pillow raises about a file into one line that names it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such image") from error
+    except Exception as error:  # Pillow's decoders raise many types on damaged files.
+        raise UserError(f"{path}: not a readable image ({describe(error)})") from error
+
+
+def check_image(path: str | Path) -> None:
+    """Refuses a file that does not begin like an image; its pixels are not read.
+
+    Raises:
+      UserError: not there, or not an image.
+    """
+    with _readable(path), Image.open(path):
+        pass
+
+
 def read_image(path: str | Path) -> np.ndarray:
     """An image file as uint8 RGB [H, W, 3], see ``to_rgb``.
 
     Raises:
       UserError: not there, not an image, damaged, or larger than memory should be asked for.
     """
-    try:
-        with Image.open(path) as image:
-            return np.asarray(to_rgb(image))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such image") from error
-    except Exception as error:  # Pillow's decoders raise many types on damaged files.
-        raise UserError(f"{path}: not a readable image ({describe(error)})") from error
+    with _readable(path), Image.open(path) as image:
+        return np.asarray(to_rgb(image))
 
 
 def describe(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -40,17 +40,38 @@ def class_probabilities(
     Returns:
       float32 [N, *size, K], summing to 1 over K.
     """
+    return mean_probabilities(
+        view_logits(apply_fn, variables, images, preprocessing=preprocessing, scales=scales, flip=flip), size
+    )
+
+
+def view_logits(
+    apply_fn: Callable[..., Any],
+    variables: Any,
+    images: jax.Array,
+    *,
+    preprocessing: Preprocessing,
+    scales: tuple[float, ...],
+    flip: bool,
+) -> list[jax.Array]:
+    """Logits at feature resolution of every scale, each also flipped (and flipped back), float32 [N, h, w, K]."""
     x = normalise(images, preprocessing)
-    total, views = 0.0, 0
+    views = []
     for scale in scales:
         scaled = resize_align_corners(x, (int(x.shape[1] * scale), int(x.shape[2] * scale)))
-        for mirrored in (False, True) if flip else (False,):
-            view = scaled[:, :, ::-1] if mirrored else scaled
-            logits, _ = apply_fn(variables, view, train=False)
-            logits = logits[:, :, ::-1] if mirrored else logits
-            total = total + jax.nn.softmax(resize_align_corners(logits, size))
-            views += 1
-    return total / views
+        views.append(apply_fn(variables, scaled, train=False)[0])
+        if flip:
+            views.append(apply_fn(variables, scaled[:, :, ::-1], train=False)[0][:, :, ::-1])
+    return views
+
+
+def mean_probabilities(
+    views: Sequence[jax.Array],
+    size: tuple[int, int],
+    upsample: Callable[[jax.Array, Any], jax.Array] = resize_align_corners,
+) -> jax.Array:
+    """Mean over views of the softmax of their logits, upsampled to ``size``: float32 [N, *size, K]."""
+    return sum(jax.nn.softmax(upsample(logits, size)) for logits in views) / len(views)
 
 
 def evaluation_step(

@@ -12,6 +12,7 @@ All functions are pure NumPy; only ``read_file`` needs PyTorch.
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 import re
 import zipfile
@@ -28,6 +29,9 @@ from fada_jax.optim import OptimizerSpec
 
 # Section of a released checkpoint -> section that holds its optimizer.
 OPTIMIZERS = {"feature_extractor": "optimizer_fea", "classifier": "optimizer_cls", "model_D": "optimizer_D"}
+
+# Key of a .safetensors file's metadata under which a checkpoint's own description travels.
+METADATA = "fada_jax"
 
 # Index in the released nn.Sequential -> our name.
 _VGG_INDEX = {
@@ -495,6 +499,17 @@ def read_file(path: str | pathlib.Path) -> dict[str, Any]:
         return value
 
     return convert(contents)
+
+
+def read_metadata(path: str | pathlib.Path) -> dict[str, Any] | None:
+    """What ``convert_weights export`` wrote about the model into a ``.safetensors`` file; None for any other file."""
+    if pathlib.Path(path).suffix != ".safetensors":
+        return None
+    import safetensors
+
+    with safetensors.safe_open(path, "np") as file:
+        text = (file.metadata() or {}).get(METADATA)
+    return json.loads(text) if text else None
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, Any]:

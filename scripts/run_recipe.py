@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from fada_jax import checkpoints, classes, cli, colour_matching, evaluate, images, train, workdirs
 from fada_jax.errors import UserError
 from fada_jax.methods import METHODS
-from fada_jax.predict import predict
+from fada_jax.predictor import from_model
 
 LABELS = {
     "source_only": "source only",
@@ -147,7 +147,7 @@ def write_panels(workdir: Path, config: ConfigDict, count: int = 4) -> None:
 
     class_set = classes.get_class_set(config.class_set)
     stages = ("source", "adversarial")
-    models = [checkpoints.load_model(workdir / stage) for stage in stages]
+    segmenters = [from_model(checkpoints.load_model(workdir / stage)) for stage in stages]
     stream = train.make_stream(config.eval, augment=False)
     every = max(1, pipeline.num_examples(config.data_dir, stream) // count)
     batches = pipeline.eval_batches(config.data_dir, stream, class_set=class_set, batch_size=1)
@@ -155,7 +155,7 @@ def write_panels(workdir: Path, config: ConfigDict, count: int = 4) -> None:
     for batch in itertools.islice(batches, 0, every * count, every):
         image, label = batch["image"][0], batch["label"][0]
         image = images.resize_image(image, (label.shape[1], label.shape[0]))
-        predicted = [predict(model, image).argmax(-1).astype(np.uint8) for model in models]
+        predicted = [segment(image) for segment in segmenters]
         rows.append([image, *(images.colorize(x, class_set) for x in (*predicted, label))])
         for column, picture in zip(("image", *stages, "label"), rows[-1], strict=True):
             images.write_image(workdir / "panels" / f"{len(rows) - 1}_{column}.png", picture)

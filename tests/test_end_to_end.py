@@ -230,17 +230,6 @@ def test_a_dry_run_prints_shapes_sharding_and_cost(tmp_path, monkeypatch):
     assert "TFLOP" in output and "GiB at its peak" in output
 
 
-@pytest.mark.parametrize(
-    "script",
-    ["-m fada_jax.train", "-m fada_jax.evaluate", "-m fada_jax.predict", "scripts/run_recipe.py",
-     "scripts/ablate.py", "scripts/report.py", "scripts/ccd.py", "scripts/make_miniature.py",
-     "scripts/convert_dataset.py", "scripts/inspect_dataset.py"],
-)  # fmt: skip
-def test_every_command_answers_help(script):
-    output = command(*script.split(), "--help")
-    assert "Flags:" in output and "--" in output
-
-
 def test_a_damaged_checkpoint_is_named(recipe, tmp_path):
     workdir, _, _ = recipe
     shutil.copytree(workdir / "source", tmp_path / "w")

@@ -38,7 +38,7 @@ def _tags(events):
 
 
 def test_metrics_images_and_hyperparameters_reach_their_files(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 10}\n{"step": 20}\n')
+    (tmp_path / "metrics.jsonl").write_text('{"step": 10}\n{"step": 20}\n{"st')
     lines = []
     with run_log.open_log(tmp_path, loop.Plan(10, 40, 10, 20), _config(), lines.append) as run:
         run.metrics(20, VALUES)

@@ -1,0 +1,69 @@
+"""The public interface: load a segmenter from wherever it lies, and train a stage on any iterator of batches.
+
+``import fada_jax`` gives these names. Everything else in the package may change with any release.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from fada_jax import checkpoints, export, predictor
+from fada_jax.errors import UserError
+from fada_jax.evaluate import stage_workdir
+
+
+def load(path: str | Path, *, checkpoint: str = "last") -> predictor.Predictor:
+    """A segmenter, ready to be called on images.
+
+    Args:
+      path: the workdir of a stage or of a recipe (then its last stage), one checkpoint in it (``W/checkpoints/900``), a
+        PyTorch checkpoint of the released layout or one that ``convert_weights export`` wrote (``.pth``,
+        ``.safetensors``), or an artifact of ``fada_jax.export``.
+      checkpoint: 'last' or a step, where the path is a workdir.
+
+    Raises:
+      UserError: nothing of that kind is there, or it cannot be read.
+    """
+    path = Path(path)
+    if path.suffix in (".pth", ".safetensors"):
+        from fada_jax import convert_weights
+
+        return predictor.from_model(convert_weights.read_model(path))
+    if not path.is_dir():
+        raise UserError(f"{path}: no such workdir, checkpoint, weight file or artifact")
+    if export.is_artifact(path):
+        return export.load_artifact(path)
+    if path.parent.name == checkpoints.directory("").name and path.name.isdigit():
+        return predictor.from_model(checkpoints.load_model(path.parents[1], path.name))
+    return predictor.from_model(checkpoints.load_model(stage_workdir(path), checkpoint))
+
+
+def train_stage(
+    config: ConfigDict,
+    workdir: str | Path,
+    batches: Iterable[Mapping[str, Any]] | None = None,
+    *,
+    log: Callable[[str], None] = print,
+) -> predictor.Predictor:
+    """Trains one stage (source, adversarial or self_distillation) and returns the model that it ends with.
+
+    Args:
+      config: of ``configs/``; ``config.init_from`` names the workdir of the stage before.
+      workdir: receives checkpoints and logs; the same call goes on where it stopped.
+      batches: one batch a step, from step 0 on, instead of the config's data sets: ``{"source": {"image", "label"}}``,
+        in the adversarial stage also ``"target": {"image"}``; images uint8 [n, H, W, 3], labels uint8 [n, H, W] with
+        255 ignored. In the adversarial stage n is half of ``config.batch_size``, else all of it. For self-distillation
+        the labels are those that the adapted model gives to target images.
+      log: receives the progress lines.
+
+    Raises:
+      UserError: anything that the caller can mend; the message says how.
+    """
+    from fada_jax import train
+
+    train.train(config, workdir, batches=batches, log=log)
+    return load(workdir)

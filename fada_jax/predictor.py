@@ -1,0 +1,227 @@
+"""A segmenter as its user meets it: images of any size in, labels, probabilities or features out."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fada_jax import checkpoints, images, inference, metrics
+from fada_jax.classes import ClassSet
+from fada_jax.errors import UserError
+from fada_jax.models import Segmenter
+from fada_jax.preprocessing import normalise
+
+Image = np.ndarray | str | Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """Calls a segmentation network on images of any size; made by ``fada_jax.load``.
+
+    An image is an array, uint8 RGB [H, W, 3], a batch of equal sizes [N, H, W, 3], or the path of an image file; a
+    batch gives results with the leading axis N. The network sees each image resized to ``input_size``, as in training
+    and in the released code; results are at the image's own size.
+
+    Options of every call:
+      multi_scale: average over ``scales``, each also flipped, instead of the plain image.
+      tile: (width, height) of windows in the image's own pixels, for images that do not fit into memory whole or that
+        ``input_size`` would shrink too much. Every window is treated as an image of its own, so choose windows that
+        show about what a training image shows. None: the image as a whole.
+      overlap: share of a window that its neighbours see too, 0 to 0.9; there results fade from one to the next.
+
+    Attributes:
+      class_set: names and colours of the K classes; labels are their indices.
+      input_size: (width, height) that the network sees.
+      scales: of multi-scale testing.
+      step: training step of the weights.
+      run_probabilities: (uint8 [N, H, W, 3], multi_scale) -> float32 [N, H, W, K], on the device.
+      run_features: uint8 [N, H, W, 3] -> [N, h, w, C], on the device.
+    """
+
+    class_set: ClassSet
+    input_size: tuple[int, int]
+    scales: tuple[float, ...]
+    step: int
+    run_probabilities: Callable[[np.ndarray, bool], jax.Array] = dataclasses.field(repr=False)
+    run_features: Callable[[np.ndarray], jax.Array] = dataclasses.field(repr=False)
+
+    def __call__(
+        self, image: Image, *, multi_scale: bool = False, tile: tuple[int, int] | None = None, overlap: float = 0.25
+    ) -> np.ndarray:
+        """Labels: the most probable class of every pixel, uint8 [H, W] or [N, H, W].
+
+        Tiled, no more than the probabilities of one row of windows is in memory.
+
+        Raises:
+          ValueError: not uint8 RGB, or a tile or an overlap that cannot be.
+          UserError: a path that holds no readable image.
+        """
+        batch, single = as_batch(image)
+        if tile is None:
+            labels = np.asarray(jnp.argmax(self.run_probabilities(batch, multi_scale), axis=-1), np.uint8)
+        else:
+            strips = (self._strips(one, multi_scale, tile, overlap) for one in batch)
+            labels = np.stack([np.vstack([strip.argmax(-1).astype(np.uint8) for strip in one]) for one in strips])
+        return labels[0] if single else labels
+
+    def probabilities(
+        self, image: Image, *, multi_scale: bool = False, tile: tuple[int, int] | None = None, overlap: float = 0.25
+    ) -> np.ndarray:
+        """Class probabilities, float32 [H, W, K] or [N, H, W, K], summing to 1 over K; raises as ``__call__``."""
+        batch, single = as_batch(image)
+        if tile is None:
+            result = np.asarray(self.run_probabilities(batch, multi_scale))
+        else:
+            result = np.stack([np.vstack(list(self._strips(one, multi_scale, tile, overlap))) for one in batch])
+        return result[0] if single else result
+
+    def features(self, image: Image) -> np.ndarray:
+        """Features F(x) at the network's resolution, float32 [h, w, C] or [N, h, w, C]."""
+        batch, single = as_batch(image)
+        result = np.asarray(self.run_features(batch), np.float32)
+        return result[0] if single else result
+
+    def score(self, samples: Iterable[tuple[Image, np.ndarray]], **options: Any) -> dict[str, Any]:
+        """IoU and accuracy over labelled images, as ``fada_jax.evaluate`` reports them.
+
+        Args:
+          samples: an image and its label, uint8 [H, W] of the image's size in this class set; 255 does not count.
+          **options: of ``__call__``.
+
+        Returns:
+          ``miou``, ``iou`` by class, ``accuracy`` in percent (``miou_13`` where the set has one), ``num_images``.
+
+        Raises:
+          ValueError: no sample, or a label of another size than its image's.
+        """
+        count, number = metrics.empty_confusion(self.class_set.num_classes), 0
+        for image, label in samples:
+            predicted = self(image, **options)
+            if predicted.shape != np.shape(label):
+                raise ValueError(f"label {np.shape(label)} and image {predicted.shape} differ in size")
+            count = metrics.add_confusion(
+                count, jnp.asarray(label)[None], jnp.asarray(predicted)[None], jnp.ones(1, bool)
+            )
+            number += 1
+        if not number:
+            raise ValueError("no sample to score")
+        return {**metrics.scores(metrics.confusion_matrix(count), self.class_set), "num_images": number}
+
+    def _strips(
+        self, image: np.ndarray, multi_scale: bool, tile: tuple[int, int], overlap: float
+    ) -> Iterator[np.ndarray]:
+        return tiled_strips(lambda window: self.run_probabilities(window, multi_scale), image, tile, overlap)
+
+
+def as_batch(image: Image) -> tuple[np.ndarray, bool]:
+    """An image, a batch or a path as uint8 [N, H, W, 3], and whether it is a single image.
+
+    Raises:
+      ValueError: an array of another kind.
+      UserError: no readable image at the path.
+    """
+    if isinstance(image, str | Path):
+        return images.read_image(image)[None], True
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.shape[-1] != 3 or 0 in array.shape:
+        raise ValueError(f"images must be uint8 RGB [H, W, 3] or [N, H, W, 3], not {array.dtype} {list(array.shape)}")
+    return (array[None], True) if array.ndim == 3 else (array, False)
+
+
+def _windows(length: int, size: int, overlap: float) -> list[int]:
+    """Starts of equally spaced windows of ``size`` that cover ``length`` with at least ``overlap`` between them."""
+    count = 1 + math.ceil((length - size) / max(1, int(size * (1 - overlap))))
+    return [round(i * (length - size) / max(1, count - 1)) for i in range(count)]
+
+
+def _fade(size: int) -> np.ndarray:
+    """Weights of a window along one axis: largest in its middle, positive everywhere, float32 [size]."""
+    i = np.arange(size)
+    return np.minimum(i + 1, size - i).astype(np.float32)
+
+
+def tiled_strips(
+    run: Callable[[np.ndarray], Any], image: np.ndarray, tile: tuple[int, int], overlap: float
+) -> Iterator[np.ndarray]:
+    """Probabilities of an image from overlapping windows, top to bottom, a strip of finished rows at a time.
+
+    Args:
+      run: uint8 [1, h, w, 3] -> float32 [1, h, w, K].
+      image: uint8 [H, W, 3]; it may be a memory map.
+      tile: (width, height) of the windows; larger than the image, the image is one window.
+      overlap: see ``Predictor``.
+
+    Yields:
+      float32 [rows, W, K]; the rows of all strips are those of the image.
+    """
+    if min(tile) < 1 or not 0 <= overlap <= 0.9:
+        raise ValueError(f"tile={tile} must be positive and overlap={overlap} between 0 and 0.9")
+    height, width = min(tile[1], image.shape[0]), min(tile[0], image.shape[1])
+    tops, lefts = (_windows(n, size, overlap) for n, size in zip(image.shape, (height, width), strict=False))
+    weight = _fade(height)[:, None] * _fade(width)
+    total: Any = None
+    for top, following in zip(tops, [*tops[1:], image.shape[0]], strict=True):
+        for left in lefts:
+            window = np.ascontiguousarray(image[top : top + height, left : left + width])
+            probabilities = np.asarray(run(window[None]))[0]
+            if total is None:
+                total = np.zeros((height, image.shape[1], probabilities.shape[-1]), np.float32)
+                weights = np.zeros((height, image.shape[1], 1), np.float32)
+            total[:, left : left + width] += probabilities * weight[..., None]
+            weights[:, left : left + width] += weight[..., None]
+        done = following - top
+        yield total[:done] / weights[:done]
+        # What the next row of windows shares with this one moves up.
+        for array in (total, weights):
+            array[: -done or None] = array[done:]
+            array[height - done :] = 0
+
+
+def from_model(model: checkpoints.Model) -> Predictor:
+    """A predictor that runs a checkpoint's weights on the default device.
+
+    Raises:
+      UserError: the weights have no classifier.
+    """
+    if not model.class_set:
+        raise UserError("these weights have no classifier to predict with")
+    apply_fn: Callable[..., Any] = Segmenter(model.spec).apply
+    input_size, scales = tuple(model.config["eval"]["size"]), tuple(model.config["multi_scale"])
+    variables = jax.device_put(model.variables)
+
+    # The network is compiled once; only this last part again for every size of image.
+    upsample = jax.jit(inference.mean_probabilities, static_argnames="size")
+
+    @functools.partial(jax.jit, static_argnames=("scales", "flip"))
+    def logits(variables: Any, batch: jax.Array, scales: tuple[float, ...], flip: bool) -> list[jax.Array]:
+        return inference.view_logits(
+            apply_fn, variables, batch, preprocessing=model.preprocessing, scales=scales, flip=flip
+        )
+
+    @jax.jit
+    def features(variables: Any, batch: jax.Array) -> jax.Array:
+        return apply_fn(variables, normalise(batch, model.preprocessing), train=False)[1]
+
+    def resized(batch: np.ndarray) -> np.ndarray:
+        return np.stack([images.resize_image(image, input_size) for image in batch])
+
+    def run_probabilities(batch: np.ndarray, multi_scale: bool) -> jax.Array:
+        views = logits(variables, resized(batch), scales if multi_scale else inference.SINGLE_SCALE, multi_scale)
+        return upsample(views, batch.shape[1:3])
+
+    return Predictor(
+        model.class_set,
+        input_size,
+        scales,
+        model.step,
+        run_probabilities,
+        lambda batch: features(variables, resized(batch)),
+    )

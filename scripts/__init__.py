@@ -1,0 +1,1 @@
+"""Command-line programs: `python scripts/NAME.py`, or `fada-jax NAME` where the package is installed."""
