@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL
 from absl import flags
 from flax import traverse_util
 from jax import export
@@ -62,8 +63,15 @@ def pillow_weights(size_in: Any, size_out: int) -> jax.Array:
     return jnp.trunc(weights * 2**_PILLOW_BITS + jnp.where(weights < 0, -0.5, 0.5))
 
 
+def _begins_with_rows(height: jax.Array, width: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Whether Pillow resizes along the height first; rounding in between makes the order show."""
+    if int(PIL.__version__.partition(".")[0]) < 13:
+        return (height > 100 * width) & (height > size[1])
+    return height - size[1] > 2 * jnp.maximum(width - size[0], 0)
+
+
 def resize_like_pillow(images: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Bicubic resize with antialiasing, equal to Pillow 13's in every bit: two passes, each rounded to uint8.
+    """Bicubic resize with antialiasing, equal to the installed Pillow's in every bit: two passes, rounded to uint8.
 
     Needs float64 (``jax.enable_x64``), in which the products of pixels and integer weights are exact.
 
@@ -79,8 +87,7 @@ def resize_like_pillow(images: jax.Array, size: tuple[int, int]) -> jax.Array:
         x = jnp.einsum(equation, weights, x, precision=jax.lax.Precision.HIGHEST)
         return jnp.clip(jnp.floor((x + 2 ** (_PILLOW_BITS - 1)) * 2.0**-_PILLOW_BITS), 0, 255)
 
-    # Pillow begins with the axis that leaves less to do.
-    rows_first = jnp.asarray(height) - size[1] > 2 * jnp.maximum(jnp.asarray(width) - size[0], 0)
+    rows_first = _begins_with_rows(jnp.asarray(height), jnp.asarray(width), size)
     x = images.astype(jnp.float64)
     x = jax.lax.cond(rows_first, lambda x: resize(resize(x, 1), 2), lambda x: resize(resize(x, 2), 1), x)
     return x.astype(jnp.uint8)

@@ -180,7 +180,7 @@ def test_scores_are_those_of_scikit_learn(live):
         live.score([(picture(20, 30), np.zeros((21, 30), np.uint8))])
 
 
-# Growing, shrinking, both; Pillow begins with the rows of the last two.
+# Growing, shrinking, both; from 13 on Pillow begins with the rows of the last two.
 @pytest.mark.parametrize(
     ("height", "width", "size"),
     [(20, 11, (64, 32)), (45, 77, (32, 16)), (90, 12, (64, 32)), (100, 50, (30, 19))],
