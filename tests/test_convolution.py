@@ -10,6 +10,8 @@ from fada_jax.models.convolution import convolve, written_for
 # Channels in and out, kernel, stride, dilation: each way that a gradient is taken on CPUs.
 CASES = {
     "1x1": (6, 10, 1, 1, 1),
+    "1x1, to many channels": (6, 30, 1, 1, 1),
+    "1x1, to few channels": (30, 6, 1, 1, 1),
     "1x1, stride 2": (6, 10, 1, 2, 1),
     "3x3": (6, 10, 3, 1, 1),
     "3x3, dilation beyond the image": (6, 10, 3, 1, 24),

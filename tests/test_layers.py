@@ -60,6 +60,14 @@ def test_strided_convolution_pads_both_sides_like_pytorch():
     np.testing.assert_array_equal(conv.apply(ones, jnp.asarray(x))[0, :, 1, 0], 3 * np.array([1.0, 6.0, 12.0, 18.0]))
 
 
+def test_the_end_of_a_block_is_the_relu_of_a_sum_and_has_its_gradient():
+    x, y, weight = (np.random.default_rng(0).normal(size=(3, 500)).astype(np.float32)).reshape(3, 1, 5, 10, 10)
+    value, pull = jax.vjp(layers.relu_of_sum, x, y)
+    np.testing.assert_array_equal(value, np.maximum(x + y, 0))
+    for gradient in pull(weight):
+        np.testing.assert_array_equal(gradient, np.where(x + y > 0, weight, 0))
+
+
 def test_max_pool_pads_with_minus_infinity():
     x = jnp.asarray(-np.arange(1.0, 26.0, dtype=np.float32).reshape(1, 5, 5, 1))
     expected = [[-1, -2, -4], [-6, -7, -9], [-16, -17, -19]]

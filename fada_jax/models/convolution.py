@@ -107,10 +107,14 @@ _convolve_on_cpu.defvjp(_forward, _backward)
 def _kernel_gradient(x: jax.Array, gradient: jax.Array, k: int, stride: int, dilation: int) -> jax.Array:
     """Gradient with respect to the kernel, [k, k, C, D]: one matrix product over all positions for each tap.
 
-    Shifting the gradient against the whole input costs less than shifting the input, which a stride makes necessary.
+    Shifting the gradient against the whole input costs less than shifting the input, which a stride makes necessary. Of
+    a 1x1 convolution the side with far fewer channels is moved, if there is one: the other may be a sum over residual
+    blocks, all of which XLA would compute again for it.
     """
     channels, features = x.shape[-1], gradient.shape[-1]
-    if stride == 1:
+    if k == 1 and channels <= 2 * features and features <= 2 * channels:
+        return jnp.einsum("nhwc,nhwd->cd", x, gradient)[None, None]
+    if stride == 1 and (k > 1 or channels < features):
         x = _channels_first(x)
         taps = _shifted(gradient, k, 1, dilation)[::-1]
         if k * k * features <= channels:

@@ -49,7 +49,7 @@ class Block(nn.Module):
         if self.project:
             x = layers.Conv(out, 1, stride=self.stride, dtype=self.dtype, name="downsample_conv")(x)
             x = norm(name="downsample_bn")(x, train)
-        return layers.relu(x + y)
+        return layers.relu_of_sum(x, y)
 
 
 class ResNet(nn.Module):

@@ -1,0 +1,136 @@
+"""The yardsticks of the benchmark: the plain formulation, the FLOPs and bytes that it counts; and that it runs bare."""
+
+import dataclasses
+import functools
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from commands import ROOT, command, environment
+from test_steps import SPEC
+
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import benchmark
+
+from fada_jax import losses, steps
+from fada_jax.models import resize_align_corners
+from fada_jax.models.convolution import convolve
+
+
+class Narrow(benchmark.Work):
+    """The same with a network that compiles in seconds."""
+
+    spec = SPEC
+
+
+WORK = benchmark.Work("resnet18", 5, "float32", False, (64, 32), (48, 32), 1, 8, (1.0, 1.3), True)
+
+
+def temporary(fn, *shapes):
+    return jax.jit(fn).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_losses_in_row_blocks_take_a_quarter_of_the_memory_of_full_size_maps():
+    count, size, low, k = 4, (720, 1280), (90, 160), 19
+    method = benchmark.METHOD
+    logits, d_logits = (jax.ShapeDtypeStruct((count, *low, channels), jnp.float32) for channels in (k, 2 * k))
+    labels = jax.ShapeDtypeStruct((count, *size), jnp.uint8)
+
+    def plain_seg(z, labels):
+        return losses.segmentation_loss(resize_align_corners(z, size), labels, 1.8)
+
+    def plain_domains(d, z):
+        a = method.class_knowledge(resize_align_corners(z, size))
+        return jnp.stack([losses.domain_loss(resize_align_corners(d, size), a, domain) for domain in (0, 1)])
+
+    def blocks_seg(z, labels):
+        return losses.mean(*steps._segmentation(z, labels, 1.8, 32))
+
+    def blocks_domains(d, z):
+        sums, pixels = steps._domains(d, z, method, (0, 1), size, 32)
+        return sums / pixels
+
+    for plain, blocks, arguments in ((plain_seg, blocks_seg, labels), (plain_domains, blocks_domains, logits)):
+        first = logits if arguments is labels else d_logits
+        memory = [temporary(jax.jacrev(fn), first, arguments) for fn in (plain, blocks)]
+        assert memory[1] < memory[0] / 4, memory
+
+
+@pytest.mark.parametrize(
+    ("k", "stride", "dilation"), [(1, 1, 1), (3, 1, 1), (3, 1, 6), (3, 2, 1), (7, 2, 1), (1, 2, 1)]
+)
+def test_counted_flops_are_the_products_that_no_padding_enters(k, stride, dilation):
+    height, width, channels, features = 9, 14, 3, 5
+    image, kernel = jnp.ones((2, height, width, channels)), jnp.ones((k, k, channels, features))
+    # With ones everywhere each output counts its own products.
+    products = float(jnp.sum(convolve(image, kernel, stride, dilation)))
+    fn = functools.partial(convolve, stride=stride, dilation=dilation)
+    assert benchmark.layer_flops(fn, image, kernel) == [2 * products]
+
+
+def test_a_released_step_needs_26_teraflop():
+    work = dataclasses.replace(
+        WORK, backbone="resnet101", classes=19, source=(1280, 720), target=(1024, 512), batch=4, dtype="bfloat16"
+    )
+    assert benchmark.least_flops(work) == pytest.approx(26.2e12, rel=0.02)
+
+
+def test_communication_is_read_off_the_program():
+    hlo = """
+      %a = f32[4,100]{1,0} all-reduce(%x), channel_id=1, replica_groups=[2,4]<=[8], to_apply=%add
+      %b = (f32[10]{0}, bf16[6]{0}) all-gather(%y, %z), channel_id=2, replica_groups={{0,1},{2,3}}, dimensions={0}
+      %c = f32[8]{0} collective-permute(%w), channel_id=3, source_target_pairs={{0,1}}
+      %d = f32[8]{0} add(%c, %c)
+    """
+    sent = benchmark.communication(hlo, 8)
+    assert sent == {"all-reduce": 1600 * 2 * 3 / 4, "all-gather": 52 / 2, "collective-permute": 32}
+
+
+def test_the_plain_formulation_is_the_same_iteration():
+    work = Narrow(**dataclasses.asdict(WORK))
+    states = jax.jit(functools.partial(benchmark.create_states, work))()
+    batches = [benchmark.random_batch(shapes, work.classes) for shapes in benchmark.batch_shapes(work)]
+    results = [jax.jit(functools.partial(step, work))(*states, *batches) for step in benchmark.STEPS.values()]
+    for name, value in results[1][2].items():
+        assert float(results[0][2][name]) == pytest.approx(float(value), rel=1e-5)
+    for index in (0, 1):
+        moments = [jax.tree.leaves(result[index].opt_state) for result in results]
+        for ours, plain in zip(*moments, strict=True):
+            error = np.linalg.norm(np.subtract(ours, plain)) / max(np.linalg.norm(plain), 1e-12)
+            assert error < 1e-4
+
+
+def test_a_wrong_command_or_size_is_one_line():
+    assert "step, infer, compile, input" in command("scripts/benchmark.py", expect=1)
+    assert "--source_size=64: expected WIDTHxHEIGHT" in command(
+        "scripts/benchmark.py", "compile", "--source_size=64", expect=1
+    )
+
+
+@pytest.mark.slow
+def test_a_bare_machine_measures_both_frameworks(tmp_path):
+    for name in ("tensorflow", "tensorflow_datasets", "ml_collections", "PIL", "tensorboardX", "sklearn"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('not on this machine')\n")
+    tiny = ("--backbone=resnet18", "--batch=1", "--source_size=64x32", "--target_size=64x32", "--dtype=float32")
+    for name, options in (("step", ()), ("infer", ("--scales=1,1.3",))):
+        output = tmp_path / f"{name}.json"
+        result = subprocess.run(
+            [sys.executable, "scripts/benchmark.py", name, *tiny, *options, "--compare=torch", "--cores=1",
+             "--rounds=2", "--repeats=2", "--warmup=1", f"--output={output}"],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env=environment() | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr[-2000:]
+        measured = json.loads(output.read_text())
+        for framework in ("jax", "torch"):
+            assert len(measured[framework]["seconds"]) == 4
+            assert 0 < measured[framework]["share_of_product"] < 1.5
+        assert measured["ratio"]["median_seconds"] > 0
