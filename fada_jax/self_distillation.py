@@ -91,7 +91,7 @@ def select(probabilities: jax.Array, thresholds: jax.Array, *, relative: bool = 
     Returns:
       uint8 [N, H, W].
     """
-    thresholds = jnp.asarray(thresholds)
+    thresholds = jnp.asarray(thresholds)  # NumPy's cannot be indexed by what is traced.
     scores = probabilities / jnp.maximum(thresholds, 1e-6) if relative else probabilities
     labels = jnp.argmax(scores, axis=-1)
     confidence = jnp.take_along_axis(probabilities, labels[..., None], axis=-1)[..., 0]

@@ -80,3 +80,10 @@ def test_more_is_kept_as_the_share_grows(keep):
     more = np.asarray(sd.select(p, thresholds_of(p, keep)))
     assert np.sum(fewer != IGNORE) < np.sum(more != IGNORE)
     assert np.all((fewer == more) | (fewer == IGNORE))
+
+
+def test_selection_compiles_with_the_thresholds_of_a_pass():
+    p = probabilities(1, 3.0)
+    thresholds = thresholds_of(p, 0.5)
+    compiled = jax.jit(lambda p: sd.select(p, thresholds))(p)
+    np.testing.assert_array_equal(compiled, sd.select(p, thresholds))
