@@ -183,10 +183,10 @@ def resident_mib() -> float:
 
 
 def measure_memory(batches: int) -> dict[str, Any]:
-    """Resident memory at ten points over ``batches`` batches of the training stream with jitter."""
+    """Resident memory at ten points over ``batches`` batches of one image."""
     points = []
     with _resized_data() as folder:
-        for i, _ in enumerate(itertools.islice(our_batches(Path(folder), True), batches), start=1):
+        for i, _ in enumerate(itertools.islice(our_batches(Path(folder), False, 1), batches), start=1):
             if i % max(1, batches // 10) == 0:
                 points.append((i, round(resident_mib(), 1)))
                 print(f"{points[-1][0]:>6} batches: {points[-1][1]:,.1f} MiB resident", flush=True)
