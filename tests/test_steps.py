@@ -135,7 +135,7 @@ def test_the_networks_learn_a_constant_scene():
     assert float(metrics["loss_seg"]) < 0.2 * first
 
 
-MESHES = {"data 2": (2, 1, 1), "data 8": (8, 1, 1), "data 4 x fsdp 2": (8, 2, 1), "data 2 x spatial 4": (8, 1, 4)}
+MESHES = {"data 2": (2, 1, 1), "data 8": (8, 1, 1), "data 2 x fsdp 2": (4, 2, 1), "data 2 x spatial 4": (8, 1, 4)}
 
 
 def _two_steps(norm, num_devices, fsdp, spatial):
