@@ -4,7 +4,7 @@
   python scripts/benchmark.py input --memory_batches=2000
   python scripts/benchmark.py input --resume_step=1000
 
-Images are generated at GTA5's size, 1914x1052, as PNGs of about GTA5's 2.3 MB; the DataLoader reads those files, or
+Images are generated at GTA5's size, 1914x1052, as PNGs of about 2.5 MB; the DataLoader reads those files, or
 PNGs of 1280x720, and fada-jax what it converts them to. Rates divide by CPU time.
 """
 
