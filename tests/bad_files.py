@@ -39,6 +39,8 @@ def make_bad_files(bad):
         (bad / name).write_text(text)
     picture = Image.fromarray(raw_trees.picture(0, 24, 48))
     picture.save(bad / "photo.png")
+    (bad / "again").mkdir()
+    picture.save(bad / "again" / "photo.png")
     (bad / "truncated.png").write_bytes((bad / "photo.png").read_bytes()[:-300])
     (bad / "folder.png").mkdir()
     (bad / "huge.png").write_bytes(huge_png())

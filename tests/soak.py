@@ -45,7 +45,7 @@ def soak(out, steps):
         process = subprocess.Popen(
             [sys.executable, "-u", *arguments],
             cwd=ROOT,
-            env={**environment(), "TMPDIR": temporary},
+            env={**environment(), "XLA_FLAGS": "", "TMPDIR": temporary},
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,

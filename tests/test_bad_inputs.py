@@ -130,7 +130,7 @@ ROWS = {
             ("-m", "fada_jax.evaluate", "--workdir={damaged}", "--checkpoint=3"), 1, "meta/metadata: No such file",
         ),
         "nothing to predict": (PREDICT, 1, "no image given"),
-        "two images of one name": ((*PREDICT, "{photo}", "{bad}/photo.png"), 1, "several images are called 'photo'"),
+        "two images of one name": ((*PREDICT, "{photo}", "{bad}/again/photo.png"), 1, "several images are called 'photo'"),
         "export to an unknown format": (
             (*WEIGHTS, "export", "--workdir={good}", "--output={new}/x.onnx"), 1, "must end in .pth or .safetensors",
         ),
@@ -151,7 +151,7 @@ ROWS = {
         "zero bytes": ((*PREDICT, "{bad}/empty.png"), 1, "empty.png: not a readable image"),
         "truncated": ((*PREDICT, "{bad}/truncated.png"), 1, "truncated.png: not a readable image"),
         "text called .png": ((*PREDICT, "{bad}/text.png"), 1, "text.png: not a readable image"),
-        "folder called .png": ((*PREDICT, "{bad}/folder.png"), 1, "folder.png: not a readable image"),
+        "folder called .png": ((*PREDICT, "{bad}/folder.png"), 1, "folder.png holds no image"),
         "larger than memory": ((*PREDICT, "{bad}/huge.png"), 1, "huge.png: not a readable image (Image size"),
         "loop of symbolic links": ((*PREDICT, "{bad}/loop.png"), 1, "loop.png: not a readable image"),
         "32-bit pixels": ((*PREDICT, "{bad}/float.tiff"), 1, "save it with 8 or 16 bits"),

@@ -92,6 +92,7 @@ def test_communication_is_read_off_the_program():
     assert sent == {"all-reduce": 1600 * 2 * 3 / 4, "all-gather": 52 / 2, "collective-permute": 32}
 
 
+@pytest.mark.slow
 def test_the_plain_formulation_is_the_same_iteration():
     work = Narrow(**dataclasses.asdict(WORK))
     states = jax.jit(functools.partial(benchmark.create_states, work))()

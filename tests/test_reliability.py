@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import raw_trees
-from commands import ROOT, environment
+from commands import QUICK_COMPILE, ROOT, environment
 from interruptions import make_data
 from PIL import Image
 from test_bad_inputs import tiny_config, write_checkpoints
@@ -334,7 +334,7 @@ def test_a_checkpoint_restores_on_other_meshes(tmp_path):
     result = subprocess.run(
         [sys.executable, "-c", _RESTORE, str(tmp_path)],
         cwd=ROOT,
-        env={**environment(), "XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
+        env={**environment(), "XLA_FLAGS": f"--xla_force_host_platform_device_count=4 {QUICK_COMPILE}"},
         capture_output=True,
         text=True,
     )

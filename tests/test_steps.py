@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import subprocess
 import sys
 
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from commands import QUICK_COMPILE, ROOT, environment
 
 from fada_jax import losses, optim, sharding, steps
 from fada_jax.errors import UserError
@@ -171,9 +171,8 @@ def sharded():
     """Results of two steps on meshes of eight forced devices, by normalisation and mesh."""
     cases = {f"{norm}, {name}": (norm, *mesh) for norm in ("group", "live") for name, mesh in MESHES.items()}
     code = f"import json, tests.test_steps as t; print(json.dumps({{k: t._two_steps(*v) for k, v in {cases}.items()}}))"
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=root)
+    variables = {**environment(), "XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {QUICK_COMPILE}"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=variables, cwd=ROOT)
     assert result.returncode == 0, result.stderr[-2000:]
     return json.loads(result.stdout.splitlines()[-1])
 
