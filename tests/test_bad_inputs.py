@@ -130,7 +130,9 @@ ROWS = {
             ("-m", "fada_jax.evaluate", "--workdir={damaged}", "--checkpoint=3"), 1, "meta/metadata: No such file",
         ),
         "nothing to predict": (PREDICT, 1, "no image given"),
-        "two images of one name": ((*PREDICT, "{photo}", "{bad}/again/photo.png"), 1, "several images are called 'photo'"),
+        "two images of one name": (
+            (*PREDICT, "{photo}", "{bad}/again/photo.png"), 1, "several images are called 'photo'",
+        ),
         "export to an unknown format": (
             (*WEIGHTS, "export", "--workdir={good}", "--output={new}/x.onnx"), 1, "must end in .pth or .safetensors",
         ),
