@@ -170,9 +170,11 @@ def _two_steps(norm, num_devices, fsdp, spatial):
 def sharded():
     """Results of two steps on meshes of eight forced devices, by normalisation and mesh."""
     cases = {f"{norm}, {name}": (norm, *mesh) for norm in ("group", "live") for name, mesh in MESHES.items()}
-    code = f"import json, tests.test_steps as t; print(json.dumps({{k: t._two_steps(*v) for k, v in {cases}.items()}}))"
+    code = f"import json, test_steps as t; print(json.dumps({{k: t._two_steps(*v) for k, v in {cases}.items()}}))"
     variables = {**environment(), "XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {QUICK_COMPILE}"}
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=variables, cwd=ROOT)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=variables, cwd=ROOT / "tests"
+    )
     assert result.returncode == 0, result.stderr[-2000:]
     return json.loads(result.stdout.splitlines()[-1])
 
