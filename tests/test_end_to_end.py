@@ -177,6 +177,7 @@ def test_predict_writes_labels_at_the_images_own_size(recipe, tmp_path):
     assert np.asarray(Image.open(tmp_path / "out" / "grey_color.png")).shape == (64, 128, 3)
 
 
+@pytest.mark.slow
 def test_wrong_use_ends_with_one_clear_line(recipe, data_dir, tmp_path):
     workdir, _, _ = recipe
     train = ("-m", "fada_jax.train", f"--workdir={tmp_path}/w", f"--config.data_dir={data_dir}")
