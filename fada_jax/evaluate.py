@@ -14,7 +14,6 @@ import csv
 import functools
 import io
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -26,7 +25,7 @@ from absl import flags
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from fada_jax import checkpoints, cli, colour_matching, inference, metrics, sharding
+from fada_jax import checkpoints, cli, colour_matching, files, inference, metrics, sharding
 from fada_jax.errors import UserError
 from fada_jax.models import Segmenter
 
@@ -194,12 +193,8 @@ def table(result: Mapping[str, Any]) -> str:
 
 def write_text(path: str | Path, text: str) -> None:
     """Writes a file whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Another process may write the same file.
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    with files.replacing(path) as partial:
+        partial.write_text(text)
 
 
 def to_csv(results: Iterable[Mapping[str, Any]]) -> str:

@@ -33,6 +33,7 @@ from fada_jax.classes import ClassSet
 from fada_jax.errors import UserError
 from fada_jax.evaluate import stage_workdir
 from fada_jax.models import Segmenter
+from fada_jax.models.layers import interpolate
 from fada_jax.predictor import Predictor
 from fada_jax.preprocessing import normalise
 
@@ -105,9 +106,7 @@ def upsample_to_any(x: jax.Array, size: tuple[Any, Any]) -> jax.Array:
         at = lambda where, value: jnp.where(index == where[:, None], value[:, None], 0.0)  # noqa: E731
         return (at(low, 1 - fraction) + at(high, fraction)).astype(jnp.float32)
 
-    highest = jax.lax.Precision.HIGHEST
-    x = jnp.einsum("oh,nhwc->nowc", weights(x.shape[1], size[0]), x.astype(jnp.float32), precision=highest)
-    return jnp.einsum("pw,nowc->nopc", weights(x.shape[2], size[1]), x, precision=highest)
+    return interpolate(x, weights(x.shape[1], size[0]), weights(x.shape[2], size[1]))
 
 
 def functions(model: checkpoints.Model) -> dict[str, Callable[[dict[str, jax.Array], jax.Array], jax.Array]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+
+from fada_jax import files
 
 # A fixed salt and no date: the same numbers give the same file.
 _SVG = {"svg.hashsalt": "fada_jax", "svg.fonttype": "path"}
@@ -84,8 +85,5 @@ def to_svg(figure: Figure) -> str:
 
 def save(figure: Figure, path: str | Path) -> None:
     """Writes a PNG whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    figure.savefig(partial, format="png", dpi=120)
-    os.replace(partial, path)
+    with files.replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=120)

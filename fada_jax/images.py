@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 
+from fada_jax import files
 from fada_jax.classes import ClassSet
 from fada_jax.errors import UserError
 
@@ -73,10 +73,8 @@ def describe(error: Exception) -> str:
 
 def write_image(path: Path, image: np.ndarray) -> None:
     """Writes uint8 [H, W] or [H, W, 3] as PNG, whole or not at all, and makes the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    Image.fromarray(image).save(partial, format="PNG")
-    os.replace(partial, path)
+    with files.replacing(path) as partial:
+        Image.fromarray(image).save(partial, format="PNG")
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

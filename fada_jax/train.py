@@ -593,6 +593,7 @@ def validate(config: ConfigDict, states: States, step: int, mesh: Any) -> float:
         batch_size=config.eval_batch_size * mesh.size,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        damaged_records=config.damaged_records,
     )
     return evaluate.evaluate(model, batches, num_devices=mesh.size)["miou"]
 

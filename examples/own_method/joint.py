@@ -11,24 +11,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from fada_jax.methods import OutputSpace
+
 
 @dataclasses.dataclass(frozen=True)
-class FeaturesAndClasses:
-    """Binary domain labels on ``[f; softmax(z / T)]``.
-
-    Attributes:
-      temperature: T, divides the logits before the softmax.
-    """
-
-    temperature: float = 1.8
-
-    def num_outputs(self, num_classes: int) -> int:
-        del num_classes
-        return 2
+class FeaturesAndClasses(OutputSpace):
+    """Binary domain labels on ``[f; softmax(z / T)]``."""
 
     def discriminator_input(self, logits: jax.Array, features: jax.Array) -> jax.Array:
-        p = jax.nn.softmax(logits.astype(jnp.float32) / self.temperature)
+        p = super().discriminator_input(logits, features)
         return jnp.concatenate([features, p.astype(features.dtype)], axis=-1)
-
-    def class_knowledge(self, logits: jax.Array) -> jax.Array:
-        return jnp.ones((*logits.shape[:-1], 1), jnp.float32)

@@ -193,6 +193,11 @@ def resize_align_corners(x: jax.Array, size: tuple[int, int]) -> jax.Array:
         return x.astype(jnp.float32)
     rows = interpolation_matrix(x.shape[1], size[0])
     columns = interpolation_matrix(x.shape[2], size[1])
+    return interpolate(x, rows, columns)
+
+
+def interpolate(x: jax.Array, rows: Any, columns: Any) -> jax.Array:
+    """[N, h, w, C] with the weights of its rows [H, h] and columns [W, w] -> float32 [N, H, W, C]."""
     x = x.astype(jnp.float32)
     x = jnp.einsum("oh,nhwc->nowc", rows, x, precision=jax.lax.Precision.HIGHEST)
     return jnp.einsum("pw,nowc->nopc", columns, x, precision=jax.lax.Precision.HIGHEST)
