@@ -27,7 +27,7 @@ from flax import serialization
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from fada_jax import __version__, classes, steps
+from fada_jax import __version__, classes, sharding, steps
 from fada_jax.errors import UserError, storage_fault
 from fada_jax.models import ModelSpec
 from fada_jax.optim import OptimizerSpec
@@ -371,8 +371,8 @@ def load_model(workdir: str | Path, checkpoint: str = "last") -> Model:
 
 
 def _on_one_device(tree: Any) -> Any:
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return sharding.placed(tree, jax.tree.map(lambda x: device, tree))
 
 
 def restore_states(workdir: str | Path, step: int, states: States, shardings: Any) -> States:
@@ -382,9 +382,7 @@ def restore_states(workdir: str | Path, step: int, states: States, shardings: An
       states: arrays or their shapes.
       shardings: where each array goes, of the same structure.
     """
-    states = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), states, shardings
-    )
+    states = sharding.placed(states, shardings)
     generator = states["generator"]
     tree = {"params": generator.params, "batch_stats": generator.collections.get("batch_stats", {})}
     model = _restore(workdir, step, "model", ocp.args.StandardRestore(tree))

@@ -63,6 +63,16 @@ def by_size(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(place, tree)
 
 
+def placed(tree: Any, shardings: Any) -> Any:
+    """Shapes of the arrays of ``tree``, each with its sharding: what a program is compiled or a state restored for."""
+    return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, shardings)
+
+
+def placed_batch(mesh: Mesh, tree: Any) -> Any:
+    """``placed`` for the arrays of a batch."""
+    return placed(tree, jax.tree.map(lambda x: by_batch(mesh, x.ndim), tree))
+
+
 def by_batch(mesh: Mesh, ndim: int = 3) -> NamedSharding:
     """Sharding of one array of a batch: images [N, H, W, ...], or with ``ndim`` 1 values per image [N]."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES, *(["spatial"] if ndim > 2 else [])))

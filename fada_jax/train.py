@@ -219,12 +219,8 @@ def compile_step(config: ConfigDict, mesh: Any) -> tuple[States, dict, Any]:
     """
     states = jax.eval_shape(lambda: create_states(config))
     shardings = sharding.by_size(mesh, states)
-
-    def place(x: Any, where: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-
-    states = jax.tree.map(place, states, shardings)
-    shapes = jax.tree.map(lambda x: place(x, sharding.by_batch(mesh, x.ndim)), batch_shapes(config))
+    states = sharding.placed(states, shardings)
+    shapes = sharding.placed_batch(mesh, batch_shapes(config))
     step = jax.jit(make_step(config), donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
     return states, shapes, step.lower(states, shapes).compile()
 

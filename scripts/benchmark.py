@@ -392,19 +392,14 @@ def communication(hlo: str, devices: int) -> dict[str, float]:
 def compile_once(work: Work, formulation: str, mesh: Any, form: str) -> dict[str, Any]:
     """Compiles one step from shapes and reads its cost off the result; nothing is run or allocated."""
     states = jax.eval_shape(lambda: create_states(work))
-    placed = sharding.by_size(mesh, states)
-
-    def place(x: Any, where: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-
-    batches = jax.tree.map(lambda x: place(x, sharding.by_batch(mesh, x.ndim)), batch_shapes(work))
+    shardings = sharding.by_size(mesh, states)
     step = jax.jit(
         functools.partial(STEPS[formulation], work),
         donate_argnums=(0, 1),
-        out_shardings=(*placed, sharding.replicated(mesh)),
+        out_shardings=(*shardings, sharding.replicated(mesh)),
     )
     with written_for(form):
-        lowered = step.lower(*jax.tree.map(place, states, placed), *batches)
+        lowered = step.lower(*sharding.placed(states, shardings), *sharding.placed_batch(mesh, batch_shapes(work)))
     began = time.perf_counter()
     compiled = lowered.compile()
     seconds = time.perf_counter() - began
