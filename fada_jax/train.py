@@ -320,7 +320,13 @@ def initial_states(config: ConfigDict, mesh: Any) -> States:
     abstract = jax.eval_shape(lambda: create_states(config))
     shardings = sharding.by_size(mesh, abstract)
     # Leaves alone: every call of create_states makes optimizers of its own, which JAX takes for another structure.
-    leaves = jax.jit(lambda: jax.tree.leaves(create_states(config)), out_shardings=jax.tree.leaves(shardings))()
+    # What runs once is compiled without optimisation on CPUs, in a quarter of the time.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    leaves = jax.jit(
+        lambda: jax.tree.leaves(create_states(config)),
+        out_shardings=jax.tree.leaves(shardings),
+        compiler_options=options,
+    )()
     states = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
     if model is None:
         return states

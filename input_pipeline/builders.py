@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import functools
 import io
 import itertools
 import json
-import multiprocessing
 import os
 import shlex
 import shutil
 import struct
-import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -28,8 +25,8 @@ from tensorflow_datasets.core import shuffle
 
 from fada_jax.classes import ENCODINGS, LabelEncoding, parse_class_map
 from fada_jax.errors import UserError
-from input_pipeline import raw_datasets
-from input_pipeline.raw_datasets import CITIES, RawExample
+from input_pipeline import raw_datasets, workers
+from input_pipeline.raw_datasets import CITIES
 
 VERSION = "1.0.0"
 # Conversion reads local files only; without this tfds asks a cloud bucket for prepared data.
@@ -171,45 +168,6 @@ def index_path(root: Path, split: str) -> Path:
     return root / f"{split}_index.npz"
 
 
-def _in_order(read: Callable[[Any], Any], examples: Iterable[Any], workers: int) -> Iterator[Any]:
-    """``map`` over processes, in order, with a bounded number of results in flight."""
-    if workers <= 1:
-        yield from map(read, examples)
-        return
-    # TensorFlow's threads do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
-        iterator = iter(examples)
-        pending = [pool.submit(read, example) for example in itertools.islice(iterator, 4 * workers)]
-        while pending:
-            yield pending.pop(0).result()
-            pending += [pool.submit(read, example) for example in itertools.islice(iterator, 1)]
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
-
-    def watch() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _example(
-    read: Callable[[RawExample], raw_datasets.Record], errors: Path, spread: int, numbered: tuple[int, RawExample]
-) -> list[tuple[int, dict[str, Any]]]:
-    """The stored example of one raw one with its key, or none and a file in ``errors`` with what is wrong with it."""
-    i, raw = numbered
-    try:
-        record = read(raw)
-    except UserError as error:
-        (errors / f"{i:09d}").write_text(str(error))
-        return []
-    # Keys give the order; spread over their whole range they fill all bucket files alike.
-    return [(i * spread, {field.name: getattr(record, field.name) for field in dataclasses.fields(record)})]
-
-
 def _beam(options: str) -> tuple[Any, Any]:
     """The module apache_beam, and its pipeline options.
 
@@ -287,11 +245,11 @@ def convert(
     def source(split: str) -> Any:
         examples, errors = splits[split], partial / ".errors" / split
         errors.mkdir(parents=True)
-        convert_one = functools.partial(_example, read, errors, _KEYS // len(examples))
+        convert_one = functools.partial(workers.numbered_example, read, errors, _KEYS // len(examples))
         if beam:
             return beam.Create(list(enumerate(examples))) | beam.Reshuffle() | beam.FlatMap(convert_one)
         return _counted(
-            _in_order(convert_one, enumerate(examples), conversion.workers),
+            workers.in_order(convert_one, enumerate(examples), conversion.workers),
             lambda done: progress(split, done, len(examples)),
         )
 

@@ -7,8 +7,8 @@ accelerator.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import functools
 import io
 import os
 import struct
@@ -35,6 +35,7 @@ _LUMA = (0.299, 0.587, 0.114)
 # JAX owns the accelerators.
 tf.config.set_visible_devices([], "GPU")
 
+_ENDLESS = np.iinfo(np.int64).max
 # What a stream does with a record whose checksum differs.
 ON_DAMAGE = ("fail", "skip")
 
@@ -292,31 +293,19 @@ def train_batches(
     table = identity if pseudo or not with_labels else _table(stream, class_set, source)
     lookup = table.tolist()
 
-    def positions() -> Iterator[int]:
-        step = start_step
-        while True:
-            first = step * batch_size + process_index * share
-            yield from range(first, first + share)
-            step += 1
+    order_of = functools.lru_cache(2)(sampler)
 
-    def numbers() -> Iterator[tuple[int, np.ndarray]]:
-        run, order = -1, np.zeros(0, np.int64)
-        for position in positions():
-            if position // length != run:
-                run = position // length
-                order = sampler(run)
-            random = np.random.default_rng([seed, _stream_id(stream), position, 1]).integers(0, 2**31 - 1, 2)
-            yield order[position % length], random.astype(np.int32)
-
-    def load(i: int) -> tuple[np.ndarray, np.ndarray]:
-        record = source.read_usable(i, damaged_records)
+    def load(i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        position = (start_step + i // share) * batch_size + process_index * share + i % share
+        key = np.random.default_rng([seed, _stream_id(stream), position, 1]).integers(0, 2**31 - 1, 2)
+        record = source.read_usable(int(order_of(position // length)[position % length]), damaged_records)
         label = np.zeros((0, 0, 1), np.uint8)
         if with_labels:
             label = _read_label(pseudo.read(record["name"]) if pseudo else record["label"], lookup, stream.size)
-        return _read_image(record["image"], stream.size, training=True), label
+        return key.astype(np.int32), _read_image(record["image"], stream.size, training=True), label
 
     def finish(key: tf.Tensor, image: tf.Tensor, label: tf.Tensor) -> dict[str, tf.Tensor]:
-        image = tf.ensure_shape(image, (None, None, 3))
+        key, image = tf.ensure_shape(key, (2,)), tf.ensure_shape(image, (None, None, 3))
         label = tf.ensure_shape(label, (None, None, 1)) if with_labels else None
         image, label = augment(image, label, key, stream.augment)
         width, height = stream.augment.crop or stream.size
@@ -325,7 +314,7 @@ def train_batches(
             result["label"] = tf.ensure_shape(label[..., 0], (height, width))
         return result
 
-    return _run(numbers(), load, [tf.uint8, tf.uint8], finish, share)
+    return _run(_ENDLESS, load, [tf.int32, tf.uint8, tf.uint8], finish, share)
 
 
 def batch_names(
@@ -344,43 +333,36 @@ def batch_names(
 
 
 def _run(
-    numbers: Iterable[tuple[int, np.ndarray]],
+    count: int,
     load: Callable[[int], tuple[Any, ...]],
     types: list[tf.DType],
     finish: Callable[..., Any],
     batch_size: int,
 ) -> Iterator[Any]:
-    """Batches of ``finish(key, *load(number))`` over (number, key), in order; an error of ours passes as itself.
+    """Batches of ``finish(*load(i))`` for i from 0 to ``count``, in order; an error of ours passes as itself.
 
     ``load`` reads in TensorFlow's threads, several images side by side: Pillow lets go of Python's lock.
     """
     failed: list[UserError] = []
 
-    @contextlib.contextmanager
-    def noting() -> Iterator[None]:
+    def load_one(i: np.ndarray) -> tuple[Any, ...]:
         try:
-            yield
+            return load(int(i))
         except UserError as error:
             failed.append(error)
             raise
 
-    def generate() -> Iterator[tuple[int, np.ndarray]]:
-        with noting():
-            yield from numbers
+    # Nothing here is Python that TensorFlow would have to translate, which took seconds a stream.
+    @tf.autograph.experimental.do_not_convert
+    def example(i: tf.Tensor) -> Any:
+        return finish(*tf.numpy_function(load_one, [i], types, stateful=False))
 
-    def load_one(i: np.ndarray) -> tuple[Any, ...]:
-        with noting():
-            return load(int(i))
-
-    dataset = tf.data.Dataset.from_generator(
-        generate, output_signature=(tf.TensorSpec((), tf.int64), tf.TensorSpec((2,), tf.int32))
-    )
-    dataset = dataset.map(
-        lambda i, key: finish(key, *tf.numpy_function(load_one, [i], types, stateful=False)),
-        num_parallel_calls=tf.data.AUTOTUNE,
-        deterministic=True,
-    )
-    dataset = dataset.batch(batch_size, drop_remainder=True).prefetch(2)
+    # The thread that would tune the parallelism takes a core now and then, and up to a minute to end.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    dataset = tf.data.Dataset.range(count).map(example, num_parallel_calls=threads, deterministic=True)
+    dataset = dataset.batch(batch_size, drop_remainder=True).prefetch(2).with_options(options)
     try:
         yield from dataset.as_numpy_iterator()
     except tf.errors.OpError as error:
@@ -418,10 +400,9 @@ def eval_batches(
     share, count = batch_size // process_count, len(source.records)
     batches = -(-count // batch_size)
 
-    def numbers() -> Iterator[tuple[int, np.ndarray]]:
-        for batch in range(batches):
-            first = batch * batch_size + process_index * share
-            yield from ((i, np.zeros(2, np.int32)) for i in range(first, min(first + share, count)))
+    first = np.arange(batches)[:, None] * batch_size + process_index * share
+    mine = (first + np.arange(share)).ravel()
+    mine = mine[mine < count]
 
     def load(i: int) -> tuple[Any, ...]:
         record = source.read_or_skip(i, damaged_records)
@@ -437,20 +418,19 @@ def eval_batches(
             intact,
         )
 
-    def finish(key: tf.Tensor, *values: tf.Tensor) -> dict[str, tf.Tensor]:
-        del key
+    def finish(*values: tf.Tensor) -> dict[str, tf.Tensor]:
         return dict(zip(("image", "label", "name", "size", "intact"), values, strict=True))
 
-    def single(numbers: Iterable[tuple[int, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+    def single(numbers: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         types = [tf.uint8, tf.uint8, tf.string, tf.int32, tf.bool]
-        for batch in _run(numbers, load, types, finish, 1):
+        for batch in _run(len(numbers), lambda i: load(int(numbers[i])), types, finish, 1):
             example = {key: value[0] for key, value in batch.items() if with_labels or key != "label"}
             if example.pop("intact"):
                 yield example
 
     waiting: list[dict[str, np.ndarray]] = []
     done, example = 0, None
-    for example in single(numbers()):
+    for example in single(mine):
         if waiting and with_labels and waiting[0]["label"].shape != example["label"].shape:
             if process_count > 1:
                 raise UserError(f"{stream.dataset}/{stream.split} has labels of several sizes: score it in one process")
@@ -465,7 +445,7 @@ def eval_batches(
         done += 1
     if process_count > 1 and done < batches:  # The others have images left, and every process takes part in a step.
         if example is None:
-            example = next(single((i, np.zeros(2, np.int32)) for i in range(count)))
+            example = next(single(np.arange(count)))
         for _ in range(batches - done):
             yield {**_pad([example], share), "mask": np.zeros(share, bool)}
 
