@@ -1,7 +1,9 @@
 """Every command says what it does with an example; wrong use ends with one line that names what is at fault."""
 
 import json
+import platform
 import re
+import resource
 import subprocess
 import sys
 
@@ -130,3 +132,22 @@ def test_the_cityscapes_server_gets_its_names_and_ids(tmp_path):
     assert classes.raw_ids(classes.get_class_set("crosscity13")).tolist()[-1] == 33
     with pytest.raises(UserError, match="no raw ids"):
         classes.raw_ids(classes.ClassSet("own", ("path",), ((0, 0, 0),)))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is the mallopt of glibc that is told so")
+def test_commands_get_the_memory_of_a_step_from_the_system_once():
+    script = """
+import resource, sys
+from fada_jax import cli
+if sys.argv[1] == "kept":
+    cli._keep_freed_memory()
+for step in range(20):
+    bytearray(100 << 20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
+    faults = {
+        how: int(subprocess.run([sys.executable, "-c", script, how], capture_output=True, check=True).stdout)
+        for how in ("kept", "returned")
+    }
+    pages = (100 << 20) // resource.getpagesize()
+    assert faults["returned"] - faults["kept"] > 15 * pages
