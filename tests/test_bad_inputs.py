@@ -59,7 +59,7 @@ ROWS = {
             (*SOURCE, "--config.generator_optimizer.learning_rate=-1.0"), 1, "generator_optimizer.learning_rate=-1.0",
         ),
         "learning rate that ends before the run": (
-            (*SOURCE, "--config.total_steps=2000"), 1, "schedule_steps=1201 is less than config.total_steps=2000",
+            (*SOURCE, "--config.total_steps=2000"), 1, "schedule_steps=1001 is less than config.total_steps=2000",
         ),
         "hue beyond half a turn": ((*SOURCE, "--config.source.hue=0.7"), 1, "config.source.hue=0.7"),
         "scale upside down": ((*SOURCE, "--config.target.scale=(2.0,0.5)"), 1, "config.target.scale=(2.0, 0.5)"),
