@@ -30,7 +30,7 @@ from commands import ROOT, environment
 from input_pipeline import builders
 
 STAGES = ("source", "control", "adversarial", "self_distillation")
-STEPS = 40
+STEPS = 48
 OPTIONS = (
     "--config.source.size=(48,32)", "--config.target.size=(48,24)", "--config.eval.size=(48,24)",
     "--config.model.widths=(8,8,8,8)", "--config.model.stem_width=8", "--config.discriminator.widths=(8,8)",
@@ -183,9 +183,14 @@ def torment(command, workdir, rng, kills, processes=1, stages=STAGES):
 def arrays(workdir):
     """Every array of the last checkpoint, by name."""
     found = {}
-    with ocp.StandardCheckpointer() as reader:
+    with ocp.PyTreeCheckpointer() as reader:
         for item in ("model", "training"):
-            tree = reader.restore(workdir / "checkpoints" / str(STEPS) / item)
+            folder = workdir / "checkpoints" / str(STEPS) / item
+            # As NumPy arrays: devices of several processes are not here.
+            as_numpy = jax.tree.map(
+                lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(folder).item_metadata.tree
+            )
+            tree = reader.restore(folder, ocp.args.PyTreeRestore(restore_args=as_numpy))
             for path, leaf in jax.tree.leaves_with_path(tree):
                 found[item + jax.tree_util.keystr(path)] = np.asarray(leaf)
     return found
