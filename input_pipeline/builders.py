@@ -8,6 +8,7 @@ import functools
 import io
 import itertools
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -179,6 +180,8 @@ def _beam(options: str) -> tuple[Any, Any]:
         from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
     except ImportError as error:
         raise UserError('--beam needs Apache Beam: pip install -c constraints.txt -e ".[beam]"') from error
+    # What fails is raised to us; the traceback that Beam logs beside it would bury the one line about it.
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     parsed = PipelineOptions(shlex.split(options))
     try:
         beam.runners.create_runner(parsed.view_as(StandardOptions).runner or "DirectRunner")
