@@ -179,7 +179,7 @@ def _beam(options: str) -> tuple[Any, Any]:
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
     except ImportError as error:
-        raise UserError('--beam needs Apache Beam: pip install -c constraints.txt -e ".[beam]"') from error
+        raise UserError("--beam needs Apache Beam, in an environment of its own: see docs/data.md") from error
     # What fails is raised to us; the traceback that Beam logs beside it would bury the one line about it.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     parsed = PipelineOptions(shlex.split(options))

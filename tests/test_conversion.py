@@ -286,7 +286,7 @@ def stored(root, split):
 
 @pytest.mark.slow
 def test_beam_converts_as_the_process_pool_does(tmp_path):
-    pytest.importorskip("apache_beam", reason='Apache Beam is not installed: pip install -e ".[beam]"')
+    pytest.importorskip("apache_beam", reason="Apache Beam is not installed: see docs/data.md")
     raw = raw_trees.cityscapes(tmp_path / "raw")
     arguments = ("--dataset=cityscapes", f"--raw_dir={raw}")
     run(*arguments, f"--data_dir={tmp_path}/pool")
@@ -309,7 +309,7 @@ def test_beam_converts_as_the_process_pool_does(tmp_path):
 
 def test_beam_that_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
-    with pytest.raises(UserError, match=r"--beam needs Apache Beam: pip install"):
+    with pytest.raises(UserError, match="--beam needs Apache Beam, in an environment of its own"):
         convert("gta5", raw_trees.gta5(tmp_path / "raw", 1), tmp_path / "data", beam="--runner=DirectRunner")
     assert not (tmp_path / "data").exists()
 
