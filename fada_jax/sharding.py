@@ -8,7 +8,7 @@ computes what one device does, to rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,18 +22,21 @@ BATCH_AXES = ("data", "fsdp")
 MIN_SHARDED_SIZE = 2**14
 
 
-def make_mesh(num_devices: int = 0, fsdp: int = 1, spatial: int = 1) -> Mesh:
+def make_mesh(
+    num_devices: int = 0, fsdp: int = 1, spatial: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
     """A mesh over ``num_devices`` devices of all processes; 0 takes every device.
 
     Args:
       num_devices: devices in all.
       fsdp: of these, how many share each parameter.
       spatial: how many share the rows of an image. The rest multiplies to ``data``.
+      devices: what to take them from instead, for instance devices to compile for that are not here.
 
     Raises:
       UserError: more devices asked for than there are, or axes that do not divide them.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     count = num_devices or len(devices)
     if count > len(devices):
         raise UserError(

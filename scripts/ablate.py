@@ -36,7 +36,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from scipy import stats
 
-from fada_jax import cli, colour_matching, evaluate, paper, settings, train
+from fada_jax import classes, cli, colour_matching, evaluate, paper, settings, train
 from fada_jax.errors import UserError
 from fada_jax.methods import METHODS
 
@@ -166,6 +166,13 @@ def _score(task: Task, folder: Path, config: ConfigDict, **options: Any) -> dict
     return run_recipe.only_scores(result)
 
 
+def _labelled(config: ConfigDict) -> bool:
+    from input_pipeline import pipeline
+
+    class_set = classes.get_class_set(config.class_set)
+    return pipeline.class_counts(config.data_dir, train.make_stream(config.source), class_set) is not None
+
+
 def run_seed(table: str, task: Task, seed: int) -> dict[str, dict[str, Any]]:
     """Scores of every row of a table for one seed."""
     folder = task.workdir / f"seed{seed}"
@@ -182,8 +189,11 @@ def run_seed(table: str, task: Task, seed: int) -> dict[str, dict[str, Any]]:
             matched = (adapted(colour=mode) for mode in colour_matching.MODES)
             scores["adapted_colour_matching"] = max(matched, key=lambda result: result["miou"])
         oracle = stages_of(task, seed, "oracle")["source"]
-        train.train(oracle, folder / "oracle")
-        scores["oracle"] = _score(task, folder / "oracle", oracle)
+        if _labelled(oracle):
+            train.train(oracle, folder / "oracle")
+            scores["oracle"] = _score(task, folder / "oracle", oracle)
+        else:
+            print(f"no oracle: {oracle.source.dataset}/{oracle.source.split} has no labels to train it on", flush=True)
     else:
         train.train(stages["source"], folder / "source")
         scores = {"source_only": _score(task, folder / "source", stages["source"])}

@@ -5,6 +5,7 @@
       --source_size=256x128 --target_size=256x128                            # on a CPU
   python scripts/benchmark.py infer --dtype=bfloat16
   python scripts/benchmark.py compile --devices=64 --target_size=1280x720    # needs no such devices
+  python scripts/benchmark.py compile --on=h100                              # needs no GPU, but jax[cuda12]
   python scripts/benchmark.py input --compare=torch
 
 step and infer run each framework in processes of its own, one after the other in turns, and print the median time, its
@@ -18,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import os
 import platform
 import re
@@ -35,6 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from flax import linen as nn
+from jax.experimental import topologies
 
 from fada_jax import cli, inference, losses, optim, sharding, steps
 from fada_jax.errors import UserError
@@ -44,6 +47,24 @@ from fada_jax.models.convolution import written_for
 from fada_jax.preprocessing import IMAGENET, normalise
 
 COMMANDS = ("step", "infer", "compile", "input")
+# What XLA's GPU compiler asks a device for; it compiles for this one where none is.
+H100 = """
+gpu_device_info {
+  cuda_compute_capability { major: 9 }
+  core_count: 132 fpus_per_core: 128 threads_per_warp: 32 clock_rate_ghz: 1.98
+  threads_per_block_limit: 1024 threads_per_core_limit: 2048
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448
+  l2_cache_size: 52428800 memory_bandwidth: 3352320000000 device_memory_size: 84942979072
+}
+platform_name: "CUDA"
+runtime_version { major: 12 minor: 8 }
+dnn_version_info { major: 9 minor: 10 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+# It cannot try kernels out, and its own matrix products need that.
+WITHOUT_A_GPU = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 LAMBDA_ADV = 0.001
 
 
@@ -122,11 +143,13 @@ def our_step(work: Work, generator: Any, discriminator: Any, source: Any, target
 
 
 def plain_step(work: Work, generator: Any, discriminator: Any, source: Any, target: Any) -> Any:
-    """The same iteration as one would write it down: all maps at full size, one loss for each network, Flax's ReLU.
+    """The same iteration as one would write it down: all maps at full size, one loss for each network, Flax's ReLU,
+    XLA's convolutions.
 
     The yardstick of memory and, in the tests, of the result.
     """
     with (
+        written_for("tpu"),
         mock.patch.object(layers, "relu", nn.relu),
         mock.patch.object(layers, "relu_of_sum", lambda x, y: nn.relu(x + y)),
     ):
@@ -381,24 +404,50 @@ def communication(hlo: str, devices: int) -> dict[str, float]:
     """
     sizes = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "s64": 8, "f64": 8}
     sent: dict[str, float] = {}
+    kinds = "|".join(_SENT)
     for line in hlo.splitlines():
-        found = re.search(r"= (\(?.*?\)?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)\(", line)
+        found = re.search(rf"= (\(?.*?\)?) ({kinds})(-start)?\(", line)
         if not found:
             continue
-        shapes, kind = found.groups()
+        shapes, kind, started = found.groups()
+        arrays = re.findall(r"(\w+)\[([\d,]*)\]", shapes)
+        if started and kind != "all-reduce":
+            # Their tuple names what goes in, too.
+            arrays = arrays[len(arrays) // 2 :]
         total = sum(
-            sizes[dtype] * float(np.prod([int(n) for n in dims.split(",") if n] or [1]))
-            for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
+            sizes[dtype] * float(np.prod([int(n) for n in dims.split(",") if n] or [1])) for dtype, dims in arrays
         )
-        groups = re.search(r"replica_groups=(?:\[(\d+),(\d+)\]|\{\{([\d,]+)\})", line)
-        members = devices
-        if groups:
-            members = int(groups.group(2)) if groups.group(2) else len(groups.group(3).split(","))
-        sent[kind] = sent.get(kind, 0.0) + total * _SENT[kind](members)
+        sent[kind] = sent.get(kind, 0.0) + total * _SENT[kind](_members(line, devices))
     return sent
 
 
-def compile_once(work: Work, formulation: str, mesh: Any, form: str) -> dict[str, Any]:
+def _members(line: str, devices: int) -> int:
+    """Devices that take part in one collective, from the ways in which XLA writes its groups."""
+    if found := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
+        return int(found.group(1))
+    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return len(found.group(1).split(","))
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
+        axes = dict(re.findall(r"'(\w+)'=(\d+)", found.group(1)))
+        return math.prod(int(axes[axis]) for axis in re.findall(r"'(\w+)'", found.group(2)))
+    return devices
+
+
+def absent_h100s(count: int) -> list[Any]:
+    """GPUs to compile for, whatever is here.
+
+    Raises:
+      UserError: JAX's GPU compiler is not installed.
+    """
+    try:
+        return topologies.get_topology_desc("h100", "cuda", target_config=H100, topology=f"1x1x{count}").devices
+    except NotImplementedError as error:
+        raise UserError('--on=h100 needs JAX\'s compiler for GPUs: pip install "jax[cuda12]"') from error
+
+
+def compile_once(
+    work: Work, formulation: str, mesh: Any, form: str, options: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Compiles one step from shapes and reads its cost off the result; nothing is run or allocated."""
     states = jax.eval_shape(lambda: create_states(work))
     shardings = sharding.by_size(mesh, states)
@@ -410,12 +459,13 @@ def compile_once(work: Work, formulation: str, mesh: Any, form: str) -> dict[str
     with written_for(form):
         lowered = step.lower(*sharding.placed(states, shardings), *sharding.placed_batch(mesh, batch_shapes(work)))
     began = time.perf_counter()
-    compiled = lowered.compile()
+    compiled = lowered.compile(options)
     seconds = time.perf_counter() - began
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     return {
         "compile_seconds": seconds,
-        "flops": cost["flops"],
+        # XLA's GPU compiler counts none.
+        "flops": cost["flops"] if cost else math.nan,
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
         "sent_bytes": communication(compiled.as_text(), mesh.size),
@@ -424,21 +474,24 @@ def compile_once(work: Work, formulation: str, mesh: Any, form: str) -> dict[str
 
 def run_compile(work: Work, options: flags.FlagValues) -> dict[str, Any]:
     """compile: each formulation, printed as a table."""
-    if options.devices > 1:
+    if options.on:
+        jax.config.update("jax_platforms", "cpu")
+    elif options.devices > 1:
         jax.config.update("jax_num_cpu_devices", options.devices)
         jax.config.update("jax_platforms", "cpu")
     if not options.cache:
         jax.config.update("jax_enable_compilation_cache", False)
-    mesh = sharding.make_mesh(options.devices, options.fsdp, options.spatial)
+    devices = absent_h100s(options.devices) if options.on else None
+    mesh = sharding.make_mesh(options.devices, options.fsdp, options.spatial, devices)
     sharding.check_batch("--batch", work.batch, mesh)
     least = least_flops(work) / mesh.size
-    form = options.written_for or jax.default_backend()
+    form = options.written_for or ("gpu" if options.on else jax.default_backend())
     result: dict[str, Any] = {"least_flops": least}
     axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     print(f"{mesh.size} device(s): {axes}; as {form} runs it; on each device {least / 1e12:.4f} TFLOP at least")
     print(f"{'':<8}{'compiled in s':>14}{'TFLOP':>9}{'/ least':>9}{'temporary GiB':>15}{'held GiB':>10}  sent MiB")
     for name in options.formulations:
-        row = result[name] = compile_once(work, name, mesh, form)
+        row = result[name] = compile_once(work, name, mesh, form, WITHOUT_A_GPU if options.on else None)
         sent = ", ".join(f"{kind} {size / 2**20:.1f}" for kind, size in row["sent_bytes"].items()) or "nothing"
         print(
             f"{name:<8}{row['compile_seconds']:>14.1f}{row['flops'] / 1e12:>9.4f}{row['flops'] / least:>9.3f}"
@@ -516,6 +569,7 @@ def define_flags() -> None:
     flags.DEFINE_enum("only", "", ["", "jax", "torch"], "step, infer: measure this one in this process.")
     flags.DEFINE_multi_enum("formulations", ["ours"], list(STEPS), "compile: what to compile.")
     flags.DEFINE_enum("written_for", "", ["", "cpu", "gpu", "tpu"], "compile: the platform's convolutions; ours here.")
+    flags.DEFINE_enum("on", "", ["", "h100"], "compile: for such GPUs, which need not be here.")
     flags.DEFINE_integer("devices", 1, "compile: devices; several are simulated.", lower_bound=1)
     flags.DEFINE_integer("fsdp", 1, "compile: devices that share each parameter.", lower_bound=1)
     flags.DEFINE_integer("spatial", 1, "compile: devices that share the rows of an image.", lower_bound=1)

@@ -136,6 +136,25 @@ def test_a_variant_that_is_the_recipes_own_stage_shares_its_folder(tmp_path, mon
     assert students["student_from_adversarial"].init_from == str(tmp_path / "seed7" / "adversarial")
     assert students["relative_0.5"].pseudo_labels.relative and students["keep_0.8"].pseudo_labels.keep == 0.8
     del configs["student_from_adversarial"]
-    assert configs["lambda_x3"].lambda_adv == pytest.approx(0.3) and configs["clip_0.7"].knowledge.clip == 0.7
+    assert configs["lambda_x3"].lambda_adv == pytest.approx(3 * configs["clip_0.7"].lambda_adv)
+    assert configs["clip_0.7"].knowledge.clip == 0.7
     assert {c.init_from for c in configs.values()} == {str(tmp_path / "seed7" / "source")}
     assert {c.seed for c in configs.values()} == {7} and configs["output_space"].method == "output_space"
+
+
+def test_there_is_no_oracle_where_the_target_has_no_labels(tmp_path, monkeypatch, capsys):
+    """Cross-City's training images have none."""
+    trained = []
+    monkeypatch.setattr(ablate.train, "train", lambda config, folder: trained.append(folder.name))
+    monkeypatch.setattr(
+        ablate.run_recipe, "run", lambda *_, **__: ([{"name": "source_only", "miou": 1.0, "iou": {}}], {})
+    )
+    monkeypatch.setattr(ablate.evaluate, "evaluate_stage", lambda *_, **__: {"miou": 1.0, "iou": {}})
+    path = str(ROOT / "configs" / "cityscapes_to_crosscity.py") + ":size=miniature,city=Rome"
+    task = ablate.Task(path, {}, "cityscapes_to_crosscity_Rome", tmp_path, "")
+    for labelled, rows in ((False, ["source_only", "binary"]), (True, ["source_only", "oracle", "binary"])):
+        monkeypatch.setattr(ablate, "_labelled", lambda config, answer=labelled: answer)
+        trained.clear()
+        assert list(ablate.run_seed("components", task, 0)) == rows
+        assert trained == rows[1:]
+    assert "no oracle: crosscity/train has no labels" in capsys.readouterr().out

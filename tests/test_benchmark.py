@@ -90,6 +90,12 @@ def test_communication_is_read_off_the_program():
     """
     sent = benchmark.communication(hlo, 8)
     assert sent == {"all-reduce": 1600 * 2 * 3 / 4, "all-gather": 52 / 2, "collective-permute": 32}
+    hlo = """
+      %a = bf16[100]{0} all-reduce-start(%x), replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, to_apply=%add
+      %b = (f32[10]{0}, f32[20]{0}) all-gather-start(%y), replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0'}
+      %c = bf16[100]{0} all-reduce-done(%a)
+    """
+    assert benchmark.communication(hlo, 8) == {"all-reduce": 200 * 2 * 3 / 4, "all-gather": 80 / 2}
 
 
 @pytest.mark.slow

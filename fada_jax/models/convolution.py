@@ -1,7 +1,9 @@
 """Square convolutions with PyTorch's padding, written for each platform as what runs fastest there.
 
-On GPUs and TPUs a convolution is XLA's own. On CPUs XLA takes two to three times as long for the gradient with respect
-to the kernel as for the convolution itself; there it is a sum of matrix products over shifted arrays, and convolutions
+On TPUs a convolution is XLA's own. On GPUs so it is, but for the gradient with respect to the kernel of a dilated one:
+XLA hands that to cuDNN as a convolution whose kernel is as large as the image, so it is taken of the d * d interleaved
+images in which the dilation d is none. On CPUs XLA takes two to three times as long for the gradient with respect to
+any kernel as for the convolution itself; there it is a sum of matrix products over shifted arrays, and convolutions
 from many channels to few are projected first and shifted after. The results are the same to rounding.
 """
 
@@ -45,7 +47,11 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1
     if kernel.shape[0] == 1:
         x, stride, dilation = x[:, ::stride, ::stride], 1, 1
     platform = _written_for[-1] if _written_for else jax.default_backend()
-    return (_convolve_on_cpu if platform == "cpu" else _convolve)(x, kernel, stride, dilation)
+    if platform == "cpu":
+        return _convolve_on_cpu(x, kernel, stride, dilation)
+    if platform == "gpu" and stride == 1 and dilation > 1:
+        return _dilated_on_gpu(x, kernel, dilation)
+    return _convolve(x, kernel, stride, dilation)
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
@@ -60,6 +66,44 @@ def _convolve(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> ja
         rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _dilated_on_gpu(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
+    return _convolve(x, kernel, 1, dilation)
+
+
+def _dilated_forward(x: jax.Array, kernel: jax.Array, dilation: int) -> tuple[jax.Array, tuple]:
+    return _convolve(x, kernel, 1, dilation), (x, kernel)
+
+
+def _dilated_backward(dilation: int, held: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = held
+    (d_x,) = jax.linear_transpose(lambda x: _convolve(x, kernel, 1, dilation), x)(gradient)
+    k, _, channels, features = kernel.shape
+    if k * k * features <= channels:
+        # The classifier: all taps of the gradient are narrower than the features, so that one product reads those once.
+        taps = jnp.concatenate(_shifted(gradient, k, 1, dilation)[::-1], axis=-1)
+        product = jnp.einsum("nhwc,nhwd->cd", x, taps)
+        return d_x, product.reshape(channels, k, k, features).transpose(1, 2, 0, 3)
+    x, gradient = _interleaved(x, dilation), _interleaved(gradient, dilation)
+    (d_kernel,) = jax.linear_transpose(lambda kernel: _convolve(x, kernel, 1, 1), kernel)(gradient)
+    return d_x, d_kernel
+
+
+_dilated_on_gpu.defvjp(_dilated_forward, _dilated_backward)
+
+
+def _interleaved(x: jax.Array, dilation: int) -> jax.Array:
+    """Every ``dilation``-th row and column by itself: [N, H, W, C] -> [N * d * d, ceil(H / d), ceil(W / d), C].
+
+    A convolution with dilation d of the whole is one without dilation of each.
+    """
+    n, height, width, channels = x.shape
+    rows, columns = -(-height // dilation), -(-width // dilation)
+    x = jnp.pad(x, ((0, 0), (0, rows * dilation - height), (0, columns * dilation - width), (0, 0)))
+    x = x.reshape(n, rows, dilation, columns, dilation, channels).transpose(0, 2, 4, 1, 3, 5)
+    return x.reshape(-1, rows, columns, channels)
 
 
 def _to_few_channels(kernel: jax.Array, stride: int) -> bool:
