@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fada_jax.models import ModelSpec, Segmenter
 from fada_jax.models.convolution import convolve, written_for
 
 # Channels in and out, kernel, stride, dilation: each way that a gradient is taken on CPUs.
@@ -91,3 +92,25 @@ def test_no_kernel_gradient_on_a_gpu_has_strides():
 
     assert strides("gpu") == {(1, 1)}
     assert strides("tpu") == {(1, 1), (2, 2)}
+
+
+def test_every_platform_trains_the_same_network():
+    """Logits, features and all gradients of a network with frozen batch norm, dilations and sizes that no 8 divides."""
+    model = Segmenter(ModelSpec("resnet50", 3, "frozen", (1, 1, 2, 2), (4, 4, 8, 8), 8))
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(2, 65, 97, 3)).astype(np.float32)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    folded = jax.tree.map(lambda x: rng.uniform(0.5, 1.5, x.shape).astype(np.float32), variables["folded"])
+
+    def run_as(platform):
+        def loss(params):
+            logits, features = model.apply({**variables, "folded": folded, "params": params}, images, train=True)
+            return jnp.sum(jnp.sin(logits)) + jnp.sum(jnp.square(features)), (logits, features)
+
+        with written_for(platform):
+            return jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+
+    expected = run_as("cpu")
+    for platform in ("gpu", "tpu"):
+        for value, truth in zip(jax.tree.leaves(run_as(platform)), jax.tree.leaves(expected), strict=True):
+            assert np.linalg.norm(value - truth) <= 1e-5 * np.linalg.norm(truth), platform

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fada_jax.models.convolution import convolve
+from fada_jax.models.convolution import convolve, platform
 
 Dtype = Any
 
@@ -33,11 +33,18 @@ class Conv(nn.Module):
     kernel_init: nn.initializers.Initializer = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), features] for odd kernel sizes."""
+    def __call__(self, x: jax.Array, scale: jax.Array | None = None) -> jax.Array:
+        """[N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), features] for odd kernel sizes.
+
+        Args:
+          x: input.
+          scale: float32 [features], multiplies the result, by way of the kernel.
+        """
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
-        x = convolve(x.astype(self.dtype), kernel, self.stride, self.dilation)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        if scale is not None:
+            kernel = kernel * scale
+        x = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.dilation)
         if self.use_bias:
             x = x + self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32).astype(self.dtype)
         return x
@@ -54,17 +61,26 @@ def _relu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return y, y
 
 
-relu.defvjp(_relu_forward, lambda y, gradient: (jnp.where(y > 0, gradient, 0),))
+def _passes(y: jax.Array) -> jax.Array:
+    """Where the output ``y`` of a ReLU is positive."""
+    # Of y > 0 XLA makes a comparison of the ReLU's input, which a GPU then writes beside the output.
+    return y > 0 if platform() == "cpu" else y != 0
+
+
+relu.defvjp(_relu_forward, lambda y, gradient: (jnp.where(_passes(y), gradient, 0),))
 
 
 @jax.custom_vjp
 def relu_of_sum(x: jax.Array, y: jax.Array) -> jax.Array:
-    """``relu(x + y)``, exactly: where ``x + y`` is negative, ``-y + y``.
+    """``relu(x + y)``.
 
     XLA on CPUs computes a maximum with a constant again in every use, and so the end of each residual block along with
-    those of all blocks before it; it does not do so for a sum of two arrays.
+    those of all blocks before it. It does not do so for a sum of two arrays; there it is ``-y + y`` where ``x + y`` is
+    negative, which is as exact.
     """
-    return jnp.maximum(x, -y) + y
+    if platform() == "cpu":
+        return jnp.maximum(x, -y) + y
+    return jnp.maximum(x + y, 0)
 
 
 def _relu_of_sum_forward(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -72,7 +88,7 @@ def _relu_of_sum_forward(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Arr
     return z, z
 
 
-relu_of_sum.defvjp(_relu_of_sum_forward, lambda z, gradient: (jnp.where(z > 0, gradient, 0),) * 2)
+relu_of_sum.defvjp(_relu_of_sum_forward, lambda z, gradient: (jnp.where(_passes(z), gradient, 0),) * 2)
 
 
 def max_pool(x: jax.Array) -> jax.Array:
@@ -91,13 +107,18 @@ class FrozenBatchNorm(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        del train
-        shape = (x.shape[-1],)
+    def constants(self, features: int) -> tuple[jax.Array, jax.Array]:
+        """Scale and bias, float32 [features]."""
+        shape = (features,)
         for name, value in (("scale", 1.0), ("bias", 0.0), ("mean", 0.0), ("var", 1.0)):
             self.variable("batch_stats", name, jnp.full, shape, value, jnp.float32)
         scale = self.variable("folded", "scale", jnp.ones, shape, jnp.float32).value
         bias = self.variable("folded", "bias", jnp.zeros, shape, jnp.float32).value
+        return scale, bias
+
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        del train
+        scale, bias = self.constants(x.shape[-1])
         return x * scale.astype(self.dtype) + bias.astype(self.dtype)
 
 
@@ -148,6 +169,18 @@ class GroupNorm(nn.Module):
 def norm_layer(kind: str, dtype: Dtype) -> functools.partial:
     """Constructor of the normalisation called ``kind``, one of ``NORMS``."""
     return functools.partial({"frozen": FrozenBatchNorm, "live": LiveBatchNorm, "group": GroupNorm}[kind], dtype=dtype)
+
+
+def convolve_and_normalise(conv: Conv, norm: nn.Module, x: jax.Array, train: bool) -> jax.Array:
+    """``norm(conv(x))``; the scale of a frozen batch norm goes into the kernel.
+
+    What is left, a bias and a ReLU, GPUs add while they write the convolution's result, and the gradient of the sum is
+    that of the result: both save passes over the activations, which take as long as the convolutions themselves.
+    """
+    if isinstance(norm, FrozenBatchNorm):
+        scale, bias = norm.constants(conv.features)
+        return conv(x, scale) + bias.astype(norm.dtype)
+    return norm(conv(x), train)
 
 
 def fold_batch_norm(batch_stats: Any) -> dict:

@@ -42,13 +42,13 @@ class Block(nn.Module):
             plan = ((self.width, 3, spatial), (out, 3, {"dilation": self.dilation}))
         y = x
         for i, (features, kernel, options) in enumerate(plan, start=1):
-            y = layers.Conv(features, kernel, dtype=self.dtype, name=f"conv{i}", **options)(y)
-            y = norm(name=f"bn{i}")(y, train)
+            conv = layers.Conv(features, kernel, dtype=self.dtype, name=f"conv{i}", **options)
+            y = layers.convolve_and_normalise(conv, norm(name=f"bn{i}"), y, train)
             if i < len(plan):
                 y = layers.relu(y)
         if self.project:
-            x = layers.Conv(out, 1, stride=self.stride, dtype=self.dtype, name="downsample_conv")(x)
-            x = norm(name="downsample_bn")(x, train)
+            conv = layers.Conv(out, 1, stride=self.stride, dtype=self.dtype, name="downsample_conv")
+            x = layers.convolve_and_normalise(conv, norm(name="downsample_bn"), x, train)
         return layers.relu_of_sum(x, y)
 
 
@@ -83,8 +83,9 @@ class ResNet(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Features of normalised images: [N, H, W, 3] -> [N, ceil(H / output_stride), ..., channels]."""
         x = x.astype(self.dtype)
-        x = layers.Conv(self.stem_width, 7, stride=2, dtype=self.dtype, name="conv1")(x)
-        x = layers.relu(layers.norm_layer(self.norm, self.dtype)(name="bn1")(x, train))
+        conv = layers.Conv(self.stem_width, 7, stride=2, dtype=self.dtype, name="conv1")
+        norm = layers.norm_layer(self.norm, self.dtype)(name="bn1")
+        x = layers.relu(layers.convolve_and_normalise(conv, norm, x, train))
         reached = 2
         if self.stem_pool:
             x = layers.max_pool(x)
