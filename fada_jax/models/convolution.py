@@ -105,11 +105,12 @@ def _interleaved(x: jax.Array, dilation: int) -> jax.Array:
 
     A convolution with dilation d of the whole is one without dilation of each.
     """
-    n, height, width, channels = x.shape
+    height, width, channels = x.shape[1:]
     rows, columns = -(-height // dilation), -(-width // dilation)
     x = jnp.pad(x, ((0, 0), (0, rows * dilation - height), (0, columns * dilation - width), (0, 0)))
-    x = x.reshape(n, rows, dilation, columns, dilation, channels).transpose(0, 2, 4, 1, 3, 5)
-    return x.reshape(-1, rows, columns, channels)
+    # Not by a reshape: over devices that share the rows of an image, in uneven parts, XLA gets that wrong.
+    parts = [x[:, i::dilation, j::dilation] for i in range(dilation) for j in range(dilation)]
+    return jnp.stack(parts, axis=1).reshape(-1, rows, columns, channels)
 
 
 def _to_few_channels(kernel: jax.Array, stride: int) -> bool:
