@@ -1,10 +1,16 @@
 """Convolutions as a CPU runs them against XLA's own and, where PyTorch is installed, against PyTorch in float64."""
 
+import json
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import QUICK_COMPILE, ROOT, environment
 
+from fada_jax import sharding
 from fada_jax.models import ModelSpec, Segmenter
 from fada_jax.models.convolution import convolve, written_for
 
@@ -114,3 +120,28 @@ def test_every_platform_trains_the_same_network():
     for platform in ("gpu", "tpu"):
         for value, truth in zip(jax.tree.leaves(run_as(platform)), jax.tree.leaves(expected), strict=True):
             assert np.linalg.norm(value - truth) <= 1e-5 * np.linalg.norm(truth), platform
+
+
+def split_over_rows():
+    """Errors of both gradients of dilated convolutions on a GPU's mesh, where the rows of a device are no multiple."""
+    x, kernel, weight = arrays(8, 10, 3, 1, (24, 20))
+    errors = []
+    for dilation in (2, 4):
+        _, *expected = run("tpu", x, kernel, weight, 1, dilation)
+        for spatial in (2, 4):
+            mesh = sharding.make_mesh(4, 1, spatial)
+            put = [jax.device_put(a, sharding.by_batch(mesh, 4)) for a in (x, weight)]
+            _, *values = run("gpu", put[0], kernel, put[1], 1, dilation)
+            errors += [float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in zip(values, expected, strict=True)]
+    return errors
+
+
+def test_devices_that_share_rows_get_the_same_gradients_on_gpus():
+    code = "import json, test_convolution as t; print(json.dumps(t.split_over_rows()))"
+    variables = {**environment(), "XLA_FLAGS": f"--xla_force_host_platform_device_count=4 {QUICK_COMPILE}"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=variables, cwd=ROOT / "tests"
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    errors = json.loads(result.stdout.splitlines()[-1])
+    assert len(errors) == 8 and max(errors) < 1e-5
