@@ -32,4 +32,6 @@ def get_config(arguments: str = "") -> ConfigDict:
         base.miniature_streams(config, (192, 144), (192, 144))
         # Few images for so many steps: flips keep the network from learning them by heart.
         config.source.flip = config.target.flip = True
+        if args.stage == "adversarial" and args.method == "fada":
+            config.lambda_adv = 0.1  # Chosen on train_dusk (docs/results.md).
     return base.finish(config)

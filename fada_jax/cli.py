@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -120,6 +121,19 @@ def _installed_config(argument: str) -> str:
 
     installed = Path(configs.__file__).parents[1] / path
     return f"{flag}={installed}" if Path(str(installed).partition(":")[0]).is_file() else argument
+
+
+def size(flag: str, text: str, least: int = 1) -> tuple[int, int]:
+    """(width, height) in pixels of a flag's '1280x720'.
+
+    Raises:
+      UserError: not of that form, or less than ``least`` pixels wide or high; names the flag.
+    """
+    match = re.fullmatch(r"([0-9]+)x([0-9]+)", text)
+    if not match or min(int(match[1]), int(match[2])) < least:
+        limit = f" of at least {least} pixels" if least > 1 else ""
+        raise UserError(f"--{flag}={text}: must be WIDTHxHEIGHT{limit}, for instance 1280x720")
+    return int(match[1]), int(match[2])
 
 
 def define_processes() -> None:

@@ -140,13 +140,6 @@ def batches(
         yield outputs, np.stack(batch)
 
 
-def _parse_tile(text: str) -> tuple[int, int] | None:
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if text and (not match or not int(match[1]) or not int(match[2])):
-        raise UserError(f"--tile={text}: must be WIDTHxHEIGHT, for instance 1024x512")
-    return (int(match[1]), int(match[2])) if match else None
-
-
 def segment(
     segmenter: Predictor, batch: np.ndarray, *, probabilities: bool, **options: object
 ) -> tuple[np.ndarray, np.ndarray | None]:
@@ -159,7 +152,7 @@ def segment(
 
 def main(arguments: list[str]) -> None:
     options = flags.FLAGS
-    tile = _parse_tile(options.tile)
+    tile = cli.size("tile", options.tile) if options.tile else None
     skip = options.on_error == "skip"
     found = find_images(arguments)
     if options.submission:

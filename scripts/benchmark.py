@@ -502,18 +502,6 @@ def run_compile(work: Work, options: flags.FlagValues) -> dict[str, Any]:
     return result
 
 
-def size(key: str, text: str) -> tuple[int, int]:
-    """'1280x720' as (1280, 720).
-
-    Raises:
-      UserError: naming the flag.
-    """
-    parts = text.split("x")
-    if len(parts) != 2 or not all(part.isdigit() and int(part) >= 32 for part in parts):
-        raise UserError(f"--{key}={text}: expected WIDTHxHEIGHT of at least 32 pixels, for instance 1280x720")
-    return int(parts[0]), int(parts[1])
-
-
 def main(arguments: list[str]) -> None:
     command = arguments[0] if len(arguments) == 1 else ""
     if command not in COMMANDS:
@@ -529,8 +517,8 @@ def main(arguments: list[str]) -> None:
             options.classes,
             options.dtype,
             options.remat,
-            size("source_size", options.source_size),
-            size("target_size", options.target_size),
+            cli.size("source_size", options.source_size, least=32),
+            cli.size("target_size", options.target_size, least=32),
             options.batch,
             options.block_rows,
             tuple(float(scale) for scale in options.scales),

@@ -25,27 +25,13 @@ from fada_jax.classes import read_class_map
 from fada_jax.errors import UserError
 
 
-def parse_size(text: str) -> tuple[int, int] | None:
-    """'1280x720' as (1280, 720); None for ''.
-
-    Raises:
-      UserError: not of that form.
-    """
-    if not text:
-        return None
-    width, _, height = text.partition("x")
-    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise UserError(f"--resize={text}: must be WIDTHxHEIGHT, for instance 1280x720")
-    return int(width), int(height)
-
-
 def main(arguments: list[str]) -> None:
     from input_pipeline import builders, raw_datasets
 
     if arguments:
         raise UserError(f"unexpected argument {arguments[0]!r}: this command takes flags only")
     options = flags.FLAGS
-    size = parse_size(options.resize)
+    size = cli.size("resize", options.resize) if options.resize else None
     own = options.dataset == "folder"
     if own and (not re.fullmatch("[a-z][a-z0-9_]*", options.name) or options.name in builders.BUILDERS):
         raise UserError(f"--name={options.name}: name your data set in small letters, digits and _, unlike ours")

@@ -21,7 +21,6 @@ import json
 import math
 import multiprocessing
 import os
-import re
 import shutil
 import struct
 import sys
@@ -1172,14 +1171,6 @@ def summary(tasks: list[Task]) -> str:
     return "\n".join(lines)
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """'WxH' to (width, height)."""
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not match:
-        raise UserError(f"--size={text}: give width and height as WxH, for instance 128x64")
-    return int(match[1]), int(match[2])
-
-
 def check(
     datasets: Sequence[str], counts: Counts, size: tuple[int, int], seed: int, shift: float, workers: int
 ) -> None:
@@ -1258,7 +1249,7 @@ def main(arguments: list[str]) -> None:
         raise UserError("--out is missing: the folder to make")
     counts = Counts(*(values[f"{field.name}_images"].value for field in dataclasses.fields(Counts)))
     workers = values.workers if values.workers is not None else os.cpu_count() or 1
-    size = parse_size(values.size)
+    size = cli.size("size", values.size)
     out = Path(values.out)
     text = generate(out, values.datasets, counts, size, values.seed, values.shift, workers, values.overwrite)
     print(f"{text}\nmade in {out}")

@@ -1,6 +1,7 @@
 """The project's commands as users run them, from the repository root."""
 
 import contextlib
+import functools
 import io
 import os
 import runpy
@@ -9,11 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 from absl import flags
 
 ROOT = Path(__file__).parents[1]
 # A test's few steps compile for longer than they run.
 QUICK_COMPILE = "--xla_backend_optimization_level=0"
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def environment():

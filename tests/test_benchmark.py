@@ -115,7 +115,7 @@ def test_the_plain_formulation_is_the_same_iteration():
 
 def test_a_wrong_command_or_size_is_one_line():
     assert "step, infer, compile, input" in command("scripts/benchmark.py", expect=1)
-    assert "--source_size=64: expected WIDTHxHEIGHT" in command(
+    assert "--source_size=64: must be WIDTHxHEIGHT of at least 32" in command(
         "scripts/benchmark.py", "compile", "--source_size=64", expect=1
     )
 

@@ -244,12 +244,6 @@ def test_bad_values_are_user_errors(tmp_path: Path, values: dict):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("text", ["128", "-128x64", "128x", "12.5x64", "x", ""])
-def test_bad_sizes_are_user_errors(text: str):
-    with pytest.raises(UserError, match="WxH"):
-        mini.parse_size(text)
-
-
 def test_missing_out_is_one_line(tmp_path: Path):
     done = command(cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.startswith("error: --out is missing") and done.stderr.count("\n") == 1

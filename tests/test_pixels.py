@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import quick_jit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_steps import SPEC, make_batch, make_states
@@ -45,11 +46,11 @@ def test_segmentation_in_blocks_is_segmentation_at_full_size(low, size, rows, se
     def blocks(z):
         return losses.mean(*steps._segmentation(z, jnp.asarray(labels), 1.8, rows))
 
-    expected, expected_gradient = jax.value_and_grad(plain)(logits)
-    loss, gradient = jax.value_and_grad(blocks)(logits)
+    expected, expected_gradient = quick_jit(jax.value_and_grad(plain))(logits)
+    loss, gradient = quick_jit(jax.value_and_grad(blocks))(logits)
     np.testing.assert_allclose(loss, expected, rtol=2e-6)
     assert norm_error(gradient, expected_gradient) < 2e-6
-    np.testing.assert_allclose(blocks(logits), expected, rtol=2e-6)  # Without a gradient too.
+    np.testing.assert_allclose(quick_jit(blocks)(logits), expected, rtol=2e-6)  # Without a gradient too.
 
 
 @pytest.mark.parametrize("rows", [0, 1, 7, 8, 24])
@@ -77,19 +78,22 @@ def test_both_domain_losses_in_blocks(name, rows):
     assert not np.any(through_knowledge)
 
 
+@functools.cache
+def step_of_whole_batch(method):
+    """Inputs, function and result of an adversarial step."""
+    source, target = make_batch(0), make_batch(1, height=24)
+    source["label"][1] = IGNORE  # Micro-batches with different numbers of labelled pixels.
+    inputs = (*make_states(), source, target)
+    step = functools.partial(steps.adversarial_step, preprocessing=IMAGENET, method=method, lambda_adv=0.5)
+    return inputs, step, quick_jit(step)(*inputs)
+
+
 @pytest.mark.parametrize(
     ("method", "micro_batches"), [(SoftLabels(), 2), (SoftLabels(), 4), (HardLabels(threshold=0.25), 2)]
 )
 def test_micro_batches_equal_the_whole_batch(method, micro_batches):
-    generator, discriminator = make_states()
-    source, target = make_batch(0), make_batch(1, height=24)
-    source["label"][1] = IGNORE  # Micro-batches with different numbers of labelled pixels.
-    options = {"preprocessing": IMAGENET, "method": method, "lambda_adv": 0.5}
-    step = functools.partial(steps.adversarial_step, **options)
-    whole = jax.jit(step)(generator, discriminator, source, target)
-    parts = jax.jit(functools.partial(step, accumulate_steps=micro_batches, block_rows=8))(
-        generator, discriminator, source, target
-    )
+    inputs, step, whole = step_of_whole_batch(method)
+    parts = quick_jit(functools.partial(step, accumulate_steps=micro_batches, block_rows=8))(*inputs)
     for name, value in whole[2].items():
         np.testing.assert_allclose(parts[2][name], value, rtol=1e-5)
     # Adam's moments after one step are the gradients.
@@ -104,7 +108,7 @@ def test_recomputed_blocks_give_the_same_step():
         generator, _ = make_states("live")
         spec = dataclasses.replace(SPEC, norm="live", remat=remat)
         generator = generator.replace(apply_fn=Segmenter(spec).apply)
-        step = jax.jit(functools.partial(steps.supervised_step, preprocessing=IMAGENET))
+        step = quick_jit(functools.partial(steps.supervised_step, preprocessing=IMAGENET))
         results.append(step(generator, batch)[0])
     assert norm_error(results[1].opt_state, results[0].opt_state) < 1e-5
     assert norm_error(results[1].collections, results[0].collections) < 1e-5

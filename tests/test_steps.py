@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from commands import QUICK_COMPILE, ROOT, environment
+from commands import QUICK_COMPILE, ROOT, environment, quick_jit
 
 from fada_jax import losses, optim, sharding, steps
 from fada_jax.errors import UserError
@@ -41,15 +41,20 @@ def make_batch(seed, count=8, height=32, width=48):
     return {"image": rng.integers(0, 256, (count, height, width, 3), dtype=np.uint8), "label": label}
 
 
-def adversarial(lambda_adv=0.1):
+def adversarial(lambda_adv):
     return functools.partial(steps.adversarial_step, preprocessing=IMAGENET, method=SoftLabels(), lambda_adv=lambda_adv)
+
+
+@functools.cache
+def compiled_adversarial(lambda_adv):
+    return quick_jit(adversarial(lambda_adv))
 
 
 def test_the_control_is_the_adversarial_step_with_lambda_zero():
     generator, discriminator = make_states()
     source, target = make_batch(0), make_batch(1, height=24)
-    with_d, new_d, _ = jax.jit(adversarial(0.0))(generator, discriminator, source, target)
-    alone, _ = jax.jit(functools.partial(steps.supervised_step, preprocessing=IMAGENET, temperature=1.8))(
+    with_d, new_d, _ = compiled_adversarial(0.0)(generator, discriminator, source, target)
+    alone, _ = quick_jit(functools.partial(steps.supervised_step, preprocessing=IMAGENET, temperature=1.8))(
         generator, source
     )
     for a, b in zip(jax.tree.leaves(with_d.params), jax.tree.leaves(alone.params), strict=True):
@@ -64,8 +69,8 @@ def test_the_control_is_the_adversarial_step_with_lambda_zero():
 def test_lambda_changes_only_the_generator():
     generator, discriminator = make_states()
     source, target = make_batch(0), make_batch(1)
-    g0, d0, m0 = jax.jit(adversarial(0.0))(generator, discriminator, source, target)
-    g1, d1, m1 = jax.jit(adversarial(1.0))(generator, discriminator, source, target)
+    g0, d0, m0 = compiled_adversarial(0.0)(generator, discriminator, source, target)
+    g1, d1, m1 = compiled_adversarial(1.0)(generator, discriminator, source, target)
     assert (
         max(np.abs(a - b).max() for a, b in zip(jax.tree.leaves(g0.params), jax.tree.leaves(g1.params), strict=True))
         > 1e-5
@@ -80,7 +85,7 @@ def test_output_space_alignment_reaches_the_classifier():
     generator, discriminator = make_states(num_outputs=2, channels=5)
     source, target = make_batch(0), make_batch(1, height=24)
     step = functools.partial(steps.adversarial_step, preprocessing=IMAGENET, method=OutputSpace(), lambda_adv=0.5)
-    new_generator, new_discriminator, _ = jax.jit(step)(generator, discriminator, source, target)
+    new_generator, new_discriminator, _ = quick_jit(step)(generator, discriminator, source, target)
 
     def forward(params, batch):
         logits, _ = generator.apply_fn({"params": params}, normalise(batch["image"], IMAGENET))
@@ -100,7 +105,7 @@ def test_output_space_alignment_reaches_the_classifier():
         return 0.5 * sum(both)
 
     for state, loss, old in ((new_generator, g_loss, generator), (new_discriminator, d_loss, discriminator)):
-        expected = jax.tree.leaves(jax.jit(jax.grad(loss))(old.params))
+        expected = jax.tree.leaves(quick_jit(jax.grad(loss))(old.params))
         # Adam's first moment after one step is the gradient times 1 - b1.
         moments = [value for _, value in optax.tree.get_all_with_path(state.opt_state, "mu")]
         got = [x / (1 - ADAM.b1) for x in jax.tree.leaves(moments)]
@@ -110,13 +115,13 @@ def test_output_space_alignment_reaches_the_classifier():
 
 
 def test_the_step_is_deterministic_and_compiles_once():
-    step = jax.jit(adversarial())
+    step = compiled_adversarial(1.0)
     start = make_states()
     runs = []
     for _ in range(2):
         states = start
         for i in range(3):
-            *states, metrics = step(*states, make_batch(i), make_batch(10 + i))
+            *states, metrics = step(*states, make_batch(i), make_batch(10 + i, height=24))
         runs.append(jax.tree.leaves((states, metrics)))
     assert step._cache_size() == 1
     for a, b in zip(*runs, strict=True):
@@ -127,7 +132,7 @@ def test_the_networks_learn_a_constant_scene():
     generator, _ = make_states()
     batch = make_batch(0)
     batch["label"] = np.where(batch["image"][..., 0] > 0, 3, 255).astype(np.uint8)
-    step = jax.jit(functools.partial(steps.supervised_step, preprocessing=IMAGENET))
+    step = quick_jit(functools.partial(steps.supervised_step, preprocessing=IMAGENET))
     first = None
     for _ in range(40):
         generator, metrics = step(generator, batch)
@@ -157,7 +162,7 @@ def _two_steps(norm, num_devices, fsdp, spatial):
     placed = sharding.by_size(mesh, jax.eval_shape(states))
     states = jax.device_put(states(), placed)
     whole = sharding.replicated(mesh)
-    step = jax.jit(adversarial(), out_shardings=(*placed, whole), donate_argnums=(0, 1))
+    step = quick_jit(adversarial(0.1), out_shardings=(*placed, whole), donate_argnums=(0, 1))
     for i in range(2):
         source, target = (sharding.put_batch(make_batch(seed), mesh) for seed in (i, 10 + i))
         *states, metrics = step(*states, source, target)
@@ -204,7 +209,7 @@ def test_a_batch_that_devices_cannot_share_is_refused():
 
 def test_batch_norm_statistics_follow_the_batches():
     generator, _ = make_states("live")
-    step = jax.jit(functools.partial(steps.supervised_step, preprocessing=IMAGENET))
+    step = quick_jit(functools.partial(steps.supervised_step, preprocessing=IMAGENET))
     updated, _ = step(generator, make_batch(0))
     before = generator.collections["batch_stats"]["feature_extractor"]["bn1"]
     after = updated.collections["batch_stats"]["feature_extractor"]["bn1"]
