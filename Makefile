@@ -10,7 +10,7 @@ demo: .venv/.run
 	@.venv/bin/python -m fada_jax demo --out=$(DEMO) --seed=$(SEED)
 
 test: .venv/.test
-	.venv/bin/python -m pytest -q --numprocesses=2 --dist=loadfile
+	.venv/bin/python -m pytest -q --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 	@echo "all tests passed; slow ones: .venv/bin/python -m pytest -m slow"
 
 lint: .venv/.test

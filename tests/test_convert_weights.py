@@ -1,10 +1,7 @@
 """The import and export command on files in the released and in torchvision's layout."""
 
 import pickle
-import subprocess
-import sys
 import zipfile
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,13 +10,12 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import parity  # noqa: E402
+from commands import command_here  # noqa: E402
 
 from configs import gta5_to_cityscapes, synthia_to_cityscapes  # noqa: E402
 from fada_jax import checkpoints, convert_weights, preprocessing, train  # noqa: E402
 from fada_jax.errors import UserError  # noqa: E402
 from fada_jax.models import ModelSpec  # noqa: E402
-
-ROOT = Path(__file__).parents[1]
 
 
 def released(backbone="resnet101", num_classes=19, prefix=""):
@@ -154,12 +150,10 @@ def test_bad_files_end_with_one_line_and_leave_nothing(tmp_path):
     ]
     for name, flag, expected in cases:
         arguments = ["import", f"--input={tmp_path / name}", f"--output={tmp_path}/w", *filter(None, [flag])]
-        result = subprocess.run(
-            [sys.executable, "-m", "fada_jax.convert_weights", *arguments], capture_output=True, text=True, cwd=ROOT
-        )
-        errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
-        assert result.returncode == 1 and len(errors) == 1 and expected in errors[0], (name, result.stderr[-2000:])
-        assert "THE CODE RAN" not in result.stdout and "Traceback" not in result.stderr
+        status, output, stderr = command_here("-m", "fada_jax.convert_weights", *arguments)
+        errors = [line for line in stderr.splitlines() if line.startswith("error:")]
+        assert status == 1 and len(errors) == 1 and expected in errors[0], (name, stderr[-2000:])
+        assert "THE CODE RAN" not in output and "Traceback" not in stderr
         assert not (tmp_path / "w").exists()
 
 
