@@ -134,13 +134,13 @@ def test_the_cityscapes_server_gets_its_names_and_ids(tmp_path):
         classes.raw_ids(classes.ClassSet("own", ("path",), ((0, 0, 0),)))
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is the mallopt of glibc that is told so")
 @pytest.mark.parametrize("text", ["128", "-128x64", "128x", "12.5x64", "x", "", "0x64", "16x15", "128x64x3", "१२८x64"])
 def test_sizes_that_are_none_name_their_flag(text):
     with pytest.raises(UserError, match=f"--size={text}: must be WIDTHxHEIGHT of at least 16 pixels"):
         cli.size("size", text, least=16)
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is the mallopt of glibc that is told so")
 def test_commands_get_the_memory_of_a_step_from_the_system_once():
     script = """
 import resource, sys

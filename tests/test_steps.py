@@ -68,7 +68,7 @@ def test_the_control_is_the_adversarial_step_with_lambda_zero():
 
 def test_lambda_changes_only_the_generator():
     generator, discriminator = make_states()
-    source, target = make_batch(0), make_batch(1)
+    source, target = make_batch(0), make_batch(1, height=24)
     g0, d0, m0 = compiled_adversarial(0.0)(generator, discriminator, source, target)
     g1, d1, m1 = compiled_adversarial(1.0)(generator, discriminator, source, target)
     assert (
@@ -121,7 +121,7 @@ def test_the_step_is_deterministic_and_compiles_once():
     for _ in range(2):
         states = start
         for i in range(3):
-            *states, metrics = step(*states, make_batch(i), make_batch(10 + i, height=24))
+            *states, metrics = step(*states, make_batch(i), make_batch(10 + i))
         runs.append(jax.tree.leaves((states, metrics)))
     assert step._cache_size() == 1
     for a, b in zip(*runs, strict=True):
