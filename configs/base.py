@@ -159,13 +159,18 @@ def released_augmentation(config: ConfigDict) -> None:
     Paper: "random flip and color jittering" without saying where; images "randomly picked", sampling="uniform".
     """
     config.source.sampling = "balanced"
-    jitter = {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.2}
-    if config.stage == "adversarial":
-        config.source.update(jitter)
+    released_jitter(config)
     if config.stage == "self_distillation":
         # Full-size images scaled by 0.5-1.5 and cut to 1024x512: the distilled model is tested at 2048x1024.
-        config.target.update(**jitter, flip=True, scale=(0.5, 1.5), crop=(1024, 512))
+        config.target.update(flip=True, scale=(0.5, 1.5), crop=(1024, 512))
         config.target.size = config.eval.size = (2048, 1024)
+
+
+def released_jitter(config: ConfigDict) -> None:
+    """Colour jitter of the labelled images, as released: none in the source stage."""
+    labelled = {"adversarial": config.source, "self_distillation": config.target}.get(config.stage)
+    if labelled is not None:
+        labelled.update(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.2)
 
 
 def finish(config: ConfigDict) -> ConfigDict:

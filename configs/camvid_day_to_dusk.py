@@ -30,8 +30,9 @@ def get_config(arguments: str = "") -> ConfigDict:
     if args.size == "miniature":
         base.miniature(config)
         base.miniature_streams(config, (192, 144), (192, 144))
-        # Few images for so many steps: flips keep the network from learning them by heart.
+        # Few images for so many steps: flips in every stage, and the released jitter.
         config.source.flip = config.target.flip = True
+        base.released_jitter(config)
         if args.stage == "adversarial" and args.method == "fada":
             config.lambda_adv = 0.1  # Chosen on train_dusk (docs/results.md).
     return base.finish(config)

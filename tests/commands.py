@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+import json
 import os
 import runpy
 import signal
@@ -32,6 +33,21 @@ def command(*arguments, expect=0):
     )
     assert result.returncode == expect, result.stdout[-2000:] + result.stderr[-4000:]
     return one_error(result.stderr) if expect else result.stdout
+
+
+def on_devices(count, module, call):
+    """What ``call``, in terms of what a test module defines, returns on ``count`` forced devices, by way of JSON."""
+    variables = environment()
+    variables["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={count}"
+    result = subprocess.run(
+        [sys.executable, "-c", f"import json; from {module} import *; print(json.dumps({call}))"],
+        capture_output=True,
+        text=True,
+        env=variables,
+        cwd=ROOT / "tests",
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    return json.loads(result.stdout.splitlines()[-1])
 
 
 def command_here(*arguments):

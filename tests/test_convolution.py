@@ -1,14 +1,10 @@
 """Convolutions as a CPU runs them against XLA's own and, where PyTorch is installed, against PyTorch in float64."""
 
-import json
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from commands import QUICK_COMPILE, ROOT, environment
+from commands import on_devices
 
 from fada_jax import sharding
 from fada_jax.models import ModelSpec, Segmenter
@@ -137,11 +133,5 @@ def split_over_rows():
 
 
 def test_devices_that_share_rows_get_the_same_gradients_on_gpus():
-    code = "import json, test_convolution as t; print(json.dumps(t.split_over_rows()))"
-    variables = {**environment(), "XLA_FLAGS": f"--xla_force_host_platform_device_count=4 {QUICK_COMPILE}"}
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=variables, cwd=ROOT / "tests"
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    errors = json.loads(result.stdout.splitlines()[-1])
+    errors = on_devices(4, "test_convolution", "split_over_rows()")
     assert len(errors) == 8 and max(errors) < 1e-5

@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import raw_trees
-from commands import QUICK_COMPILE, ROOT, environment
+from commands import ROOT, environment, on_devices
 from interruptions import make_data
+from ml_collections import ConfigDict
 from PIL import Image
 from test_bad_inputs import tiny_config, write_checkpoints
 
-from fada_jax import checkpoints, classes, cli, evaluate, loop, settings, train, workdirs
+from fada_jax import checkpoints, classes, cli, evaluate, loop, settings, sharding, train, workdirs
 from fada_jax.errors import UserError
 from input_pipeline import builders, pipeline
 
@@ -308,21 +309,17 @@ def test_the_images_of_a_bad_step_are_written_down(data_dir, tmp_path):
     assert "step 1 " in said[0] and str(tmp_path / "non_finite.jsonl") in said[0]
 
 
-_RESTORE = """
-import json, sys
-import jax, numpy as np
-from ml_collections import ConfigDict
-from fada_jax import checkpoints, sharding, train
-workdir = sys.argv[1]
-config = ConfigDict(checkpoints.read_meta(workdir, 3)["config"])
-shapes = jax.eval_shape(lambda: train.create_states(config))
-for axes in ({"fsdp": 4}, {"fsdp": 2, "spatial": 2}, {}):
-    shardings = sharding.by_size(sharding.make_mesh(0, **axes), shapes)
-    states = checkpoints.restore_states(workdir, 3, shapes, shardings)
-    leaves = jax.tree.leaves(states)
-    split = sum(not x.sharding.is_fully_replicated for x in leaves)
-    print(json.dumps([split, sum(float(np.asarray(x, np.float64).sum()) for x in leaves)]))
-"""
+def restored_on_meshes(workdir):
+    """How many leaves of step 3 were split over devices, and the sum of all leaves, by mesh."""
+    config = ConfigDict(checkpoints.read_meta(workdir, 3)["config"])
+    shapes = jax.eval_shape(lambda: train.create_states(config))
+    restored = []
+    for axes in ({"fsdp": 4}, {"fsdp": 2, "spatial": 2}, {}):
+        shardings = sharding.by_size(sharding.make_mesh(0, **axes), shapes)
+        leaves = jax.tree.leaves(checkpoints.restore_states(workdir, 3, shapes, shardings))
+        split = sum(not x.sharding.is_fully_replicated for x in leaves)
+        restored.append([split, sum(float(np.asarray(x, np.float64).sum()) for x in leaves)])
+    return restored
 
 
 def test_a_checkpoint_restores_on_other_meshes(tmp_path):
@@ -331,16 +328,8 @@ def test_a_checkpoint_restores_on_other_meshes(tmp_path):
     states = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), states_of(config))
     with checkpoints.writing(tmp_path, meta_of(config), wait=True) as save:
         save(3, states)
-    result = subprocess.run(
-        [sys.executable, "-c", _RESTORE, str(tmp_path)],
-        cwd=ROOT,
-        env={**environment(), "XLA_FLAGS": f"--xla_force_host_platform_device_count=4 {QUICK_COMPILE}"},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
+    restored = on_devices(4, "test_reliability", f"restored_on_meshes({str(tmp_path)!r})")
     expected = sum(float(np.asarray(x, np.float64).sum()) for x in jax.tree.leaves(states))
-    restored = [json.loads(line) for line in result.stdout.splitlines()]
     assert [total for _, total in restored] == [pytest.approx(expected, rel=1e-9)] * 3
     assert restored[0][0] > 5 and restored[1][0] > 5 and restored[2][0] == 0
 

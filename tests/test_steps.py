@@ -1,16 +1,13 @@
 """Steps as pure functions over TrainState: the control, determinism, and one device against many."""
 
 import functools
-import json
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from commands import QUICK_COMPILE, ROOT, environment, quick_jit
+from commands import on_devices, quick_jit
 
 from fada_jax import losses, optim, sharding, steps
 from fada_jax.errors import UserError
@@ -147,7 +144,7 @@ MESHES = {"data 2": (2, 1, 1), "data 8": (8, 1, 1), "data 2 x fsdp 2": (4, 2, 1)
 BY_NORM = {"group": tuple(MESHES), "live": ("data 8", "data 2 x spatial 4")}
 
 
-def _two_steps(norm, num_devices, fsdp, spatial):
+def two_steps(norm, num_devices, fsdp, spatial):
     """Gradients, parameters, statistics and metrics after two sharded steps, as one flat list a network."""
     mesh = sharding.make_mesh(num_devices, fsdp, spatial)
     # Dilations far beyond what one device holds of the features.
@@ -179,18 +176,12 @@ def _two_steps(norm, num_devices, fsdp, spatial):
 def sharded():
     """Results of two steps on meshes of eight forced devices, by normalisation and mesh."""
     cases = {f"{norm}, {name}": (norm, *MESHES[name]) for norm, names in BY_NORM.items() for name in names}
-    code = f"import json, test_steps as t; print(json.dumps({{k: t._two_steps(*v) for k, v in {cases}.items()}}))"
-    variables = {**environment(), "XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {QUICK_COMPILE}"}
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=variables, cwd=ROOT / "tests"
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    return json.loads(result.stdout.splitlines()[-1])
+    return on_devices(8, "test_steps", f"{{k: two_steps(*v) for k, v in {cases}.items()}}")
 
 
 @pytest.mark.parametrize("norm", BY_NORM)
 def test_every_mesh_computes_what_one_device_does(norm, sharded):
-    one = _two_steps(norm, 1, 1, 1)
+    one = two_steps(norm, 1, 1, 1)
     for name in BY_NORM[norm]:
         for part, expected in zip(sharded[f"{norm}, {name}"], one, strict=True):
             error = np.linalg.norm(np.subtract(part, expected)) / np.linalg.norm(expected)
