@@ -33,6 +33,6 @@ def get_config(arguments: str = "") -> ConfigDict:
         # Few images for so many steps: flips in every stage, and the released jitter.
         config.source.flip = config.target.flip = True
         base.released_jitter(config)
-        if args.stage == "adversarial" and args.method == "fada":
-            config.lambda_adv = 0.1  # Chosen on train_dusk (docs/results.md).
+        if args.stage == "adversarial":  # Chosen on train_dusk (docs/results.md).
+            config.lambda_adv = {"fada": 0.1, "binary": 0.03}.get(args.method, config.lambda_adv)
     return base.finish(config)

@@ -93,9 +93,10 @@ TABLES: Mapping[str, Mapping[str, Variant]] = {
     "distillation": {
         name: Variant(label, overrides=overrides, stage="self_distillation")
         for name, label, overrides in (
-            ("argmax", "SD, the config's own", {}),
-            ("keep_0.5", "SD, surest half of each class", {"pseudo_labels.keep": 0.5}),
+            ("keep_1", "SD, every pixel", {"pseudo_labels.keep": 1.0}),
             ("keep_0.8", "SD, surest 80% of each class", {"pseudo_labels.keep": 0.8}),
+            ("keep_0.5", "SD, surest half of each class", {"pseudo_labels.keep": 0.5}),
+            ("keep_0.3", "SD, surest 30% of each class", {"pseudo_labels.keep": 0.3}),
             ("relative_0.5", "SD, class-balanced", {"pseudo_labels.keep": 0.5, "pseudo_labels.relative": True}),
             ("teacher_multi_scale", "SD, multi-scale teacher", {"pseudo_labels.multi_scale": True}),
             ("student_from_adversarial", "SD, student from the teacher", {"student_from": "adversarial"}),

@@ -127,11 +127,11 @@ def test_a_variant_that_is_the_recipes_own_stage_shares_its_folder(tmp_path, mon
     configs = dict(trained)
     assert sorted(configs) == sorted(
         ["clip_0.7", "clip_0.8", "clip_1.0", "lambda_x0.1", "lambda_x0.3", "lambda_x3", "lambda_x10", "binary",
-         "output_space", "entropy", "adversarial", "self_distillation", "keep_0.5", "keep_0.8", "relative_0.5",
-         "teacher_multi_scale", "student_from_adversarial"]
+         "output_space", "entropy", "adversarial", "self_distillation", "keep_1", "keep_0.8", "keep_0.3",
+         "relative_0.5", "teacher_multi_scale", "student_from_adversarial"]
     )  # fmt: skip
     students = {name: config for name, config in configs.items() if config.stage == "self_distillation"}
-    assert len(students) == 6
+    assert len(students) == 7
     assert {c.teacher_from for c in students.values()} == {str(tmp_path / "seed7" / "adversarial")}
     assert students["student_from_adversarial"].init_from == str(tmp_path / "seed7" / "adversarial")
     assert students["relative_0.5"].pseudo_labels.relative and students["keep_0.8"].pseudo_labels.keep == 0.8
