@@ -13,7 +13,7 @@ from fada_jax.classes import IGNORE
 
 
 def segmentation_sum(logits: jax.Array, labels: jax.Array, temperature: float = 1.0) -> tuple[jax.Array, jax.Array]:
-    """Sum of the cross entropy of ``softmax(logits / temperature)`` over labelled pixels, and their number.
+    """Sum of the cross entropy of ``softmax(logits / temperature)`` over labelled pixels, and their number (int32).
 
     Args:
       logits: float32 [N, H, W, K].
@@ -23,7 +23,8 @@ def segmentation_sum(logits: jax.Array, labels: jax.Array, temperature: float = 
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
     one_hot = jnp.arange(logits.shape[-1]) == labels[..., None].astype(jnp.int32)
     picked = jnp.sum(jnp.where(one_hot & valid[..., None], log_p, 0.0))
-    return -picked, jnp.sum(valid, dtype=jnp.float32)
+    # float32 cannot count beyond 2**24 pixels one by one: 20 images of 1280x720.
+    return -picked, jnp.sum(valid, dtype=jnp.int32)
 
 
 def segmentation_loss(logits: jax.Array, labels: jax.Array, temperature: float = 1.0) -> jax.Array:
@@ -36,7 +37,7 @@ def segmentation_loss(logits: jax.Array, labels: jax.Array, temperature: float =
 
 def mean(total: jax.Array, count: jax.Array) -> jax.Array:
     """``total / count``, and 0 where nothing was counted."""
-    return total / jnp.maximum(count, 1.0)
+    return total / jnp.maximum(count, 1).astype(jnp.float32)
 
 
 def domain_sums(d_logits: jax.Array, knowledge: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -49,14 +50,14 @@ def domain_sums(d_logits: jax.Array, knowledge: jax.Array) -> tuple[jax.Array, j
       knowledge: class knowledge a of a method (see ``fada_jax.methods``), float32 [N, H, W, K].
 
     Returns:
-      float32 [2], one sum for d = source and one for d = target; and their number of pixels.
+      float32 [2], one sum for d = source and one for d = target; and their number of pixels, int32.
     """
     k = knowledge.shape[-1]
     if d_logits.shape[-1] != 2 * k:
         raise ValueError(f"discriminator has {d_logits.shape[-1]} outputs, knowledge of {k} classes needs {2 * k}")
     log_p = jax.nn.log_softmax(d_logits.astype(jnp.float32))
     sums = [-jnp.sum(knowledge * log_p[..., d * k : (d + 1) * k]) for d in (0, 1)]
-    return jnp.stack(sums), jnp.sum(jnp.any(knowledge > 0, axis=-1), dtype=jnp.float32)
+    return jnp.stack(sums), jnp.sum(jnp.any(knowledge > 0, axis=-1), dtype=jnp.int32)
 
 
 def domain_loss(d_logits: jax.Array, knowledge: jax.Array, domain: int) -> jax.Array:

@@ -34,7 +34,7 @@ def pixel_sums(
     Args:
       fn: takes blocks of rows of ``maps`` and ``fixed`` at full size, float32 [N, R, W, C], of ``pixels``
         [N, R, W, ...] and ``inside`` bool [R, 1] (False: rows that only fill up the last block). Returns ``sums``
-        float32 [n] and ``counts`` float32 [m], both additive over pixels.
+        float32 [n] and ``counts`` int32 [] or [m], both additive over pixels.
       maps: pytree of [N, h, w, C]; the sums are differentiable with respect to these.
       fixed: pytree of [N, h, w, C], taken as constants.
       pixels: pytree of [N, H, W, ...] at full size, constants.

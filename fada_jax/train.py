@@ -120,11 +120,13 @@ def streams(config: ConfigDict, pseudo_labels: str = "") -> dict[str, tuple[Any,
     half = config.batch_size // 2
     result: dict[str, tuple[pipeline.Stream, int]] = {"source": (make_stream(config.source), half)}
     if is_adversarial(config):
-        result["target"] = (make_stream(config.target, labels=False), half)
+        result["target"] = (make_stream(config.target, labels=False, role="target"), half)
     return result
 
 
-def make_stream(config: ConfigDict, *, labels: bool = True, augment: bool = True, pseudo_labels: str = "") -> Any:
+def make_stream(
+    config: ConfigDict, *, labels: bool = True, augment: bool = True, pseudo_labels: str = "", role: str = ""
+) -> Any:
     """The pipeline's ``Stream`` of a stream config."""
     from input_pipeline import pipeline
 
@@ -147,6 +149,7 @@ def make_stream(config: ConfigDict, *, labels: bool = True, augment: bool = True
         sampling_temperature=config.sampling_temperature if augment else 1.0,
         labels=labels and not pseudo_labels,
         pseudo_labels=pseudo_labels,
+        role=role,
     )
 
 

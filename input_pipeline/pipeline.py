@@ -13,6 +13,7 @@ import io
 import os
 import struct
 import sys
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -42,12 +43,16 @@ ON_DAMAGE = ("fail", "skip")
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """Random changes of a training image, in this order.
+    """Random changes of a training image.
+
+    The released code jitters the whole image at its own size, then scales, crops and flips. Here colours change last,
+    on the pixels that the crop keeps, which costs a fraction; padding stays black. ``scripts/measure_input.py`` says
+    what that changes (docs/data.md).
 
     Attributes:
       flip: mirror half of the images.
       scale: (low, high) of a uniform factor on the resized image.
-      crop: (width, height) of a random crop, padded with black and ``IGNORE`` where the image is smaller.
+      crop: (width, height) of a random crop. A smaller image lands anywhere in it, on black and ``IGNORE``.
       brightness, contrast, saturation, hue: strengths of torchvision's ColorJitter, applied in random order.
     """
 
@@ -72,6 +77,7 @@ class Stream:
       sampling_temperature: of 'rare'.
       labels: yield labels.
       pseudo_labels: file of ``write_pseudo_labels`` that replaces the labels; its maps hold class indices.
+      role: tells streams of one split apart, which would otherwise draw the same images in the same order.
     """
 
     dataset: str
@@ -83,6 +89,7 @@ class Stream:
     sampling_temperature: float = 0.01
     labels: bool = True
     pseudo_labels: str = ""
+    role: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,6 +234,8 @@ def check(data_dir: str | Path, stream: Stream, class_set: ClassSet) -> None:
 def _sampler(stream: Stream, class_set: ClassSet, source: _Source, seed: int) -> Callable[[int], np.ndarray]:
     """A function from the number of a run to its image numbers, int64 [``sampling.run_length``].
 
+    It keeps the last runs. One thread computes a run while the others that need it wait for it.
+
     Raises:
       UserError: no such sampling, or one that needs labels on a stream without.
     """
@@ -234,20 +243,32 @@ def _sampler(stream: Stream, class_set: ClassSet, source: _Source, seed: int) ->
     if kind not in sampling.KINDS:
         raise UserError(f"sampling={kind!r}: one of {', '.join(sampling.KINDS)}")
     if kind == "uniform":
-        return lambda run: sampling.uniform_run(len(source.records), [seed, stream_id, run])
+        return _computed_once(lambda run: sampling.uniform_run(len(source.records), [seed, stream_id, run]))
     if not stream.labels:
         raise UserError(f"sampling={kind!r} needs labels: use 'uniform' for {stream.dataset}/{stream.split}")
     counts = source.class_counts(_table(stream, class_set, source))
     if kind == "balanced":
-        return lambda run: sampling.balanced_run(counts, [seed, stream_id, run])
+        return _computed_once(lambda run: sampling.balanced_run(counts, [seed, stream_id, run]))
     if stream.sampling_temperature <= 0:
         raise UserError(f"sampling_temperature={stream.sampling_temperature} must be positive")
-    return lambda run: sampling.rare_run(counts, [seed, stream_id, run], stream.sampling_temperature)
+    return _computed_once(lambda run: sampling.rare_run(counts, [seed, stream_id, run], stream.sampling_temperature))
+
+
+def _computed_once(order: Callable[[int], np.ndarray]) -> Callable[[int], np.ndarray]:
+    cached, lock = functools.lru_cache(2)(order), threading.Lock()
+
+    def locked(run: int) -> np.ndarray:
+        # The cache alone lets every thread that misses compute the run.
+        with lock:
+            return cached(run)
+
+    return locked
 
 
 def _stream_id(stream: Stream) -> int:
     # crc32, because Python's own hash differs from process to process.
-    return zlib.crc32(f"{stream.dataset}/{stream.city}/{stream.split}".encode())
+    role = f"/{stream.role}" if stream.role else ""
+    return zlib.crc32(f"{stream.dataset}/{stream.city}/{stream.split}{role}".encode())
 
 
 def train_batches(
@@ -293,12 +314,10 @@ def train_batches(
     table = identity if pseudo or not with_labels else _table(stream, class_set, source)
     lookup = table.tolist()
 
-    order_of = functools.lru_cache(2)(sampler)
-
     def load(i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         position = (start_step + i // share) * batch_size + process_index * share + i % share
         key = np.random.default_rng([seed, _stream_id(stream), position, 1]).integers(0, 2**31 - 1, 2)
-        record = source.read_usable(int(order_of(position // length)[position % length]), damaged_records)
+        record = source.read_usable(int(sampler(position // length)[position % length]), damaged_records)
         label = np.zeros((0, 0, 1), np.uint8)
         if with_labels:
             label = _read_label(pseudo.read(record["name"]) if pseudo else record["label"], lookup, stream.size)
@@ -531,11 +550,6 @@ def augment(
     def uniform(i: int, low: float = 0.0, high: float = 1.0) -> tf.Tensor:
         return tf.random.stateless_uniform((), keys[i], low, high, alg="philox")
 
-    if options.flip:
-        flip = uniform(0) < 0.5
-        image = tf.cond(flip, lambda: tf.reverse(image, [1]), lambda: image)
-        if label is not None:
-            label = tf.cond(flip, lambda: tf.reverse(label, [1]), lambda: label)
     if options.scale:
         size = tf.cast(tf.cast(tf.shape(image)[:2], tf.float32) * uniform(1, *options.scale), tf.int32)
         size = tf.maximum(size[::-1], 1)
@@ -543,16 +557,27 @@ def augment(
         if label is not None:
             label = _resize_label(label, size)
     if options.crop:
-        width, height = options.crop
-        lack = tf.maximum((height, width) - tf.shape(image)[:2], 0)
-        padding = [(0, lack[0]), (0, lack[1]), (0, 0)]
-        image = tf.pad(image, padding)
-        room = tf.cast(tf.shape(image)[:2] - (height, width) + 1, tf.float32)
-        top, left = (tf.cast(uniform(2 + axis) * room[axis], tf.int32) for axis in (0, 1))
-        image = image[top : top + height, left : left + width]
+        wanted = tf.constant(options.crop[::-1])
+        # As if both sides were padded by the whole lack before the crop is drawn.
+        difference = tf.shape(image)[:2] - wanted
+        room = tf.cast(tf.abs(difference) + 1, tf.float32)
+        drawn = tf.cast(tf.stack([uniform(2), uniform(3)]) * room, tf.int32)
+        begin, lack = tf.where(difference > 0, drawn, 0), tf.maximum(-difference, 0)
+        end = tf.minimum(begin + wanted, tf.shape(image)[:2])
+        before = tf.where(difference < 0, lack - drawn, 0)
+        padding = tf.concat([tf.stack([before, lack - before], axis=1), [(0, 0)]], axis=0)
+        image = image[begin[0] : end[0], begin[1] : end[1]]
         if label is not None:
-            label = tf.pad(label, padding, constant_values=IGNORE)[top : top + height, left : left + width]
-    return jitter(image, keys[4:], options), label
+            label = tf.pad(label[begin[0] : end[0], begin[1] : end[1]], padding, constant_values=IGNORE)
+    image = jitter(image, keys[4:], options)
+    if options.crop:
+        image = tf.pad(image, padding)
+    if options.flip:
+        flip = uniform(0) < 0.5
+        image = tf.cond(flip, lambda: tf.reverse(image, [1]), lambda: image)
+        if label is not None:
+            label = tf.cond(flip, lambda: tf.reverse(label, [1]), lambda: label)
+    return image, label
 
 
 def jitter(image: tf.Tensor, keys: list[tf.Tensor], options: Augment) -> tf.Tensor:

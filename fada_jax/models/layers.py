@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -16,12 +17,24 @@ Dtype = Any
 
 NORMS = ("frozen", "live", "group")
 
+# PyTorch's default for the kernel of a convolution: uniform in +-1 / sqrt(fan_in), which has variance 1 / (3 fan_in).
+torch_kernel_init = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
+
+
+def torch_bias_init(fan_in: int) -> nn.initializers.Initializer:
+    """PyTorch's default for the bias of a convolution: uniform in +-1 / sqrt(fan_in)."""
+    bound = fan_in**-0.5
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
 
 class Conv(nn.Module):
     """A square convolution with PyTorch's symmetric padding ``dilation * (kernel_size - 1) / 2``.
 
     Flax's 'SAME' pads only at the end for stride 2 on even sizes, which shifts every feature by a pixel against
     weights trained in PyTorch.
+
+    Attributes:
+      torch_bias: the bias starts at PyTorch's default instead of zero, as in the released code's own layers.
     """
 
     features: int
@@ -31,6 +44,7 @@ class Conv(nn.Module):
     use_bias: bool = False
     dtype: Dtype = jnp.float32
     kernel_init: nn.initializers.Initializer = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+    torch_bias: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, scale: jax.Array | None = None) -> jax.Array:
@@ -46,7 +60,9 @@ class Conv(nn.Module):
             kernel = kernel * scale
         x = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.dilation)
         if self.use_bias:
-            x = x + self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32).astype(self.dtype)
+            fan_in = math.prod(shape[:-1])
+            bias_init = torch_bias_init(fan_in) if self.torch_bias else nn.initializers.zeros_init()
+            x = x + self.param("bias", bias_init, (self.features,), jnp.float32).astype(self.dtype)
         return x
 
 

@@ -67,6 +67,7 @@ class AsppClassifier(nn.Module):
                 use_bias=True,
                 dtype=self.dtype,
                 kernel_init=nn.initializers.normal(0.01),
+                torch_bias=True,
                 name=f"conv{i}",
             )
             total = total + branch(features).astype(jnp.float32)
@@ -127,10 +128,10 @@ class Discriminator(nn.Module):
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
         """Logits at feature resolution, float32 [N, h, w, num_outputs]."""
-        # The released code keeps PyTorch's default: uniform with variance 1 / (3 fan_in).
-        init = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
         x = features.astype(self.dtype)
-        options: dict[str, Any] = {"use_bias": True, "dtype": self.dtype, "kernel_init": init}
+        # The released code keeps PyTorch's defaults.
+        options: dict[str, Any] = {"use_bias": True, "dtype": self.dtype, "torch_bias": True}
+        options["kernel_init"] = layers.torch_kernel_init
         for i, width in enumerate(self.widths):
             x = nn.leaky_relu(layers.Conv(width, 3, name=f"conv{i}", **options)(x), 0.2)
         return layers.Conv(self.num_outputs, 3, name="head", **options)(x).astype(jnp.float32)

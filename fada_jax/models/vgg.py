@@ -40,5 +40,16 @@ class VGG16(nn.Module):
             if pool:
                 x = nn.max_pool(x, (2, 2), strides=(2, 2))
         for name in ("fc6", "fc7"):
-            x = layers.relu(layers.Conv(self.fc_width, 3, dilation=4, use_bias=True, dtype=self.dtype, name=name)(x))
+            # No ImageNet weights have these layers: the released code keeps PyTorch's defaults.
+            conv = layers.Conv(
+                self.fc_width,
+                3,
+                dilation=4,
+                use_bias=True,
+                dtype=self.dtype,
+                kernel_init=layers.torch_kernel_init,
+                torch_bias=True,
+                name=name,
+            )
+            x = layers.relu(conv(x))
         return x
