@@ -1,4 +1,4 @@
-"""Reading raw examples in several processes, which never import TensorFlow: they start in a second."""
+"""Reading raw examples in several processes, which start in a second: TensorFlow is imported only for 16-bit labels."""
 
 from __future__ import annotations
 

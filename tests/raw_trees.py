@@ -34,26 +34,39 @@ def gta5(root: Path, count: int = 6) -> Path:
     return root
 
 
-def png16(array: np.ndarray, filters: bool = True) -> bytes:
-    """A 16-bit RGB PNG of uint16 [H, W, 3] that uses every row filter."""
-    height, width, _ = array.shape
-    rows = array.astype(">u2").view(np.uint8).reshape(height, width * 6).astype(np.int32)
-    raw, above = b"", np.zeros(width * 6, np.int32)
-    for y, row in enumerate(rows):
-        kind = y % 5 if filters else 0
-        left, corner = (np.concatenate([np.zeros(6, np.int32), x[:-6]]) for x in (row, above))
-        p = left + above - corner
-        a, b, c = abs(p - left), abs(p - above), abs(p - corner)
-        paeth = np.where((a <= b) & (a <= c), left, np.where(b <= c, above, corner))
-        guess = (0, left, above, (left + above) // 2, paeth)[kind]
-        raw += bytes([kind]) + ((row - guess) & 255).astype(np.uint8).tobytes()
-        above = row
+# Adam7, PNG specification section 8.2: first row and column of each pass, and their steps.
+ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+
+
+def png16(array: np.ndarray, interlaced: bool = False) -> bytes:
+    """A 16-bit PNG of uint16 [H, W, 1 to 4] (grey, grey and alpha, RGB, RGBA) that uses every row filter."""
+    height, width, channels = array.shape
+    passes = [array[y::dy, x::dx] for y, x, dy, dx in ADAM7] if interlaced else [array]
 
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
-    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+    color = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    header = struct.pack(">IIBBBBB", width, height, 16, color, 0, 0, interlaced)
+    body = zlib.compress(b"".join(_filtered(part) for part in passes if part.size))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def _filtered(array: np.ndarray) -> bytes:
+    """Rows of uint16 [H, W, C] as PNG stores them, under its five filters in turn."""
+    height, width, channels = array.shape
+    step = 2 * channels
+    rows = array.astype(">u2").view(np.uint8).reshape(height, width * step).astype(np.int32)
+    raw, above = b"", np.zeros(width * step, np.int32)
+    for y, row in enumerate(rows):
+        left, corner = (np.concatenate([np.zeros(step, np.int32), x[:-step]]) for x in (row, above))
+        p = left + above - corner
+        a, b, c = abs(p - left), abs(p - above), abs(p - corner)
+        paeth = np.where((a <= b) & (a <= c), left, np.where(b <= c, above, corner))
+        guess = (0, left, above, (left + above) // 2, paeth)[y % 5]
+        raw += bytes([y % 5]) + ((row - guess) & 255).astype(np.uint8).tobytes()
+        above = row
+    return raw
 
 
 def synthia(root: Path, count: int = 3) -> Path:
@@ -86,6 +99,28 @@ def crosscity(root: Path, city: str = "Rome") -> Path:
     for i in range(2):
         _save(root / city / "Images" / "Test" / f"pano_{i:05d}_2.png", Image.fromarray(picture(i, 32, 64)))
         _save(root / city / "Labels" / "Test" / f"pano_{i:05d}_2_eval.png", Image.fromarray(ids(i, 32, 64, 34)))
+    return root
+
+
+def camvid_names() -> dict[str, list[str]]:
+    """The public SegNet split of CamVid, as its tutorial lists it: folder -> stems of 367, 101 and 233 frames."""
+    train = [f"0001TP_{i:06d}" for i in range(6690, 8521, 30)] + [f"0006R0_f{i:05d}" for i in range(930, 3931, 30)]
+    for first, last in ((390, 2400), (4350, 7920), (8190, 8640)):
+        train += [f"0016E5_{i + (i == 900):05d}" for i in range(first, last + 1, 30)]  # 901 takes the place of 900.
+    return {
+        "train": train,
+        "val": [f"0016E5_{i:05d}" for i in range(7959, 8160, 2)],
+        "test": [f"0001TP_{i:06d}" for i in range(8550, 10381, 30)] + [f"Seq05VD_f{i:05d}" for i in range(0, 5101, 30)],
+    }
+
+
+def camvid(root: Path) -> Path:
+    """All 701 frames of the public copy, tiny; picture and ids are those of the frame's number."""
+    for split, names in camvid_names().items():
+        for name in names:
+            number = int(name.split("_")[1].removeprefix("f"))
+            _save(root / split / f"{name}.png", Image.fromarray(picture(number, 6, 8)))
+            _save(root / f"{split}annot" / f"{name}.png", Image.fromarray(ids(number, 6, 8, 12)))
     return root
 
 

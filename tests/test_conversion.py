@@ -21,7 +21,7 @@ from PIL import Image
 
 from fada_jax.classes import ENCODINGS, IGNORE, get_class_set, label_table, read_class_map
 from fada_jax.errors import UserError
-from input_pipeline import builders, pipeline
+from input_pipeline import builders, pipeline, raw_datasets
 
 CAMVID = ROOT.parent / "shared" / "data" / "camvid"
 
@@ -83,6 +83,65 @@ def test_class_maps_of_the_released_code():
         assert {int(i): int(table[i]) for i in np.flatnonzero(table != IGNORE)} == expected
     order = [cityscapes[i] for i in np.flatnonzero(label_table("crosscity", get_class_set("crosscity13")) != IGNORE)]
     assert order == [0, 1, 2, 6, 7, 8, 10, 11, 12, 13, 15, 17, 18]
+
+
+def label16(seed, channels, size=(37, 29)):
+    """uint16 [height, width, channels] whose first channel holds ids."""
+    array = np.random.default_rng(seed).integers(0, 65536, (*size, channels), dtype=np.uint16)
+    array[..., 0] = raw_trees.ids(seed, *size, 256)
+    return array
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_16_bit_labels_are_read_by_their_first_channel(channels, interlaced, tmp_path):
+    label = label16(channels, channels)
+    path = tmp_path / "label.png"
+    path.write_bytes(raw_trees.png16(label, interlaced))
+    ids = raw_datasets.read_label(path)
+    assert ids.dtype == np.uint8
+    np.testing.assert_array_equal(ids, label[..., 0])
+    label[3, 5, 0] = 256
+    path.write_bytes(raw_trees.png16(label, interlaced))
+    with pytest.raises(UserError, match=r"label.png holds the id 256, beyond 255"):
+        raw_datasets.read_label(path)
+
+
+def test_damaged_16_bit_labels_are_named(tmp_path):
+    path, good = tmp_path / "label.png", raw_trees.png16(label16(0, 3, (9, 7)))
+    cut = [good[:length] for length in range(26, len(good))]
+    # Not in the signature and not in the bit depth, which say that it is a 16-bit PNG.
+    places = [i for i in range(8, len(good)) if i != 24]
+    flipped = [good[:i] + bytes([good[i] ^ 16]) + good[i + 1 :] for i in places]
+    for damaged in (*cut, *flipped):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"label.png is (not a readable 16-bit PNG|\d+x\d+: more than \d+ pixels)"):
+            raw_datasets.read_label(path)
+
+
+READ_LABELS = """
+import sys
+from pathlib import Path
+from input_pipeline import raw_datasets
+for path in sys.argv[1:]:
+    try:
+        print(raw_datasets.read_label(Path(path)).sum(), "tensorflow" in sys.modules)
+    except Exception as error:
+        print(error)
+"""
+
+
+def test_tensorflow_is_imported_for_16_bit_labels_alone_and_is_quiet(tmp_path):
+    label = label16(0, 3)
+    Image.fromarray(label[..., 0].astype(np.uint8)).save(tmp_path / "8.png")
+    (tmp_path / "16.png").write_bytes(raw_trees.png16(label))
+    (tmp_path / "cut.png").write_bytes(raw_trees.png16(label)[:-100])
+    variables = {key: value for key, value in environment().items() if key != "TF_CPP_MIN_LOG_LEVEL"}
+    paths = [tmp_path / name for name in ("8.png", "16.png", "cut.png")]
+    result = subprocess.run([sys.executable, "-c", READ_LABELS, *paths], capture_output=True, text=True, env=variables)
+    total = label[..., 0].sum(dtype=int)
+    expected = f"{total} False\n{total} True\n{paths[2]} is not a readable 16-bit PNG\n"
+    assert (result.stdout, result.stderr) == (expected, "")
 
 
 def test_unlabelled_images_and_dummy_test_labels_carry_no_labels(tmp_path):
@@ -259,10 +318,78 @@ def test_a_missing_data_set_names_the_command_that_makes_it(tmp_path):
     assert pipeline.num_examples(tmp_path, stream) == 6
 
 
+@pytest.fixture(scope="module")
+def public_camvid(tmp_path_factory):
+    """A tree with the frames of the public copy, which tests only read."""
+    return raw_trees.camvid(tmp_path_factory.mktemp("camvid"))
+
+
+def camvid_names(root):
+    """Frames of each split by the raw layout's own listing."""
+    return {split: [e.name for e in examples] for split, examples in raw_datasets.camvid(root).items() if examples}
+
+
+def test_the_public_camvid_converts(public_camvid, tmp_path):
+    _, counts, errors = convert("camvid", public_camvid, tmp_path)
+    sizes = {"train_day": 305, "train_dusk": 62, "val_day": 101, "test_day": 171, "test_dusk": 31, "final_dusk": 31}
+    assert counts == sizes and not errors
+    ends = {
+        "train_dusk": ("0001TP_006690", "0001TP_008520"),
+        "val_day": ("0016E5_07959", "0016E5_08159"),
+        "test_day": ("Seq05VD_f00000", "Seq05VD_f05100"),
+        "test_dusk": ("0001TP_008550", "0001TP_009450"),
+        "final_dusk": ("0001TP_009480", "0001TP_010380"),
+    }
+    for split, (first, last) in ends.items():
+        found = read(tmp_path, pipeline.Stream("camvid", split, (8, 6)), "camvid11")
+        assert (min(found), max(found), len(found)) == (first, last, sizes[split])
+        for name in (first, last):
+            number = int(name[-5:])
+            np.testing.assert_array_equal(found[name][0], raw_trees.picture(number, 6, 8))
+            ids = raw_trees.ids(number, 6, 8, 12)
+            np.testing.assert_array_equal(found[name][1], np.where(ids == 11, IGNORE, ids))
+    # Every public frame is in one split, and those of dusk are the documented lists.
+    names = camvid_names(public_camvid)
+    assert sorted(itertools.chain(*names.values())) == sorted(itertools.chain(*raw_trees.camvid_names().values()))
+    for split, (_, frames) in raw_datasets.CAMVID_DUSK.items():
+        assert tuple(names[split]) == frames
+    assert not set(names["test_dusk"]) & set(names["final_dusk"])
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "test/0001TP_006690",  # A training frame.
+        "test/0001TP_008551",
+        "test/0001TP_010410",
+        "test/0016E5_07959",
+        "test/test_00001",  # As in earlier copies.
+        "train/0001TP_008550",
+        "train/Seq05VD_f00000",
+        "val/0006R0_f00930",
+    ],
+)
+def test_camvid_refuses_what_is_no_frame_of_a_split(path, tmp_path):
+    for name in ("train/0006R0_f00930", "val/0016E5_07959", "test/0001TP_008550", path):
+        folder, stem = name.split("/")
+        for target in (tmp_path / folder, tmp_path / f"{folder}annot"):
+            target.mkdir(exist_ok=True)
+            (target / f"{stem}.png").touch()
+    with pytest.raises(UserError) as error:
+        raw_datasets.camvid(tmp_path)
+    folder = path.split("/")[0]
+    expected = f"{tmp_path / path}.png is no frame of {folder}/ in CamVid's SegNet split: take it out of the folder"
+    assert str(error.value) == expected
+
+
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="CamVid is not in ../shared/data/camvid")
-def test_camvid_converts(tmp_path):
+def test_camvid_converts(public_camvid, tmp_path):
     _, counts, _ = convert("camvid", CAMVID, tmp_path, workers=2)
-    assert counts == {"train_day": 305, "train_dusk": 62, "val_day": 51, "test_dusk": 31}
+    # A copy may lack frames, but not those that are trained on and scored.
+    here, public = camvid_names(CAMVID), camvid_names(public_camvid)
+    assert counts == {split: len(names) for split, names in here.items()}
+    assert all(here[split] == public[split] for split in ("train_day", "train_dusk", "test_dusk"))
+    assert all(set(names) <= set(public[split]) for split, names in here.items())
     found = read(tmp_path, pipeline.Stream("camvid", "test_dusk", (480, 360)), "camvid11")
     name = sorted(found)[7]
     np.testing.assert_array_equal(
