@@ -11,6 +11,7 @@ from commands import ROOT, command
 from PIL import Image
 
 from fada_jax import checkpoints
+from input_pipeline import raw_datasets
 
 EXAMPLE = ROOT / "examples" / "own_pair"
 
@@ -77,13 +78,60 @@ def test_inspection_prints_frequencies_and_writes_a_sheet(data_dir, tmp_path):
 
 
 CAMVID = ROOT.parent / "shared" / "data" / "camvid"
+ARRANGE = ROOT / "examples" / "camvid_as_own" / "arrange.sh"
+# What the example calls the splits of --dataset=camvid.
+ARRANGED = {
+    "train_day": "day/train",
+    "test_day": "day/test",
+    "train_dusk": "dusk/train",
+    "test_dusk": "dusk/val",
+    "final_dusk": "dusk/final",
+}
+
+
+def test_camvid_is_arranged_by_the_splits_of_its_own_layout(tmp_path):
+    camvid, out = tmp_path / "the camvid", tmp_path / "out"
+    for folder, names in raw_trees.camvid_names().items():
+        for target in (camvid / folder, camvid / f"{folder}annot"):
+            target.mkdir(parents=True)
+            for name in names:
+                (target / f"{name}.png").touch()
+    subprocess.run(["sh", ARRANGE, camvid, out], check=True)
+    splits = raw_datasets.camvid(camvid)
+    assert {str(p.relative_to(out)) for p in out.glob("*/*")} == set(ARRANGED.values())
+    for split, place in ARRANGED.items():
+        images, labels = (
+            {p.name: p.resolve() for p in (out / place / kind).glob("*")} for kind in ("images", "labels")
+        )
+        assert images == {e.image.name: e.image.resolve() for e in splits[split]}
+        expected = {} if split == "train_dusk" else {e.label.name: e.label.resolve() for e in splits[split]}
+        assert labels == expected and (out / place / "labels").is_dir() == bool(expected)
+
+
+def test_camvid_is_arranged_without_the_frames_that_a_copy_lacks(tmp_path):
+    for name in ("train/0006R0_f00930", "train/0001TP_006690", "test/0001TP_009450"):
+        folder, stem = name.split("/")
+        for target in (tmp_path / "in" / folder, tmp_path / "in" / f"{folder}annot"):
+            target.mkdir(parents=True, exist_ok=True)
+            (target / f"{stem}.png").touch()
+    arrange = ["sh", ARRANGE, tmp_path / "in", tmp_path / "out"]
+    subprocess.run(arrange, check=True)
+    found = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").glob("*/*")}
+    assert found == {"day/train", "dusk/train", "dusk/val"}
+    (tmp_path / "in" / "test" / "test_00001.png").touch()
+    result = subprocess.run(arrange, capture_output=True, text=True)
+    expected = f"error: {tmp_path}/in/test/test_00001.png is no frame of test/ in CamVid's SegNet split"
+    assert result.returncode == 1 and result.stderr.startswith(expected)
+    shutil.rmtree(tmp_path / "in" / "trainannot")
+    result = subprocess.run(arrange, capture_output=True, text=True)
+    assert result.returncode == 1 and "/in/trainannot is not there: the first argument must be" in result.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="CamVid is not in ../shared/data/camvid")
 def test_camvid_trains_as_anybodys_own_data(tmp_path):
-    example = ROOT / "examples" / "camvid_as_own"
-    subprocess.run(["sh", example / "arrange.sh", CAMVID, tmp_path / "raw"], check=True)
+    example = ARRANGE.parent
+    subprocess.run(["sh", ARRANGE, CAMVID, tmp_path / "raw"], check=True)
     counts = {"day": "train 305 images", "dusk": "train 62 images, val 31 images"}
     for name, expected in counts.items():
         output = command(
