@@ -155,16 +155,26 @@ def class_table(run: Run) -> tuple[list[str], list[dict[str, Any]]]:
     """IoU by class of a run's rows and of the paper's, in the layout of tables 1 to 3.
 
     Returns:
-      class names, and rows with ``label``, ``iou`` (in the order of the names), ``miou``, ``miou_13``, ``ours``.
+      class names, and rows with ``label``, ``iou`` (in the order of the names), ``miou``, ``miou_13``, ``ours`` and
+      ``note`` (what to mind of a row of the paper's).
     """
     names = list(next(iter(run.rows.values()))["iou"])
-    ours = [(label(row), row["iou"], row["miou"], row.get("miou_13"), True) for row in run.rows.values()]
+    ours = [(label(row), row["iou"], row["miou"], row.get("miou_13"), True, "") for row in run.rows.values()]
     city = run.configs["source"]["target"]["city"]
     there = [row for row in paper.rows(run.task) if list(row.iou) == names and row.group == (city or row.group)]
-    theirs = [(f"{row.method} ({row.group})", row.iou, row.miou, row.miou_13, False) for row in there]
-    keys = ("label", "iou", "miou", "miou_13", "ours")
+    theirs = [(f"{row.method} ({row.group})", row.iou, row.miou, row.miou_13, False, row.note) for row in there]
+    keys = ("label", "iou", "miou", "miou_13", "ours", "note")
     rows = [dict(zip(keys, row, strict=True)) for row in (*ours, *theirs)]
     return names, [{**row, "iou": [row["iou"][name] for name in names]} for row in rows]
+
+
+def notes(table: list[dict[str, Any]]) -> dict[str, str]:
+    """Notes on the rows of a class table -> the labels of the rows that each is about."""
+    found: dict[str, list[str]] = {}
+    for row in table:
+        if row["note"]:
+            found.setdefault(row["note"], []).append(row["label"])
+    return {note: ", ".join(labels) for note, labels in found.items()}
 
 
 def section(run: Run) -> dict[str, Any]:
@@ -198,6 +208,7 @@ def section(run: Run) -> dict[str, Any]:
         "star": any(row.get("miou_13") is not None for row in rows.values()),
         "names": names,
         "class_table": table,
+        "notes": notes(table),
         "curves": {s: picture(figures.training_curves(s, lines)) for s, lines in run.metrics.items() if lines},
         "bars": picture(figures.iou_bars(bars)),
         "confusions": [

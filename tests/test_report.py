@@ -78,6 +78,10 @@ def test_the_class_table_puts_a_run_beside_the_papers_rows(tmp_path):
         assert [row["ours"] for row in rows] == [True] * len(ROWS) + [False] * count
         assert all(len(row["iou"]) == len(names) for row in rows)
         assert rows[0]["iou"][5] is None and rows[0]["label"] == LABELS["source_only"]
+        found = report.notes(rows)
+        assert any(labels.startswith("FADA (") and "self-distillation" in note for note, labels in found.items())
+        about = ", ".join(found.values()).split(", ")
+        assert all((row["label"] in about) == bool(row["note"]) for row in rows)
     assert rows[-1]["label"] == "FADA (Rio)" and rows[-1]["iou"][0] == 80.6 and rows[-1]["miou"] == 54.7
 
 
