@@ -1,5 +1,9 @@
 """CamVid day -> dusk, 11 classes: real photographs, 305 by day and 62 at dusk for training, 31 at dusk for the score.
 
+What is scored, test_dusk, are the frames 0001TP_008550 to 0001TP_009450: 31 of the 62 dusk frames in test/ of the
+public SegNet split. Its other 31, final_dusk, are kept for a last look: no setting is chosen and no number is reported
+on them.
+
   python scripts/convert_dataset.py --dataset=camvid --raw_dir=CAMVID --data_dir=DATA
   python scripts/run_recipe.py --config=configs/camvid_day_to_dusk.py --workdir=W --config.data_dir=DATA \
       --config.init_from=IMAGENET
