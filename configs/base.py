@@ -49,6 +49,8 @@ def stream(dataset: str = "", split: str = "", size: tuple[int, int] = (0, 0), c
     config.contrast = 0.0  # Likewise.
     config.saturation = 0.0  # Likewise.
     config.hue = 0.0  # Likewise, in turns of the colour circle.
+    # Colours change before resizing and cropping, as released. False: after both, for less time (docs/data.md).
+    config.jitter_first = True
     return config
 
 
@@ -116,7 +118,9 @@ def get_config(arguments: ConfigDict) -> ConfigDict:
     model.output_stride = 8  # Input pixels per feature pixel (ResNet).
     model.aspp_rates = (6, 12, 18, 24)  # Dilations of the classifier.
     model.remat = False  # ResNet: compute the insides of blocks again in the backward pass instead of keeping them.
-    model.dtype = "bfloat16"  # Compute type on accelerators; 'float32' for parity. Parameters stay float32.
+    # Compute type: 'float32', 'bfloat16' or 'auto', which is bfloat16 on accelerators and float32 on CPUs. Parameters
+    # stay float32.
+    model.dtype = "auto"
 
     config.discriminator = ConfigDict()
     config.discriminator.widths = (256, 128)  # Hidden channels of D.

@@ -1,4 +1,4 @@
-"""GTA5 -> Cityscapes, 19 classes (paper: table 2; 46.9 mIoU without and 49.2 / 50.1 with self-distillation / + MST).
+"""GTA5 -> Cityscapes, 19 classes (paper: table 3; 46.9 mIoU without and 49.2 / 50.1 with self-distillation / + MST).
 
   python scripts/run_recipe.py --config=configs/gta5_to_cityscapes.py --workdir=W --config.data_dir=DATA \
       --config.init_from=IMAGENET

@@ -1,4 +1,4 @@
-"""SYNTHIA -> Cityscapes, 16 classes, mIoU* over 13 (paper: table 3, 45.2 and 52.5 with ResNet-101).
+"""SYNTHIA -> Cityscapes, 16 classes, mIoU* over 13 (paper: table 2, 45.2 and 52.5 with ResNet-101).
 
   python scripts/run_recipe.py --config=configs/synthia_to_cityscapes.py --workdir=W --config.data_dir=DATA \
       --config.init_from=IMAGENET

@@ -11,12 +11,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from fada_jax import checkpoints, export, predictor
+from fada_jax import checkpoints, export, files, predictor
 from fada_jax.errors import UserError
 from fada_jax.evaluate import stage_workdir
+from fada_jax.models import DTYPES
 
 
-def load(path: str | Path, *, checkpoint: str = "last") -> predictor.Predictor:
+def load(path: str | Path, *, checkpoint: str = "last", dtype: str = "auto") -> predictor.Predictor:
     """A segmenter, ready to be called on images.
 
     Args:
@@ -24,22 +25,29 @@ def load(path: str | Path, *, checkpoint: str = "last") -> predictor.Predictor:
         PyTorch checkpoint of the released layout or one that ``convert_weights export`` wrote (``.pth``,
         ``.safetensors``), or an artifact of ``fada_jax.export``.
       checkpoint: 'last' or a step, where the path is a workdir.
+      dtype: compute type: 'float32', 'bfloat16', or 'auto', which is float32 on CPUs and what the model was trained
+        with elsewhere. An artifact has its own.
 
     Raises:
       UserError: nothing of that kind is there, or it cannot be read.
     """
-    path = Path(path)
+    if dtype not in DTYPES:
+        raise UserError(f"dtype={dtype!r}: one of {', '.join(DTYPES)}")
+    path = files.local(path)
     if path.suffix in (".pth", ".safetensors"):
         from fada_jax import convert_weights
 
-        return predictor.from_model(convert_weights.read_model(path))
+        return predictor.from_model(convert_weights.read_model(path), dtype)
     if not path.is_dir():
         raise UserError(f"{path}: no such workdir, checkpoint, weight file or artifact")
     if export.is_artifact(path):
-        return export.load_artifact(path)
+        artifact = export.load_artifact(path)
+        if dtype not in ("auto", artifact.dtype):
+            raise UserError(f"{path} computes in {artifact.dtype} here: export it again with --dtype={dtype}")
+        return artifact
     if path.parent.name == checkpoints.directory("").name and path.name.isdigit():
-        return predictor.from_model(checkpoints.load_model(path.parents[1], path.name))
-    return predictor.from_model(checkpoints.load_model(stage_workdir(path), checkpoint))
+        return predictor.from_model(checkpoints.load_model(path.parents[1], path.name), dtype)
+    return predictor.from_model(checkpoints.load_model(stage_workdir(path), checkpoint), dtype)
 
 
 def train_stage(

@@ -27,9 +27,10 @@ from flax import serialization
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from fada_jax import __version__, classes, sharding, steps
+from fada_jax import __version__, classes, files, sharding, steps
 from fada_jax.errors import UserError, storage_fault
-from fada_jax.models import ModelSpec
+from fada_jax.models import ModelSpec, compute_dtype
+from fada_jax.models.convolution import inference_dtype
 from fada_jax.optim import OptimizerSpec
 from fada_jax.preprocessing import Preprocessing
 
@@ -67,6 +68,16 @@ class Model:
     step: int
 
     @property
+    def digest(self) -> str:
+        """SHA-256 of all weights, with their names, types and shapes: the same weights stored again have the same."""
+        digest = hashlib.sha256()
+        for path, x in jax.tree.leaves_with_path({"params": self.params, "batch_stats": self.batch_stats}):
+            array = np.asarray(x)
+            digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    @property
     def variables(self) -> dict[str, Any]:
         """Collections for ``Segmenter(spec).apply``."""
         state = jax.eval_shape(lambda: steps.create_generator(self.spec, OptimizerSpec(), jax.random.key(0)))
@@ -75,7 +86,7 @@ class Model:
 
 def directory(workdir: str | Path) -> Path:
     """Folder of the checkpoints of a stage."""
-    return Path(workdir).absolute() / CHECKPOINTS
+    return files.local(workdir, "workdir").absolute() / CHECKPOINTS
 
 
 def library_versions() -> dict[str, str]:
@@ -93,6 +104,7 @@ def make_meta(
     preprocessing: Preprocessing,
     class_set: classes.ClassSet | None,
     images: Mapping[str, int] | None = None,
+    **made_from: Any,
 ) -> dict:
     """What a checkpoint says about itself, JSON types only.
 
@@ -100,6 +112,8 @@ def make_meta(
       config: that trains it, as a plain dict.
       spec, preprocessing, class_set: of the model.
       images: images of each stream of the batch, by name.
+      **made_from: ``parents``, the weights that the stage began with, and ``pseudo_labels``, the provenance of its
+        labels; see ``fada_jax.train``.
     """
     meta = {
         "format": FORMAT,
@@ -110,6 +124,8 @@ def make_meta(
         "preprocessing": dataclasses.asdict(preprocessing),
         "class_set": dataclasses.asdict(class_set) if class_set else None,
         "images": dict(images or {}),
+        "compute_dtype": compute_dtype(spec.dtype),
+        **made_from,
     }
     return json.loads(json.dumps(meta))
 
@@ -161,12 +177,13 @@ def damage(path: Path, items: tuple[str, ...] = ()) -> str:
     return ""
 
 
-def last_good(workdir: str | Path, log: Callable[[str], None]) -> int:
-    """The last checkpoint of a stage whose files are as they were written; 0: none.
+def last_good(workdir: str | Path, log: Callable[[str], None]) -> int | None:
+    """The last checkpoint of a stage whose files are as they were written; None: there is none.
 
-    Damaged ones after it are renamed to ``<step>.damaged``, and said so. In several processes all get the same answer.
+    An imported model is a checkpoint at step 0. Damaged ones after the last good one are renamed to
+    ``<step>.damaged``, and said so. In several processes all get the same answer.
     """
-    found = 0
+    found = -1
     if jax.process_index() == 0:
         for step in reversed(available_steps(workdir)):
             path = directory(workdir) / str(step)
@@ -178,7 +195,8 @@ def last_good(workdir: str | Path, log: Callable[[str], None]) -> int:
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(path, aside)
             log(f"checkpoint {path} is damaged ({problem}): kept as {aside.name}, the one before it is taken")
-    return int(multihost_utils.broadcast_one_to_all(np.int32(found)))
+    step = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
+    return step if step >= 0 else None
 
 
 def _miou(scores: Mapping[str, float]) -> float:
@@ -356,7 +374,7 @@ def describe(meta: Mapping[str, Any]) -> tuple[ModelSpec, Preprocessing, classes
 
 
 def load_model(workdir: str | Path, checkpoint: str = "last") -> Model:
-    """A stage's segmenter with everything that belongs to it.
+    """A stage's segmenter with everything that belongs to it, in the compute type that it was trained in.
 
     Raises:
       UserError: no such or an unreadable checkpoint.
@@ -368,6 +386,12 @@ def load_model(workdir: str | Path, checkpoint: str = "last") -> Model:
     abstract = _on_one_device({"params": state.params, "batch_stats": state.collections.get("batch_stats", {})})
     tree = jax.device_get(_restore(workdir, step, "model", ocp.args.StandardRestore(abstract)))
     return Model(spec, preprocessing, predicted, tree["params"], tree["batch_stats"], meta["config"], step)
+
+
+def in_dtype(model: Model, dtype: str) -> Model:
+    """``model`` with the compute type to run it in, see ``models.convolution.inference_dtype``."""
+    spec = dataclasses.replace(model.spec, dtype=inference_dtype(model.spec.dtype, dtype))
+    return dataclasses.replace(model, spec=spec)
 
 
 def _on_one_device(tree: Any) -> Any:

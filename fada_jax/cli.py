@@ -15,10 +15,15 @@ import jax
 from absl import flags, logging
 from jax.experimental import multihost_utils
 
+from fada_jax import files
 from fada_jax.errors import UserError, storage_fault
+from fada_jax.models import DTYPES
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
+
+# Keys of a config that record the arguments that it was made with.
+_ARGUMENTS = {"stage", "method", "size", "task"}
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -38,6 +43,7 @@ def run(main: Callable[[list[str]], None]) -> None:
         sys.exit(0)
     try:
         arguments = flags.FLAGS(sys.argv)[1:]
+        _refuse_remote(arguments)
     except UserError as error:
         _fail(error, 1)
     except (flags.Error, AttributeError, ImportError, KeyError, SyntaxError, TypeError, ValueError, OSError) as error:
@@ -55,6 +61,19 @@ def run(main: Callable[[list[str]], None]) -> None:
     except KeyboardInterrupt as error:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(128 + (error.args[0] if error.args else signal.SIGINT))
+
+
+def _refuse_remote(arguments: list[str]) -> None:
+    """Refuses paths of object storage in arguments and flags, which would become local folders of that name.
+
+    Raises:
+      UserError: naming the flag.
+    """
+    for argument in arguments:
+        files.local(argument)
+    for name in flags.FLAGS:
+        if isinstance(flags.FLAGS[name].value, str):
+            files.local(flags.FLAGS[name].value, f"--{name}")
 
 
 def _of_the_machine(error: Exception) -> str:
@@ -136,8 +155,21 @@ def size(flag: str, text: str, least: int = 1) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def define_dtype() -> None:
+    """Defines the compute type of a stored model."""
+    flags.DEFINE_enum(
+        "dtype",
+        "auto",
+        DTYPES,
+        "Compute type; auto: what the model was trained with on accelerators, float32 on CPUs.",
+    )
+
+
 def define_processes() -> None:
-    """Defines the flags of runs on several hosts; ``join_processes`` obeys them."""
+    """Defines the flags of how a run uses its hosts and devices; ``join_processes`` obeys them."""
+    flags.DEFINE_bool(
+        "deterministic", False, "On GPUs too, the same run gives the same bits; slower. CPUs need no flag for that."
+    )
     flags.DEFINE_bool("distributed", False, "One of several processes; a TPU pod, Slurm or Open MPI is detected.")
     flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, where no cluster is detected.")
     flags.DEFINE_integer("num_processes", 0, "Processes in all, with --coordinator.", lower_bound=0)
@@ -151,6 +183,10 @@ def join_processes() -> None:
       UserError: the flags do not fit together, or the others cannot be reached.
     """
     options = flags.FLAGS
+    if options.deterministic:
+        # Read when the first device is touched. It excludes nondeterministic kernels and autotuning, which may choose
+        # other kernels at every start.
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
     if not options.coordinator:
         if options.num_processes or options.process_id >= 0:
             raise UserError("--num_processes and --process_id need --coordinator=HOST:PORT")
@@ -185,7 +221,14 @@ def config() -> tuple[ConfigDict, str, dict]:
         raise UserError("--config is missing: the path of a config file, for instance configs/gta5_to_cityscapes.py")
     if not Path(path.partition(":")[0]).is_file():
         raise UserError(f"--config={path}: no such file")
-    return flag.value, path, dict(config_flags.get_override_values(flag))
+    overrides = dict(config_flags.get_override_values(flag))
+    for key in _ARGUMENTS & overrides.keys():
+        # The file has chosen everything else by it already.
+        raise UserError(
+            f"--config.{key}={overrides[key]}: {key} is an argument of the config file, from which other keys follow: "
+            f"--config={path.partition(':')[0]}:{key}={overrides[key]}"
+        )
+    return flag.value, path, overrides
 
 
 def _fail(error: BaseException | str, status: int) -> None:

@@ -1,7 +1,8 @@
 """Training-free colour matching: the baseline that any adaptation has to beat.
 
 Each channel of the target images is shifted and scaled to the source's mean and standard deviation, with the target's
-own statistics taken over all its training images ('global') or over each image alone ('image').
+own statistics taken over its training images ('global': up to ``IMAGES`` of them, evenly spread) or over each image
+alone ('image').
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 
 MODES = ("global", "image")
+# Images that the statistics of a domain are taken over, at most.
+IMAGES = 1_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,16 +26,16 @@ class ColourStatistics:
     std: tuple[float, float, float]
 
 
-def colour_statistics(batches: Iterable[Mapping[str, Any]], limit: int = 0) -> ColourStatistics:
-    """Statistics over the pixels of the unpadded ``image`` of at most ``limit`` batches (0: all)."""
-    count, total, squares = 0, np.zeros(3), np.zeros(3)
-    for i, batch in enumerate(batches):
-        if limit and i >= limit:
-            break
-        pixels = np.asarray(batch["image"])[np.asarray(batch["mask"])].reshape(-1, 3).astype(np.float64)
+def colour_statistics(batches: Iterable[Mapping[str, Any]]) -> ColourStatistics:
+    """Statistics over the pixels of the unpadded ``image`` of all batches, uint8 [N, H, W, 3]."""
+    # Sums of integers do not depend on how the images come in batches.
+    count, total, squares = 0, np.zeros(3, np.int64), np.zeros(3, np.int64)
+    for batch in batches:
+        pixels = np.asarray(batch["image"])[np.asarray(batch["mask"])].reshape(-1, 3)
+        histograms = np.stack([np.bincount(channel, minlength=256) for channel in pixels.T])
         count += len(pixels)
-        total += pixels.sum(0)
-        squares += np.square(pixels).sum(0)
+        total += histograms @ np.arange(256)
+        squares += histograms @ np.arange(256) ** 2
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - np.square(mean), 0))
     return ColourStatistics(tuple(mean.tolist()), tuple(std.tolist()))

@@ -21,13 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from absl import flags
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from fada_jax import checkpoints, cli, colour_matching, files, inference, metrics, sharding
+from fada_jax import checkpoints, cli, colour_matching, files, handovers, inference, metrics, sharding
 from fada_jax.errors import UserError
-from fada_jax.models import Segmenter
+from fada_jax.models import ModelSpec, Segmenter, compute_dtype
+from fada_jax.preprocessing import Preprocessing
 
 # Stages of a recipe's workdir, the most adapted last.
 STAGE_FOLDERS = ("source", "adversarial", "self_distillation")
@@ -46,57 +48,75 @@ def stage_workdir(workdir: str | Path) -> Path:
     raise UserError(f"no checkpoint in {checkpoints.directory(workdir)} or in a stage folder of {workdir}")
 
 
+@functools.lru_cache(16)
+def compiled_step(
+    spec: ModelSpec, preprocessing: Preprocessing, scales: tuple[float, ...], flip: bool, mesh: jax.sharding.Mesh
+) -> Callable[..., Any]:
+    """``inference.evaluation_step`` of a network on a mesh, jitted: scored again, it is not compiled again."""
+    step = functools.partial(
+        inference.evaluation_step,
+        apply_fn=Segmenter(spec).apply,
+        preprocessing=preprocessing,
+        scales=scales,
+        flip=flip,
+    )
+    return jax.jit(step, donate_argnums=0, out_shardings=sharding.replicated(mesh))
+
+
 def evaluate(
     model: checkpoints.Model,
     batches: Iterable[Mapping[str, Any]],
     *,
     scales: tuple[float, ...] = inference.SINGLE_SCALE,
     flip: bool = False,
-    num_devices: int = 0,
+    mesh: jax.sharding.Mesh | None = None,
+    variables: Any = None,
     progress: Callable[[int], None] = lambda images: None,
 ) -> dict[str, Any]:
-    """Scores a model on an iterator of batches; the confusion matrix stays on the device until the end.
+    """Scores a model on an iterator of batches; nothing leaves the device until the end.
 
     Args:
       model: of ``checkpoints.load_model``.
       batches: ``image`` uint8 [N, H, W, 3], ``label`` uint8 [N, h, w] in the model's class set, ``mask`` bool [N];
         N a multiple of the devices.
       scales, flip: see ``inference.class_probabilities``.
-      num_devices: devices that share a batch; 0: all.
-      progress: called with the number of images seen.
+      mesh: devices that share a batch; None: all.
+      variables: weights on the mesh that take the place of the model's.
+      progress: called with the number of images that this process has handed over.
 
     Returns:
       scores of ``metrics.scores`` with ``confusion`` (nested list), ``num_images``, ``scored_at`` (label sizes).
     """
-    mesh = sharding.make_mesh(num_devices)
+    mesh = mesh or sharding.make_mesh()
     class_set = model.class_set
-    step = jax.jit(
-        functools.partial(
-            inference.evaluation_step,
-            apply_fn=Segmenter(model.spec).apply,
-            preprocessing=model.preprocessing,
-            scales=scales,
-            flip=flip,
-        ),
-        donate_argnums=0,
-        out_shardings=sharding.replicated(mesh),
-    )
-    variables = jax.device_put(model.variables, sharding.replicated(mesh))
-    count = jax.device_put(metrics.empty_confusion(class_set.num_classes), sharding.replicated(mesh))
-    num_images, sizes = 0, set()
+    step = compiled_step(model.spec, model.preprocessing, scales, flip, mesh)
+    if variables is None:
+        variables = jax.device_put(model.variables, sharding.replicated(mesh))
+    zero = (metrics.empty_confusion(class_set.num_classes), jnp.zeros((), jnp.int32))
+    count = jax.device_put(zero, sharding.replicated(mesh))
+    done, sizes = 0, set()
     for batch in batches:
         if "label" not in batch:
             raise UserError("this split has no labels to score against: choose another with --split")
-        num_images += int(multihost_utils.process_allgather(batch["mask"]).sum())
         sizes.add(f"{batch['label'].shape[2]}x{batch['label'].shape[1]}")
+        handovers.note(
+            "evaluation",
+            dataset=model.config["eval"]["dataset"],
+            input=handovers.size(batch["image"].shape[1:3]),
+            scales=scales,
+            flip=flip,
+            scored=handovers.size(batch["label"].shape[1:3]),
+        )
         count = step(count, variables, sharding.put_batch({k: batch[k] for k in ("image", "label", "mask")}, mesh))
-        progress(num_images)
-    if not num_images:
+        done += int(np.sum(batch["mask"]))
+        progress(done)
+    confusion, num_images = count
+    if not int(num_images):
         raise UserError("no image to score in this split")
-    confusion = metrics.confusion_matrix(count)
+    confusion = metrics.confusion_matrix(confusion)
     return {
         **metrics.scores(confusion, class_set),
-        "num_images": num_images,
+        "num_images": int(num_images),
         "class_set": class_set.name,
         "scored_at": ", ".join(sorted(sizes)),
         "confusion": confusion.tolist(),
@@ -112,6 +132,7 @@ def evaluate_stage(
     split: str = "",
     dataset: str = "",
     colour: str = "",
+    dtype: str = "auto",
     show_progress: bool = False,
 ) -> dict[str, Any]:
     """Scores one checkpoint of a stage on the target it was configured for.
@@ -122,6 +143,7 @@ def evaluate_stage(
       multi_scale: the config's scales, each flipped, instead of the plain image.
       data_dir, split, dataset: replace the config's.
       colour: '' or a mode of ``colour_matching``: recolours the images to the source's statistics first.
+      dtype: compute type, see ``models.convolution.inference_dtype``.
       show_progress: a line on stderr.
 
     Returns:
@@ -130,7 +152,7 @@ def evaluate_stage(
     from fada_jax.train import make_stream
     from input_pipeline import pipeline
 
-    model = checkpoints.load_model(workdir, checkpoint)
+    model = checkpoints.in_dtype(checkpoints.load_model(workdir, checkpoint), dtype)
     if not model.class_set:
         raise UserError(f"{workdir}: these weights have no classifier to evaluate")
     config = ConfigDict(model.config)
@@ -140,19 +162,28 @@ def evaluate_stage(
     if split:
         config.eval.split = split
 
-    def batches(stream: Any, **process: int) -> Iterable[Mapping[str, Any]]:
-        size = config.eval_batch_size * len(jax.devices())
+    def batches(stream: Any, **options: int) -> Iterable[Mapping[str, Any]]:
         damaged = config.get("damaged_records", "fail")  # Checkpoints of earlier versions lack the key.
-        return pipeline.eval_batches(
-            data_dir, stream, class_set=model.class_set, batch_size=size, damaged_records=damaged, **process
-        )
+        return pipeline.eval_batches(data_dir, stream, class_set=model.class_set, damaged_records=damaged, **options)
 
     stream = make_stream(config.eval, augment=False)
     total = pipeline.num_examples(data_dir, stream)
-    images = iter(batches(stream, process_index=jax.process_index(), process_count=jax.process_count()))
+    images = iter(
+        batches(
+            stream,
+            batch_size=config.eval_batch_size * len(jax.devices()),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+    )
     if colour:
+        # Every process looks at the same images, whatever devices there are.
         source, target = (
-            colour_matching.colour_statistics(batches(make_stream(config[name], labels=False, augment=False)), 100)
+            colour_matching.colour_statistics(
+                batches(
+                    make_stream(config[name], labels=False, augment=False), batch_size=1, limit=colour_matching.IMAGES
+                )
+            )
             for name in ("source", "target")
         )
         images = map(colour_matching.matcher(colour, source, target), images)
@@ -160,6 +191,7 @@ def evaluate_stage(
 
     def progress(done: int) -> None:
         if show_progress and not jax.process_index():
+            done = min(done * jax.process_count(), total)
             rate = done / (time.perf_counter() - began)
             print(f"\r{done}/{total} images, {rate:.1f} images/s", end="", file=sys.stderr, flush=True)
 
@@ -171,6 +203,7 @@ def evaluate_stage(
         **result,
         "multi_scale": multi_scale,
         "checkpoint_step": model.step,
+        "dtype": compute_dtype(model.spec.dtype),
         "dataset": config.eval.dataset,
         "split": config.eval.split,
     }
@@ -186,7 +219,7 @@ def table(result: Mapping[str, Any]) -> str:
     how = "multi-scale + flip" if result["multi_scale"] else "single scale"
     lines.append(
         f"  step {result['checkpoint_step']}, {result['num_images']} images of {result['dataset']}/{result['split']}, "
-        f"{how}, scored at the label's size {result['scored_at']}"
+        f"{how}, {result['dtype']}, scored at the label's size {result['scored_at']}"
     )
     return "\n".join(lines)
 
@@ -230,6 +263,7 @@ def main(arguments: list[str]) -> None:
                 dataset=options.dataset,
                 split=options.split,
                 colour=options.colour_matching,
+                dtype=options.dtype,
                 show_progress=True,
             )
         )
@@ -257,6 +291,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("data_dir", "", "TFRecords; default: the config's data_dir.")
     flags.DEFINE_string("dataset", "", "Another data set of the same classes, for instance the source's.")
     flags.DEFINE_string("split", "", "Another split.")
+    cli.define_dtype()
     flags.DEFINE_enum("colour_matching", "", ["", *colour_matching.MODES], "Recolour the images to the source first.")
     flags.mark_flag_as_required("workdir")
     cli.run(main)

@@ -28,16 +28,17 @@ from absl import flags
 from flax import traverse_util
 from jax import export
 
-from fada_jax import __version__, checkpoints, cli, inference
+from fada_jax import __version__, checkpoints, cli, files, inference
 from fada_jax.classes import ClassSet
 from fada_jax.errors import UserError
 from fada_jax.evaluate import stage_workdir
-from fada_jax.models import Segmenter
+from fada_jax.models import Segmenter, convolution
 from fada_jax.models.layers import interpolate
 from fada_jax.predictor import Predictor
 from fada_jax.preprocessing import normalise
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+FUNCTIONS = ("probabilities", "multi_scale", "features")
 FORMAT = 1
 # Pillow keeps the weights of a resize as integers of this many fractional bits.
 _PILLOW_BITS = 22
@@ -109,8 +110,32 @@ def upsample_to_any(x: jax.Array, size: tuple[Any, Any]) -> jax.Array:
     return interpolate(x, weights(x.shape[1], size[0]), weights(x.shape[2], size[1]))
 
 
-def functions(model: checkpoints.Model) -> dict[str, Callable[[dict[str, jax.Array], jax.Array], jax.Array]]:
-    """The exported functions by name, each of the flat weights and of uint8 RGB images [N, H, W, 3] of any size."""
+Function = Callable[[dict[str, jax.Array], jax.Array], jax.Array]
+
+
+def functions(model: checkpoints.Model, dtype: str = "auto") -> dict[str, Function]:
+    """The exported functions by name, each of the flat weights and of uint8 RGB images [N, H, W, 3] of any size.
+
+    Every platform that they run on has its own formulation of the layers and its own compute type, see
+    ``models.convolution``; which of them runs is decided there.
+    """
+
+    def on(platform: str, name: str) -> Function:
+        def fn(weights: dict[str, jax.Array], images: jax.Array) -> jax.Array:
+            with convolution.written_for(platform):
+                return _functions(checkpoints.in_dtype(model, dtype))[name](weights, images)
+
+        return fn
+
+    def everywhere(name: str) -> Function:
+        return lambda weights, images: jax.lax.platform_dependent(
+            weights, images, cpu=on("cpu", name), cuda=on("gpu", name), tpu=on("tpu", name)
+        )
+
+    return {name: everywhere(name) for name in FUNCTIONS}
+
+
+def _functions(model: checkpoints.Model) -> dict[str, Function]:
     apply_fn: Callable[..., Any] = Segmenter(model.spec).apply
     input_size = tuple(model.config["eval"]["size"])
 
@@ -210,12 +235,15 @@ licences of the data it was trained on may restrict what it may be used for.
 """
 
 
-def export_model(model: checkpoints.Model, output: str | Path, *, tensorflow: bool = False) -> Path:
+def export_model(
+    model: checkpoints.Model, output: str | Path, *, tensorflow: bool = False, dtype: str = "auto"
+) -> Path:
     """Writes the artifact, whole or not at all.
 
     Args:
       model: of ``checkpoints.load_model``.
       output: folder to make.
+      dtype: compute type, see ``models.convolution.inference_dtype``.
       tensorflow: add a SavedModel under ``tensorflow/``.
 
     Raises:
@@ -229,7 +257,7 @@ def export_model(model: checkpoints.Model, output: str | Path, *, tensorflow: bo
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     weights = _flat_weights(model)
-    for name, fn in functions(model).items():
+    for name, fn in functions(model, dtype).items():
         (partial / f"{name}.stablehlo").write_bytes(_serialise(fn, weights))
     np.savez(partial / "weights.npz", allow_pickle=False, **weights)
     description = {
@@ -242,22 +270,28 @@ def export_model(model: checkpoints.Model, output: str | Path, *, tensorflow: bo
         "model": dataclasses.asdict(model.spec),
         "checkpoint_step": model.step,
         "platforms": list(PLATFORMS),
+        "dtype": {name: _dtype_on(name, model, dtype) for name in PLATFORMS},
     }
     (partial / "model.json").write_text(json.dumps(description, indent=2) + "\n")
     (partial / "README.md").write_text(model_card(model))
     if tensorflow:
-        _write_saved_model(model, weights, partial / "tensorflow")
+        _write_saved_model(model, weights, partial / "tensorflow", dtype)
     os.replace(partial, output)
     return output
 
 
-def _write_saved_model(model: checkpoints.Model, weights: dict[str, np.ndarray], path: Path) -> None:
+def _dtype_on(platform: str, model: checkpoints.Model, dtype: str) -> str:
+    with convolution.written_for("gpu" if platform == "cuda" else platform):
+        return convolution.inference_dtype(model.spec.dtype, dtype)
+
+
+def _write_saved_model(model: checkpoints.Model, weights: dict[str, np.ndarray], path: Path, dtype: str) -> None:
     try:
         import tensorflow as tf
         from jax.experimental import jax2tf
     except ImportError as error:
         raise UserError(f"--tensorflow: a SavedModel needs TensorFlow and jax2tf ({error})") from error
-    fn = functions(model)["probabilities"]
+    fn = functions(model, dtype)["probabilities"]
     module = tf.Module()
     module.weights = {key: tf.Variable(value, trainable=False) for key, value in weights.items()}
     with jax.enable_x64(True):
@@ -291,8 +325,11 @@ def load_artifact(path: str | Path) -> Predictor:
             weights = jax.device_put(dict(file))
         calls = {
             name: jax.jit(export.deserialize(bytearray((path / f"{name}.stablehlo").read_bytes())).call)
-            for name in ("probabilities", "multi_scale", "features")
+            for name in FUNCTIONS
         }
+        platform = "cuda" if jax.default_backend() == "gpu" else jax.default_backend()
+        # Artifacts of earlier versions compute in one type everywhere.
+        dtype = description["dtype"][platform] if "dtype" in description else description["model"]["dtype"]
     except Exception as error:  # Damaged files raise a dozen unrelated types.
         raise UserError(f"{path} is no readable artifact of fada_jax.export: {str(error).splitlines()[0]}") from error
     return Predictor(
@@ -300,6 +337,7 @@ def load_artifact(path: str | Path) -> Predictor:
         tuple(description["input_size"]),
         tuple(description["scales"]),
         description["checkpoint_step"],
+        dtype,
         lambda batch, multi_scale: calls["multi_scale" if multi_scale else "probabilities"](weights, batch),
         lambda batch: calls["features"](weights, batch),
     )
@@ -310,7 +348,7 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"unexpected argument {arguments[0]!r}: this command takes flags only")
     options = flags.FLAGS
     model = checkpoints.load_model(stage_workdir(options.workdir), options.checkpoint)
-    output = export_model(model, options.output, tensorflow=options.tensorflow)
+    output = export_model(model, files.local(options.output), tensorflow=options.tensorflow, dtype=options.dtype)
     for path in sorted(output.iterdir()):
         print(f"  {path.name}")
     print(f"step {model.step} of {options.workdir}, {_classes(model).num_classes} classes, written to {output}")
@@ -320,6 +358,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Folder of a stage or of a recipe.")
     flags.DEFINE_string("output", None, "Folder to make.")
     flags.DEFINE_string("checkpoint", "last", "last or a step.")
+    cli.define_dtype()
     flags.DEFINE_bool("tensorflow", False, "Also write a TensorFlow SavedModel.")
     flags.mark_flags_as_required(["workdir", "output"])
     cli.run(main)

@@ -1,11 +1,32 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and paths that this version can reach."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+
+from fada_jax.errors import UserError
+
+# ``Path`` turns gs://bucket into gs:/bucket.
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+def local(path: str | Path, what: str = "") -> Path:
+    """``path`` as a local path.
+
+    Args:
+      path: as the user gave it.
+      what: flag or key to name in the error.
+
+    Raises:
+      UserError: it names object storage or the like (``gs://...``), which would become a local folder of that name.
+    """
+    if _SCHEME.match(str(path)):
+        raise UserError(f"{what}{what and '='}{path}: only local and mounted paths work, not object storage")
+    return Path(path)
 
 
 @contextlib.contextmanager
@@ -18,5 +39,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Another process may write the same file.
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    yield partial
+    try:
+        yield partial
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     os.replace(partial, path)

@@ -75,7 +75,7 @@ def mean_probabilities(
 
 
 def evaluation_step(
-    count: tuple[jax.Array, jax.Array],
+    count: tuple[Any, jax.Array],
     variables: Any,
     batch: Any,
     *,
@@ -83,8 +83,10 @@ def evaluation_step(
     preprocessing: Preprocessing,
     scales: tuple[float, ...],
     flip: bool,
-) -> tuple[jax.Array, jax.Array]:
-    """Adds a batch (``image``, ``label`` at its own size, ``mask``) to a confusion count; nothing leaves the device."""
+) -> tuple[Any, jax.Array]:
+    """Adds a batch (``image``, ``label`` at its own size, ``mask``) to the count of ``metrics.empty_confusion`` and of
+    images, int32; nothing leaves the device."""
+    confusion, images = count
     probabilities = class_probabilities(
         apply_fn,
         variables,
@@ -94,4 +96,5 @@ def evaluation_step(
         scales=scales,
         flip=flip,
     )
-    return metrics.add_confusion(count, batch["label"], jnp.argmax(probabilities, axis=-1), batch["mask"])
+    confusion = metrics.add_confusion(confusion, batch["label"], jnp.argmax(probabilities, axis=-1), batch["mask"])
+    return confusion, images + jnp.sum(batch["mask"], dtype=jnp.int32)

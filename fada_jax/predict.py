@@ -158,7 +158,7 @@ def main(arguments: list[str]) -> None:
     if options.submission:
         found = submission_names(found)
     found, skipped = readable(found, skip=skip)
-    segmenter = api.load(options.workdir, checkpoint=options.checkpoint)
+    segmenter = api.load(options.workdir, checkpoint=options.checkpoint, dtype=options.dtype)
     class_set, out = segmenter.class_set, Path(options.out)
     table = classes.raw_ids(class_set) if options.ids == "raw" or options.submission else np.arange(256, dtype=np.uint8)
     want = options.save_probabilities or options.save_confidence
@@ -198,7 +198,7 @@ def main(arguments: list[str]) -> None:
     middle = statistics.median(float(row[3]) for row in rows) if rows else 0.0
     print(
         f"{done} image(s){left_out}, {class_set.num_classes} classes ({class_set.name}), {middle:.3f} s an image "
-        f"(median), written to {out}"
+        f"(median, {segmenter.dtype}), written to {out}"
     )
 
 
@@ -206,6 +206,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Workdir, checkpoint, weight file or exported artifact.")
     flags.DEFINE_string("out", None, "Folder for the predictions.")
     flags.DEFINE_string("checkpoint", "last", "last or a step.")
+    cli.define_dtype()
     flags.DEFINE_bool("multi_scale", False, "Average over the config's scales, each also flipped.")
     flags.DEFINE_bool("save_probabilities", False, "Also write float32 class probabilities as .npy.")
     flags.DEFINE_bool("save_confidence", False, "Also write the probability of each label as 8-bit PNG.")

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fada_jax import checkpoints, images, inference, metrics
+from fada_jax import checkpoints, handovers, images, inference, metrics
 from fada_jax.classes import ClassSet
 from fada_jax.errors import UserError
-from fada_jax.models import Segmenter
+from fada_jax.models import Segmenter, compute_dtype
 from fada_jax.preprocessing import normalise
 
 Image = np.ndarray | str | Path
@@ -42,6 +42,7 @@ class Predictor:
       input_size: (width, height) that the network sees.
       scales: of multi-scale testing.
       step: training step of the weights.
+      dtype: compute type.
       run_probabilities: (uint8 [N, H, W, 3], multi_scale) -> float32 [N, H, W, K], on the device.
       run_features: uint8 [N, H, W, 3] -> [N, h, w, C], on the device.
     """
@@ -50,6 +51,7 @@ class Predictor:
     input_size: tuple[int, int]
     scales: tuple[float, ...]
     step: int
+    dtype: str
     run_probabilities: Callable[[np.ndarray, bool], jax.Array] = dataclasses.field(repr=False)
     run_features: Callable[[np.ndarray], jax.Array] = dataclasses.field(repr=False)
 
@@ -185,14 +187,19 @@ def tiled_strips(
             array[height - done :] = 0
 
 
-def from_model(model: checkpoints.Model) -> Predictor:
+def from_model(model: checkpoints.Model, dtype: str = "auto") -> Predictor:
     """A predictor that runs a checkpoint's weights on the default device.
+
+    Args:
+      model: the checkpoint.
+      dtype: compute type, see ``models.convolution.inference_dtype``.
 
     Raises:
       UserError: the weights have no classifier.
     """
     if not model.class_set:
         raise UserError("these weights have no classifier to predict with")
+    model = checkpoints.in_dtype(model, dtype)
     apply_fn: Callable[..., Any] = Segmenter(model.spec).apply
     input_size, scales = tuple(model.config["eval"]["size"]), tuple(model.config["multi_scale"])
     variables = jax.device_put(model.variables)
@@ -211,6 +218,11 @@ def from_model(model: checkpoints.Model) -> Predictor:
         return apply_fn(variables, normalise(batch, model.preprocessing), train=False)[1]
 
     def resized(batch: np.ndarray) -> np.ndarray:
+        handovers.note(
+            "prediction",
+            input="{}x{}".format(*input_size),
+            image=handovers.size(batch.shape[1:3]),
+        )
         return np.stack([images.resize_image(image, input_size) for image in batch])
 
     def run_probabilities(batch: np.ndarray, multi_scale: bool) -> jax.Array:
@@ -222,6 +234,7 @@ def from_model(model: checkpoints.Model) -> Predictor:
         input_size,
         scales,
         model.step,
+        compute_dtype(model.spec.dtype),
         run_probabilities,
         lambda batch: features(variables, resized(batch)),
     )

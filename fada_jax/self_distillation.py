@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fada_jax import inference
+from fada_jax import handovers, inference, sharding
 from fada_jax.checkpoints import Model
 from fada_jax.classes import IGNORE
 from fada_jax.models import Segmenter
@@ -101,22 +101,29 @@ def select(probabilities: jax.Array, thresholds: jax.Array, *, relative: bool = 
 def pseudo_labels(
     model: Model,
     read: Callable[[], Iterable[Mapping[str, Any]]],
+    names: Sequence[str],
     *,
     size: tuple[int, int],
+    mesh: jax.sharding.Mesh,
     selection: Selection = Selection(),
     scales: tuple[float, ...] = inference.MULTI_SCALE,
     log: Callable[[str], None] = print,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Labels of every image by name, uint8 [H, W].
+    """Labels of every image by name, uint8 [H, W]; all devices of all processes share the work.
 
     Args:
       model: the teacher.
-      read: starts one pass over batches with ``image`` uint8 [N, h, w, 3], ``name`` [N] and ``mask`` bool [N]; called
-        twice where thresholds are needed.
-      size: (H, W) of the labels.
+      read: starts one pass over this process's share of batches with ``image`` uint8 [N, h, w, 3] at the size that the
+        teacher is tested at, ``number`` int32 [N] and ``mask`` bool [N]; called twice where thresholds are needed.
+      names: of the images, by number.
+      size: (H, W) of the labels, which the teacher's softmax is upsampled to.
+      mesh: that splits the batches.
       selection: which pixels are labelled.
       scales: of multi-scale testing.
       log: receives the thresholds.
+
+    Yields:
+      the same in every process: each must take all.
     """
     probabilities = functools.partial(
         inference.class_probabilities,
@@ -126,18 +133,32 @@ def pseudo_labels(
         scales=scales if selection.multi_scale else inference.SINGLE_SCALE,
         flip=selection.multi_scale,
     )
-    variables = jax.device_put(model.variables)
+    everywhere = sharding.replicated(mesh)
+    variables = jax.device_put(model.variables, everywhere)
     thresholds = np.zeros(model.class_set.num_classes, np.float32)
-    if selection.needs_thresholds:
-        count = jax.jit(lambda variables, images, mask: confidence_counts(probabilities(variables, images), mask))
-        total = np.zeros((), np.int64)
+
+    def batches() -> Iterator[dict[str, jax.Array]]:
         for batch in read():
+            handovers.note("teacher", input=handovers.size(batch["image"].shape[1:3]), labels=handovers.size(size))
+            yield sharding.put_batch({key: batch[key] for key in ("image", "number", "mask")}, mesh)
+
+    if selection.needs_thresholds:
+        count = jax.jit(
+            lambda variables, images, mask: confidence_counts(probabilities(variables, images), mask),
+            out_shardings=everywhere,
+        )
+        total = np.zeros((), np.int64)
+        for batch in batches():
             total = total + np.asarray(count(variables, batch["image"], batch["mask"]))
         thresholds = class_thresholds(total, selection.keep)
         named = zip(model.class_set.names, thresholds, strict=True)
         log("confidence thresholds: " + ", ".join(f"{name} {value:.3f}" for name, value in named))
 
-    label = jax.jit(lambda v, images: select(probabilities(v, images), thresholds, relative=selection.relative))
-    for batch in read():
-        labels = np.asarray(label(variables, batch["image"]))
-        yield from ((str(n), x) for n, x, real in zip(batch["name"], labels, batch["mask"], strict=True) if real)
+    def label(variables: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, ...]:
+        labels = select(probabilities(variables, batch["image"]), thresholds, relative=selection.relative)
+        return labels, batch["number"], batch["mask"]
+
+    label = jax.jit(label, out_shardings=everywhere)
+    for batch in batches():
+        labels, numbers, mask = jax.device_get(label(variables, batch))
+        yield from ((names[number], x) for x, number, real in zip(labels, numbers, mask, strict=True) if real)

@@ -12,10 +12,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import base
-from fada_jax import classes
+from fada_jax import classes, files
 from fada_jax.errors import UserError
 from fada_jax.methods import METHODS, Method
-from fada_jax.models import BACKBONES, ModelSpec
+from fada_jax.models import BACKBONES, DTYPES, ModelSpec, compute_dtype
 from fada_jax.models.layers import NORMS
 from fada_jax.optim import OptimizerSpec
 from fada_jax.preprocessing import Preprocessing
@@ -71,6 +71,8 @@ def check(config: ConfigDict) -> None:
       UserError: naming the key, its value and what is allowed.
     """
     _same_keys(config, base.get_config(base.parse("")))
+    for key in ("data_dir", "init_from", "teacher_from"):
+        files.local(config[key], f"config.{key}")
     try:
         classes.get_class_set(config.class_set)
     except ValueError as error:
@@ -81,7 +83,7 @@ def check(config: ConfigDict) -> None:
     _one_of(config, "damaged_records", ("fail", "skip"))
     _one_of(config.model, "backbone", BACKBONES, "model.")
     _one_of(config.model, "norm", NORMS, "model.")
-    _one_of(config.model, "dtype", ("float32", "bfloat16"), "model.")
+    _one_of(config.model, "dtype", DTYPES, "model.")
     _one_of(config.model, "output_stride", (4, 8, 16, 32), "model.")
     _one_of(config.preprocessing, "channel_order", ("RGB", "BGR"), "preprocessing.")
     for (low, high), keys in _RANGES.items():
@@ -203,6 +205,9 @@ def refuse_other_config(old: dict[str, Any], new: dict[str, Any], where: str | P
       UserError: naming every key that matters, with both values.
     """
     before, now = flat(old), flat(new)
+    for values in (before, now):
+        # 'auto' and what it means here are the same.
+        values["model.dtype"] = compute_dtype(values.get("model.dtype", "auto"))
     changed = [
         f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
         for key in sorted(before.keys() | now.keys())

@@ -2,7 +2,7 @@
 
 Batches are split over ``data`` and ``fsdp``, and image rows over ``spatial``; large parameters and their optimizer
 state are split over ``fsdp``, everything else is replicated. The compiler inserts the communication, so every mesh
-computes what one device does, to rounding.
+that is not refused computes what one device does, to rounding.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ def make_mesh(
       devices: what to take them from instead, for instance devices to compile for that are not here.
 
     Raises:
-      UserError: more devices asked for than there are, or axes that do not divide them.
+      UserError: more devices asked for than there are, axes that do not divide them, or devices that the processes
+        cannot share.
     """
+    ours = devices is None
     devices = jax.devices() if devices is None else devices
     count = num_devices or len(devices)
     if count > len(devices):
@@ -44,7 +46,25 @@ def make_mesh(
         )
     if fsdp < 1 or spatial < 1 or count % (fsdp * spatial):
         raise UserError(f"config.mesh: fsdp={fsdp} times spatial={spatial} must divide the {count} device(s)")
-    return Mesh(np.array(devices[:count]).reshape(-1, fsdp, spatial), (*BATCH_AXES, "spatial"))
+    chosen = _shared_by_processes(devices, count, spatial) if ours and jax.process_count() > 1 else devices[:count]
+    return Mesh(np.array(chosen).reshape(-1, fsdp, spatial), (*BATCH_AXES, "spatial"))
+
+
+def _shared_by_processes(devices: Sequence[jax.Device], count: int, spatial: int) -> list[jax.Device]:
+    """``count`` devices, the same number of each process.
+
+    Raises:
+      UserError: they cannot be shared, or ``spatial`` would let processes share the rows of an image.
+    """
+    processes = jax.process_count()
+    share = count // processes
+    by_process = [[d for d in devices if d.process_index == i][:share] for i in range(processes)]
+    if count % processes or any(len(group) < share for group in by_process):
+        raise UserError(f"config.num_devices={count} must take as many devices of each of the {processes} processes")
+    if share % spatial:
+        # Each process reads whole images, so it must hold all rows of its share of the batch.
+        raise UserError(f"config.mesh.spatial={spatial} must divide the {share} device(s) of each process")
+    return [device for group in by_process for device in group]
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -110,10 +130,19 @@ def check_height(key: str, height: int, mesh: Mesh) -> None:
 
 
 def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's share of a batch as global arrays split over the mesh; what is no number is left out."""
+    """This process's share of a batch as global arrays split over the mesh; what is no number is left out.
+
+    Every process holds as many whole images; together they are the global batch.
+    """
     arrays = {key: np.asarray(value) for key, value in batch.items()}
+    processes = len({device.process_index for device in mesh.devices.flat})
     return {
-        key: jax.make_array_from_process_local_data(by_batch(mesh, value.ndim), value)
+        key: jax.make_array_from_process_local_data(
+            # Left to itself JAX infers the shape, and takes images whose rows are shared for parts of larger ones.
+            by_batch(mesh, value.ndim),
+            value,
+            (value.shape[0] * processes, *value.shape[1:]),
+        )
         for key, value in arrays.items()
         if value.dtype.kind in "biuf"
     }

@@ -12,7 +12,9 @@ every array that is split, and the FLOPs and memory of a step.
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import dataclasses
 import functools
 import itertools
 import json
@@ -35,6 +37,8 @@ from fada_jax import (
     classes,
     cli,
     evaluate,
+    files,
+    handovers,
     loop,
     run_log,
     self_distillation,
@@ -44,6 +48,7 @@ from fada_jax import (
     workdirs,
 )
 from fada_jax.errors import UserError
+from fada_jax.models import compute_dtype
 
 States = dict[str, steps.TrainState]
 
@@ -68,7 +73,7 @@ def create_states(config: ConfigDict) -> States:
             settings.optimizer_spec(config, "discriminator"),
             d_key,
             widths=tuple(config.discriminator.widths),
-            dtype=spec.dtype,
+            dtype=compute_dtype(spec.dtype),
         )
     return states
 
@@ -138,6 +143,7 @@ def make_stream(
         contrast=config.contrast,
         saturation=config.saturation,
         hue=config.hue,
+        jitter_first=config.jitter_first,
     )
     return pipeline.Stream(
         config.dataset,
@@ -301,6 +307,7 @@ def check(config: ConfigDict, workdir: Path, *, data: bool = True) -> tuple[dict
             # A class map may have moved; what counts is the classes in it.
             names = {"class_set": list(checkpoints.class_set(stored).names)}
             now = {"class_set": list(classes.get_class_set(config.class_set).names)}
+            now |= _same_parents(config, stored, workdir)
             settings.refuse_other_config(stored["config"] | names, settings.plain(config) | now, workdir)
             break
     images = check_streams(config, pseudo_label_file(config, workdir), mesh) if data else {}
@@ -313,13 +320,54 @@ def check(config: ConfigDict, workdir: Path, *, data: bool = True) -> tuple[dict
     return stored, images
 
 
-def initial_states(config: ConfigDict, mesh: Any) -> States:
-    """States at step 0 on the mesh: random, then the weights of ``init_from``.
+def _same_parents(config: ConfigDict, stored: Mapping[str, Any], workdir: Path) -> dict[str, str]:
+    """Refuses to go on from weights or labels whose origin has changed since the workdir began.
+
+    Args:
+      stored: ``meta`` of a checkpoint in ``workdir``.
+
+    Returns:
+      the config's keys whose folders hold the weights that the workdir began with, spelled as they were then.
+
+    Raises:
+      UserError: other weights lie there now.
+    """
+    same = {}
+    for key, parent in stored.get("parents", {}).items():
+        if not config[key] or not checkpoints.available_steps(config[key]):
+            continue  # What is gone cannot be compared, and what is renamed differs from the stored config.
+        model = checkpoints.load_model(config[key])
+        if model.digest != parent["digest"]:
+            raise UserError(
+                f"{workdir} was made from step {parent['step']} of config.{key}={config[key]}, where other weights lie "
+                f"now (step {model.step}): remove {workdir} to have it made again, or use another --workdir"
+            )
+        same[key] = stored["config"][key]
+    return same
+
+
+def load_parents(config: ConfigDict) -> dict[str, checkpoints.Model]:
+    """The models that a stage is made from, by the config key that names them.
+
+    Raises:
+      UserError: one is missing or does not fit the config.
+    """
+    parents = {}
+    if config.init_from:
+        parents["init_from"] = load_compatible(config, config.init_from, "config.init_from", any_head=True)
+    if config.stage == "self_distillation" and config.teacher_from:
+        parents["teacher_from"] = load_compatible(config, config.teacher_from, "config.teacher_from")
+    return parents
+
+
+def initial_states(config: ConfigDict, mesh: Any, model: checkpoints.Model | None = None) -> States:
+    """States at step 0 on the mesh: random, then the weights of ``model`` or else of ``init_from``.
 
     Raises:
       UserError: the weights do not fit the config.
     """
-    model = load_compatible(config, config.init_from, "config.init_from", any_head=True) if config.init_from else None
+    if model is None and config.init_from:
+        model = load_compatible(config, config.init_from, "config.init_from", any_head=True)
     abstract = jax.eval_shape(lambda: create_states(config))
     shardings = sharding.by_size(mesh, abstract)
     # Leaves alone: every call of create_states makes optimizers of its own, which JAX takes for another structure.
@@ -397,44 +445,132 @@ def load_compatible(config: ConfigDict, workdir: str, key: str, *, any_head: boo
     return model
 
 
-def load_teacher(config: ConfigDict) -> checkpoints.Model:
-    """The adapted model of ``teacher_from``.
+def label_provenance(config: ConfigDict, teacher: checkpoints.Model) -> dict[str, Any]:
+    """All that decides the pseudo labels of a stage, in JSON types."""
+    from input_pipeline import pipeline
+
+    selection = settings.selection(config)
+    stream = make_stream(config.target, labels=False, augment=False)
+    provenance = {
+        "teacher": teacher.digest,
+        "teacher_step": teacher.step,
+        "classes": teacher.class_set.names,
+        "selection": dataclasses.asdict(selection),
+        "scales": config.multi_scale if selection.multi_scale else (1.0,),
+        "teacher_size": teacher.config["eval"]["size"],
+        "label_size": config.target.size,
+        "images": [config.target.dataset, config.target.city, config.target.split],
+        "num_images": pipeline.num_examples(config.data_dir, stream),
+    }
+    return json.loads(json.dumps(provenance))
+
+
+def pseudo_labels_of(
+    config: ConfigDict,
+    workdir: Path,
+    stored: Mapping[str, Any],
+    teacher: checkpoints.Model | None,
+    mesh: Any,
+    log: Callable[[str], None],
+) -> dict[str, Any]:
+    """Sees to it that the file of pseudo labels is there, and holds the labels that the stage is to learn.
+
+    Args:
+      stored: ``meta`` of the checkpoint that training goes on from; {} where it begins.
+      teacher: of ``load_parents``, if it was loaded.
+
+    Returns:
+      provenance of the labels.
 
     Raises:
-      UserError: none is named, or it does not fit the config.
+      UserError: the stage has begun with other labels, or there is no teacher to make them.
     """
-    if not config.teacher_from:
+    from input_pipeline import pipeline
+
+    path, begun_with = Path(pseudo_label_file(config, workdir)), stored.get("pseudo_labels")
+    lies_there = pipeline.pseudo_label_provenance(path) if path.exists() else None
+    if stored and lies_there is not None:
+        if begun_with is None:
+            log(f"{path} is of an earlier version, which did not write down where its labels came from")
+        elif lies_there != begun_with:
+            raise UserError(
+                f"{path} does not hold the labels that {workdir} was trained on "
+                f"({_differing(begun_with, lies_there)}): put the old file back or use another --workdir"
+            )
+        return lies_there
+    if teacher is None:
+        if not config.teacher_from:
+            raise UserError(
+                "config.teacher_from is empty: name the workdir of the adversarial stage that labels the target"
+            )
+        teacher = load_compatible(config, config.teacher_from, "config.teacher_from")
+    wanted = label_provenance(config, teacher)
+    if begun_with and wanted != begun_with:
         raise UserError(
-            "config.teacher_from is empty: name the workdir of the adversarial stage that labels the target"
+            f"{path} is gone and cannot be made again as it was ({_differing(begun_with, wanted)}): "
+            "use another --workdir"
         )
-    return load_compatible(config, config.teacher_from, "config.teacher_from")
+    if lies_there != wanted:
+        if lies_there is not None:
+            log(f"{path} holds other labels ({_differing(lies_there, wanted)}): they are made again")
+        make_pseudo_labels(config, teacher, path, wanted, mesh, log)
+    return wanted
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Keys of two provenances that differ, with both values where they are short."""
+    if not before:
+        return "of an earlier version, which did not write down where its labels came from"
+    keys = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    shown = (f"{key}: {str(before.get(key))[:40]} there, {str(now.get(key))[:40]} wanted" for key in keys)
+    return "; ".join(shown)
 
 
 def make_pseudo_labels(
-    config: ConfigDict, model: checkpoints.Model, path: str | Path, log: Callable[[str], None]
+    config: ConfigDict,
+    teacher: checkpoints.Model,
+    path: Path,
+    provenance: Mapping[str, Any],
+    mesh: Any,
+    log: Callable[[str], None],
 ) -> None:
-    """Labels the target training images with ``model``, at the training size, in the file ``path``."""
+    """Labels the target training images with ``teacher`` in the file ``path``; every process takes part.
+
+    The teacher sees them at the size that it is tested at, and its softmax is upsampled to the size of the student's
+    images, as released.
+    """
     from input_pipeline import pipeline
 
     stream = make_stream(config.target, labels=False, augment=False)
+    stream = dataclasses.replace(stream, size=tuple(teacher.config["eval"]["size"]))
+    teacher = checkpoints.in_dtype(teacher, "auto")
     read = functools.partial(
         pipeline.eval_batches,
         config.data_dir,
         stream,
-        class_set=model.class_set,
-        batch_size=config.eval_batch_size,
+        class_set=teacher.class_set,
+        batch_size=config.eval_batch_size * mesh.size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
         damaged_records=config.damaged_records,
     )
     labelled = self_distillation.pseudo_labels(
-        model,
+        teacher,
         read,
+        pipeline.names(config.data_dir, stream),
         size=tuple(config.target.size)[::-1],
+        mesh=mesh,
         selection=settings.selection(config),
         scales=tuple(config.multi_scale),
         log=log,
     )
-    count = pipeline.write_pseudo_labels(path, labelled)
-    log(f"labelled {count} target images with step {model.step} of {config.teacher_from}: {path}")
+    if jax.process_index():
+        collections.deque(labelled, maxlen=0)
+    else:
+        count = pipeline.write_pseudo_labels(path, labelled, provenance)
+        sizes = "{}x{}, seen at {}x{}".format(*config.target.size, *stream.size)
+        log(f"labelled {count} target images ({sizes}) with step {teacher.step} of {config.teacher_from}: {path}")
+    multihost_utils.sync_global_devices("pseudo labels")
 
 
 def train(
@@ -460,35 +596,47 @@ def train(
     Raises:
       UserError: anything the user can mend; the last checkpoint is kept.
     """
-    workdir = Path(workdir).absolute()
+    workdir = files.local(workdir, "--workdir").absolute()
     # Everything that can be refused is refused here, before anything is written.
     stored, images = check(config, workdir, data=batches is None)
     mesh = sharding.make_mesh(config.num_devices, **config.mesh)
     class_set, pseudo_labels = classes.get_class_set(config.class_set), pseudo_label_file(config, workdir)
-    teacher = None
-    if batches is None and pseudo_labels and not Path(pseudo_labels).exists():
-        teacher = load_teacher(config)
-    states = None if stored else initial_states(config, mesh)
-    with workdirs.hold(workdir):
+    parents: dict[str, checkpoints.Model] = {}
+    states, made_from = None, {"parents": stored.get("parents", {})}
+    if not stored:
+        parents = load_parents(config)
+        if batches is None and pseudo_labels and "teacher_from" not in parents:
+            raise UserError(
+                "config.teacher_from is empty: name the workdir of the adversarial stage that labels the target"
+            )
+        made_from["parents"] = {key: {"step": m.step, "digest": m.digest} for key, m in parents.items()}
+        states = initial_states(config, mesh, parents.get("init_from"))
+    with workdirs.hold(workdir), handovers.within(task=config.task, stage=config.stage):
         start = checkpoints.last_good(workdir, log)
-        if start:
+        if start is not None:
             shapes = jax.eval_shape(lambda: create_states(config))
             states = checkpoints.restore_states(workdir, start, shapes, sharding.by_size(mesh, shapes))
         elif states is None:
             states = initial_states(config, mesh)
+        begins, start = start is None, start or 0
         if start >= config.total_steps:
             log(f"{config.stage}: finished, {start} steps in {workdir}")
             return states
-        written, now = stored.get("versions", {}), checkpoints.library_versions()
-        if other := [f"{name} {written[name]}" for name in written if written[name] != now.get(name)]:
-            log(f"begun with {', '.join(other)}: with what is installed now the last bits may differ")
+        _announce(config, stored, begins, log)
         if jax.process_index() == 0:
             evaluate.write_text(workdir / "config.json", json.dumps(settings.plain(config), indent=2) + "\n")
-            if teacher:
-                make_pseudo_labels(config, teacher, pseudo_labels, log)
+        if batches is None and pseudo_labels:
+            made_from["pseudo_labels"] = pseudo_labels_of(
+                config, workdir, {} if begins else stored, parents.get("teacher_from"), mesh, log
+            )
         multihost_utils.sync_global_devices("workdir")
         meta = checkpoints.make_meta(
-            settings.plain(config), settings.model_spec(config), settings.preprocessing(config), class_set, images
+            settings.plain(config),
+            settings.model_spec(config),
+            settings.preprocessing(config),
+            class_set,
+            images,
+            **made_from,
         )
         given = batches is not None
         if given:
@@ -506,7 +654,8 @@ def train(
         plan = loop.Plan(start, config.total_steps, config.log_every, config.checkpoint_every)
         log(
             f"{config.stage} ({config.method}): steps {start} to {config.total_steps}, global batch "
-            f"{config.batch_size} on {mesh.size} {jax.default_backend()} device(s)"
+            f"{config.batch_size} on {mesh.size} {jax.default_backend()} device(s) in "
+            f"{compute_dtype(config.model.dtype)}"
         )
         kept = {"keep": config.keep_checkpoints, "keep_every": config.keep_every, "scored": bool(config.eval_every)}
         with contextlib.ExitStack() as stack:
@@ -539,6 +688,18 @@ def train(
     if step < config.total_steps:
         raise UserError(f"stopped at step {step} of {config.total_steps}, saved: run the same command again to go on")
     return states
+
+
+def _announce(config: ConfigDict, stored: Mapping[str, Any], begins: bool, log: Callable[[str], None]) -> None:
+    """Says what a run goes on with that differs from what it began with, and what a new one starts from."""
+    written, now = stored.get("versions", {}), checkpoints.library_versions()
+    if other := [f"{name} {written[name]}" for name in written if written[name] != now.get(name)]:
+        log(f"begun with {', '.join(other)}: with what is installed now the last bits may differ")
+    dtype, dtype_now = stored.get("compute_dtype"), compute_dtype(config.model.dtype)
+    if dtype and dtype != dtype_now:
+        log(f"begun in {dtype}, goes on in {dtype_now} here (config.model.dtype={config.model.dtype})")
+    if begins and not config.init_from:
+        log(f"{config.stage}: config.init_from is empty, so it starts from random weights")
 
 
 def note_non_finite(
@@ -578,16 +739,13 @@ def validate(config: ConfigDict, states: States, step: int, mesh: Any) -> float:
     """
     from input_pipeline import pipeline
 
-    generator, class_set = states["generator"], classes.get_class_set(config.class_set)
-    weights = (generator.params, generator.collections.get("batch_stats", {}))
-    # Every process needs whole arrays, however the mesh splits them.
-    params, batch_stats = multihost_utils.process_allgather(weights, tiled=True)
+    class_set = classes.get_class_set(config.class_set)
     model = checkpoints.Model(
         settings.model_spec(config),
         settings.preprocessing(config),
         class_set,
-        params,
-        batch_stats,
+        None,
+        None,
         settings.plain(config),
         step,
     )
@@ -600,7 +758,7 @@ def validate(config: ConfigDict, states: States, step: int, mesh: Any) -> float:
         process_count=jax.process_count(),
         damaged_records=config.damaged_records,
     )
-    return evaluate.evaluate(model, batches, num_devices=mesh.size)["miou"]
+    return evaluate.evaluate(model, batches, mesh=mesh, variables=states["generator"].variables)["miou"]
 
 
 def target_pictures(

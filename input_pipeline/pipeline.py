@@ -10,59 +10,37 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import json
 import os
-import struct
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 from PIL import Image
 
+from fada_jax import files, handovers
 from fada_jax.classes import IGNORE, ClassSet, LabelEncoding, label_table
 from fada_jax.errors import UserError
-from input_pipeline import builders, raw_datasets, sampling
+from input_pipeline import augmentation, builders, raw_datasets, sampling
+from input_pipeline.augmentation import Augment
 
 try:
     import cykooz_resizer
 except ImportError:  # Some platforms have no wheel.
     cykooz_resizer = None
 
-_LUMA = (0.299, 0.587, 0.114)
 # JAX owns the accelerators.
 tf.config.set_visible_devices([], "GPU")
 
 _ENDLESS = np.iinfo(np.int64).max
 # What a stream does with a record whose checksum differs.
 ON_DAMAGE = ("fail", "skip")
-
-
-@dataclasses.dataclass(frozen=True)
-class Augment:
-    """Random changes of a training image.
-
-    The released code jitters the whole image at its own size, then scales, crops and flips. Here colours change last,
-    on the pixels that the crop keeps, which costs a fraction; padding stays black. ``scripts/measure_input.py`` says
-    what that changes (docs/data.md).
-
-    Attributes:
-      flip: mirror half of the images.
-      scale: (low, high) of a uniform factor on the resized image.
-      crop: (width, height) of a random crop. A smaller image lands anywhere in it, on black and ``IGNORE``.
-      brightness, contrast, saturation, hue: strengths of torchvision's ColorJitter, applied in random order.
-    """
-
-    flip: bool = False
-    scale: tuple[float, float] | None = None
-    crop: tuple[int, int] | None = None
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +62,7 @@ class Stream:
     split: str
     size: tuple[int, int]
     city: str = ""
-    augment: Augment = Augment()
+    augment: Augment = dataclasses.field(default_factory=Augment)
     sampling: str = "uniform"
     sampling_temperature: float = 0.01
     labels: bool = True
@@ -185,6 +163,15 @@ def num_examples(data_dir: str | Path, stream: Stream) -> int:
     return len(_open(data_dir, stream).records)
 
 
+def names(data_dir: str | Path, stream: Stream) -> list[str]:
+    """Names of the images of a stream's split, in stored order.
+
+    Raises:
+      UserError: the data set or the split is not there.
+    """
+    return _open(data_dir, stream).names.tolist()
+
+
 def class_counts(data_dir: str | Path, stream: Stream, class_set: ClassSet) -> np.ndarray | None:
     """Pixels per image and class of a split, int64 [N, K + 1] with ignored pixels last; None where it is unlabelled.
 
@@ -215,7 +202,7 @@ def examples(
         record = source.read(int(i))
         label = None
         if source.labelled:
-            label = _read_label(record["label"], _table(stream, class_set, source).tolist())[..., 0]
+            label = _read_label(record["label"], _table(stream, class_set, source).tolist())
         yield _read_image(record["image"]), label
 
 
@@ -309,31 +296,44 @@ def train_batches(
         sampling.run_length(stream.sampling, len(source.records)),
     )
     pseudo = _PseudoLabels(stream.pseudo_labels) if stream.pseudo_labels else None
+    if pseudo and damaged_records == "fail" and (missing := pseudo.missing(source.names.tolist())):
+        raise UserError(
+            f"{stream.pseudo_labels} has no label for {len(missing)} of {len(source.names)} images, for instance "
+            f"{missing[0]}: delete it, the same command makes it again"
+        )
     with_labels = stream.labels or pseudo is not None
     identity = np.arange(256, dtype=np.uint8)
     table = identity if pseudo or not with_labels else _table(stream, class_set, source)
     lookup = table.tolist()
+    options, stream_id = stream.augment, _stream_id(stream)
+    width, height = options.crop or stream.size
+    note = handovers.recorder(stream=stream.role or "labelled", dataset=stream.dataset)
 
-    def load(i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def load(i: int) -> tuple[np.ndarray, np.ndarray]:
         position = (start_step + i // share) * batch_size + process_index * share + i % share
-        key = np.random.default_rng([seed, _stream_id(stream), position, 1]).integers(0, 2**31 - 1, 2)
+        drawn = augmentation.draw(np.random.default_rng([seed, stream_id, position, 1]), options)
         record = source.read_usable(int(sampler(position // length)[position % length]), damaged_records)
-        label = np.zeros((0, 0, 1), np.uint8)
+        image, label = _decode_image(record["image"]), None
         if with_labels:
-            label = _read_label(pseudo.read(record["name"]) if pseudo else record["label"], lookup, stream.size)
-        return key.astype(np.int32), _read_image(record["image"], stream.size, training=True), label
+            file = pseudo.read(record["name"]) if pseudo else record["label"]
+            label = _decode_label(file, lookup, stream.size, note)
+        if options.jitters and options.jitter_first:
+            note("jitter", size=handovers.size(image))
+            image = augmentation.jitter(image, drawn)
+        note("resize", before=handovers.size(image), after="{}x{}".format(*stream.size))
+        image = _shrink(image, stream.size)
+        pixels, classes = augmentation.geometry(
+            image, label, drawn, options, jitter_now=options.jitters and not options.jitter_first, note=note
+        )
+        return pixels, np.zeros((0, 0), np.uint8) if classes is None else classes
 
-    def finish(key: tf.Tensor, image: tf.Tensor, label: tf.Tensor) -> dict[str, tf.Tensor]:
-        key, image = tf.ensure_shape(key, (2,)), tf.ensure_shape(image, (None, None, 3))
-        label = tf.ensure_shape(label, (None, None, 1)) if with_labels else None
-        image, label = augment(image, label, key, stream.augment)
-        width, height = stream.augment.crop or stream.size
+    def finish(image: tf.Tensor, label: tf.Tensor) -> dict[str, tf.Tensor]:
         result = {"image": tf.ensure_shape(image, (height, width, 3))}
-        if label is not None:
-            result["label"] = tf.ensure_shape(label[..., 0], (height, width))
+        if with_labels:
+            result["label"] = tf.ensure_shape(label, (height, width))
         return result
 
-    return _run(_ENDLESS, load, [tf.int32, tf.uint8, tf.uint8], finish, share)
+    return _run(_ENDLESS, load, [tf.uint8, tf.uint8], finish, share)
 
 
 def batch_names(
@@ -394,6 +394,7 @@ def eval_batches(
     *,
     class_set: ClassSet,
     batch_size: int,
+    limit: int = 0,
     process_index: int = 0,
     process_count: int = 1,
     damaged_records: str = "fail",
@@ -402,46 +403,55 @@ def eval_batches(
 
     Args:
       batch_size: global; each process yields its share of every batch.
+      limit: at most so many images, spread evenly over the split; 0: all.
       damaged_records: one of ``ON_DAMAGE``; 'skip' leaves them out.
 
     Yields:
       ``image`` uint8 [n, H, W, 3] at ``stream.size``, ``label`` uint8 [n, h, w] at the label's own size (labelled
       streams; in one process images of another label size start a new batch), ``mask`` bool [n] (False: padding,
-      black and ``IGNORE``), ``size`` int32 [n, 2] (height and width of the stored image), ``name`` [n].
+      black and ``IGNORE``), ``size`` int32 [n, 2] (height and width of the stored image), ``name`` [n], ``number``
+      int32 [n] (place in the split).
 
     Raises:
-      UserError: missing data, no labels, a damaged record, or labels of several sizes in several processes.
+      UserError: missing data, no labels, a damaged record, a batch that the processes cannot share evenly, or labels of
+        several sizes in several processes.
     """
     source = _open(data_dir, stream)
+    if batch_size < 1 or batch_size % process_count:
+        raise UserError(f"a batch of {batch_size} cannot be shared by {process_count} processes")
     with_labels = stream.labels
     table = _table(stream, class_set, source) if with_labels else np.arange(256, dtype=np.uint8)
     lookup = table.tolist()
-    share, count = batch_size // process_count, len(source.records)
+    numbers = np.arange(len(source.records), dtype=np.int32)
+    if 0 < limit < len(numbers):
+        numbers = numbers[np.arange(limit) * len(numbers) // limit]
+    share, count = batch_size // process_count, len(numbers)
     batches = -(-count // batch_size)
 
     first = np.arange(batches)[:, None] * batch_size + process_index * share
     mine = (first + np.arange(share)).ravel()
-    mine = mine[mine < count]
+    mine = numbers[mine[mine < count]]
 
     def load(i: int) -> tuple[Any, ...]:
         record = source.read_or_skip(i, damaged_records)
         intact = record is not None
         if record is None:
             record = source.read_usable(i, damaged_records)
-        label = _read_label(record["label"], lookup)[..., 0] if with_labels else np.zeros((0, 0), np.uint8)
+        label = _read_label(record["label"], lookup) if with_labels else np.zeros((0, 0), np.uint8)
         return (
             _read_image(record["image"], stream.size),
             label,
             record["name"].encode(),
             np.array(record["size"], np.int32),
+            np.int32(i),
             intact,
         )
 
     def finish(*values: tf.Tensor) -> dict[str, tf.Tensor]:
-        return dict(zip(("image", "label", "name", "size", "intact"), values, strict=True))
+        return dict(zip(("image", "label", "name", "size", "number", "intact"), values, strict=True))
 
     def single(numbers: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
-        types = [tf.uint8, tf.uint8, tf.string, tf.int32, tf.bool]
+        types = [tf.uint8, tf.uint8, tf.string, tf.int32, tf.int32, tf.bool]
         for batch in _run(len(numbers), lambda i: load(int(numbers[i])), types, finish, 1):
             example = {key: value[0] for key, value in batch.items() if with_labels or key != "label"}
             if example.pop("intact"):
@@ -464,7 +474,7 @@ def eval_batches(
         done += 1
     if process_count > 1 and done < batches:  # The others have images left, and every process takes part in a step.
         if example is None:
-            example = next(single(np.arange(count)))
+            example = next(single(numbers))
         for _ in range(batches - done):
             yield {**_pad([example], share), "mask": np.zeros(share, bool)}
 
@@ -482,20 +492,22 @@ def _pad(examples: list[dict[str, np.ndarray]], batch_size: int) -> dict[str, An
     return batch
 
 
-def _read_image(data: bytes, size: tuple[int, int] | None = None, training: bool = False) -> np.ndarray:
-    """An image file decoded and resized to (width, height), bicubic with antialiasing: uint8 [H, W, 3].
-
-    Pillow resizes; for ``training`` ``_shrink`` takes its place where it can.
-    """
+def _decode_image(data: bytes) -> Image.Image:
+    """An image file decoded, RGB."""
     with Image.open(io.BytesIO(data)) as image:
-        pixels = image if image.mode == "RGB" else image.convert("RGB")
-        if training and cykooz_resizer and size[0] < image.width and size[1] < image.height:
-            return np.asarray(_shrink(pixels, size))
-        return np.asarray(_fit(pixels, size, Image.Resampling.BICUBIC))
+        return image.convert("RGB")
+
+
+def _read_image(data: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
+    """An image file decoded and resized to (width, height) by Pillow, bicubic with antialiasing: uint8 [H, W, 3]."""
+    return np.asarray(_fit(_decode_image(data), size, Image.Resampling.BICUBIC))
 
 
 def _shrink(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The bicubic of Pillow 12 in an eighth of its time, within one grey level: the same passes, columns first."""
+    """Bicubic with antialiasing; where it can the bicubic of Pillow 12 in an eighth of its time, within one grey level:
+    the same passes, columns first."""
+    if not cykooz_resizer or size[0] >= image.width or size[1] >= image.height:
+        return _fit(image, size, Image.Resampling.BICUBIC)
     bicubic = cykooz_resizer.ResizeAlg.convolution(cykooz_resizer.FilterType.catmull_rom)
     options, resizer = cykooz_resizer.ResizeOptions(resize_alg=bicubic), cykooz_resizer.Resizer()
     for step in ((size[0], image.height), size):
@@ -505,147 +517,81 @@ def _shrink(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image
 
 
-def _read_label(data: bytes, table: list[int], size: tuple[int, int] | None = None) -> np.ndarray:
-    """A label file decoded, resized to (width, height) by Pillow, nearest, and looked up: uint8 [H, W, 1]."""
+def _decode_label(
+    data: bytes, table: list[int], size: tuple[int, int] | None = None, note: Callable[..., None] = handovers.note
+) -> Image.Image:
+    """A label file decoded, resized to (width, height) by Pillow, nearest, and looked up."""
     with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(_fit(image, size, Image.Resampling.NEAREST).point(table))[..., None]
+        if size:
+            note("resize label", before=handovers.size(image), after="{}x{}".format(*size))
+        return _fit(image, size, Image.Resampling.NEAREST).point(table)
+
+
+def _read_label(data: bytes, table: list[int]) -> np.ndarray:
+    """A label file decoded and looked up: uint8 [H, W]."""
+    return np.asarray(_decode_label(data, table))
 
 
 def _fit(image: Image.Image, size: tuple[int, int] | None, method: Image.Resampling) -> Image.Image:
     return image if size in (None, image.size) else image.resize(size, method)
 
 
-def _resize_image(image: tf.Tensor, size: Any) -> tf.Tensor:
-    """uint8 [H, W, 3] to (width, height), by Pillow: bicubic with antialiasing."""
-    return _resize(image, size, Image.Resampling.BICUBIC)
-
-
-def _resize_label(label: tf.Tensor, size: Any) -> tf.Tensor:
-    """uint8 [H, W, 1] to (width, height), by Pillow: nearest."""
-    return _resize(label, size, Image.Resampling.NEAREST)
-
-
-def _resize(image: tf.Tensor, size: Any, method: Image.Resampling) -> tf.Tensor:
-    def resize(array: np.ndarray, size: np.ndarray) -> np.ndarray:
-        pixels = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
-        return np.asarray(_fit(pixels, tuple(size.tolist()), method)).reshape(size[1], size[0], -1)
-
-    resized = tf.numpy_function(resize, [image, tf.convert_to_tensor(size, tf.int32)], tf.uint8, stateful=False)
-    return tf.ensure_shape(resized, (None, None, image.shape[-1]))
-
-
-def augment(
-    image: tf.Tensor, label: tf.Tensor | None, key: tf.Tensor, options: Augment
-) -> tuple[tf.Tensor, tf.Tensor | None]:
-    """Augments one image and its label alike; colours change in the image only.
-
-    Args:
-      image: uint8 [H, W, 3].
-      label: uint8 [H, W, 1] or None.
-      key: int32 [2]; the same key gives the same result.
-      options: what may change.
-    """
-    keys = tf.unstack(tf.random.split(key, 10, alg="philox"))
-
-    def uniform(i: int, low: float = 0.0, high: float = 1.0) -> tf.Tensor:
-        return tf.random.stateless_uniform((), keys[i], low, high, alg="philox")
-
-    if options.scale:
-        size = tf.cast(tf.cast(tf.shape(image)[:2], tf.float32) * uniform(1, *options.scale), tf.int32)
-        size = tf.maximum(size[::-1], 1)
-        image = _resize_image(image, size)
-        if label is not None:
-            label = _resize_label(label, size)
-    if options.crop:
-        wanted = tf.constant(options.crop[::-1])
-        # As if both sides were padded by the whole lack before the crop is drawn.
-        difference = tf.shape(image)[:2] - wanted
-        room = tf.cast(tf.abs(difference) + 1, tf.float32)
-        drawn = tf.cast(tf.stack([uniform(2), uniform(3)]) * room, tf.int32)
-        begin, lack = tf.where(difference > 0, drawn, 0), tf.maximum(-difference, 0)
-        end = tf.minimum(begin + wanted, tf.shape(image)[:2])
-        before = tf.where(difference < 0, lack - drawn, 0)
-        padding = tf.concat([tf.stack([before, lack - before], axis=1), [(0, 0)]], axis=0)
-        image = image[begin[0] : end[0], begin[1] : end[1]]
-        if label is not None:
-            label = tf.pad(label[begin[0] : end[0], begin[1] : end[1]], padding, constant_values=IGNORE)
-    image = jitter(image, keys[4:], options)
-    if options.crop:
-        image = tf.pad(image, padding)
-    if options.flip:
-        flip = uniform(0) < 0.5
-        image = tf.cond(flip, lambda: tf.reverse(image, [1]), lambda: image)
-        if label is not None:
-            label = tf.cond(flip, lambda: tf.reverse(label, [1]), lambda: label)
-    return image, label
-
-
-def jitter(image: tf.Tensor, keys: list[tf.Tensor], options: Augment) -> tf.Tensor:
-    """torchvision's ColorJitter on uint8 [H, W, 3]: four operations with uniform factors, in random order."""
-    strengths = (options.brightness, options.contrast, options.saturation)
-    if not any((*strengths, options.hue)):
-        return image
-    bounds = [(max(0.0, 1.0 - s), 1.0 + s) for s in strengths] + [(-options.hue, options.hue)]
-    factors = [
-        tf.random.stateless_uniform((), keys[i], low, high, alg="philox") for i, (low, high) in enumerate(bounds)
-    ]
-    order = tf.argsort(tf.random.stateless_uniform((4,), keys[4], alg="philox"))
-    x = tf.cast(image, tf.float32) / 255.0
-    operations = [
-        lambda x: adjust_brightness(x, factors[0]),
-        lambda x: adjust_contrast(x, factors[1]),
-        lambda x: adjust_saturation(x, factors[2]),
-        lambda x: tf.image.adjust_hue(x, factors[3]),
-    ]
-    for position in range(4):
-        x = tf.switch_case(order[position], [lambda x=x, f=f: f(x) for f in operations])
-    return tf.cast(tf.round(x * 255.0), tf.uint8)
-
-
-def _grey(x: tf.Tensor) -> tf.Tensor:
-    """Luma, [H, W]; products with small matrices take a fifth of the time of sums over the last axis."""
-    return tf.linalg.matvec(x, tf.constant(_LUMA))
-
-
-def adjust_brightness(x: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Blend with black; images in [0, 1]."""
-    return tf.clip_by_value(x * factor, 0.0, 1.0)
-
-
-def adjust_contrast(x: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Blend with the mean of the grey image."""
-    return tf.clip_by_value(x * factor + tf.reduce_mean(_grey(x)) * (1.0 - factor), 0.0, 1.0)
-
-
-def adjust_saturation(x: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Blend with the grey image."""
-    blend = factor * tf.eye(3) + (1.0 - factor) * tf.constant(_LUMA)[:, None]
-    return tf.clip_by_value(tf.tensordot(x, blend, 1), 0.0, 1.0)
-
-
-def write_pseudo_labels(path: str | Path, items: Iterable[tuple[str, np.ndarray]]) -> int:
+def write_pseudo_labels(
+    path: str | Path, items: Iterable[tuple[str, np.ndarray]], provenance: Mapping[str, Any] | None = None
+) -> int:
     """Writes label maps by image name to one TFRecord file, whole or not at all.
 
     Args:
       path: file to write.
       items: (name, uint8 [h, w] of class indices and ``IGNORE``).
+      provenance: what the labels were made of, in JSON types; the file begins with it.
 
     Returns:
       the number of maps.
     """
-    partial = f"{path}.partial"
     count = 0
-    with tf.io.TFRecordWriter(partial) as writer:
+    with files.replacing(path) as partial, tf.io.TFRecordWriter(str(partial)) as writer:
+        writer.write(_example(provenance=json.dumps(dict(provenance or {}), sort_keys=True).encode()))
         for name, label in items:
-            file = raw_datasets.encode(Image.fromarray(label))
-            feature = {
-                "name": tf.train.Feature(bytes_list=tf.train.BytesList(value=[name.encode()])),
-                "label": tf.train.Feature(bytes_list=tf.train.BytesList(value=[file])),
-            }
-            writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
+            writer.write(_example(name=name.encode(), label=raw_datasets.encode(Image.fromarray(label))))
             count += 1
-    os.replace(partial, path)
     return count
+
+
+def _example(**features: bytes) -> bytes:
+    lists = {key: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value])) for key, value in features.items()}
+    return tf.train.Example(features=tf.train.Features(feature=lists)).SerializeToString()
+
+
+def _pseudo_label_records(path: str | Path) -> Iterator[tuple[int, bytes, Mapping[str, Any]]]:
+    """Offset, payload and features of every record of a file of pseudo labels.
+
+    Raises:
+      UserError: it is not there, or a record differs from its checksum.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file of pseudo labels")
+    offset = 0
+    try:
+        # TensorFlow's own reader compares both checksums of every record.
+        for payload in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            yield offset + 12, payload, tf.train.Example.FromString(payload).features.feature
+            offset += 12 + len(payload) + 4
+    except (tf.errors.OpError, DecodeError) as error:
+        raise UserError(f"{path} is damaged: delete it, the same command makes it again") from error
+
+
+def pseudo_label_provenance(path: str | Path) -> dict[str, Any]:
+    """What a file of ``write_pseudo_labels`` says its labels were made of; {} where an earlier version wrote it.
+
+    Raises:
+      UserError: it is not there or damaged.
+    """
+    for _, _, features in _pseudo_label_records(path):
+        if "provenance" in features:
+            return json.loads(features["provenance"].bytes_list.value[0])
+        break
+    return {}
 
 
 class _PseudoLabels:
@@ -654,14 +600,15 @@ class _PseudoLabels:
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
         self._places: dict[str, tuple[int, int, int]] = {}
-        if not self._path.is_file():
-            raise UserError(f"{path}: no such file of pseudo labels")
-        try:
-            for offset, payload in builders.scan(self._path):
-                name = tf.train.Example.FromString(payload).features.feature["name"].bytes_list.value[0].decode()
-                self._places[name] = (offset, len(payload), zlib.crc32(payload))
-        except (struct.error, IndexError, ValueError) as error:
-            raise UserError(f"{path} is damaged: delete it, the same command makes it again") from error
+        for offset, payload, features in _pseudo_label_records(path):
+            if "provenance" in features:
+                continue
+            name = features["name"].bytes_list.value[0].decode()
+            self._places[name] = (offset, len(payload), zlib.crc32(payload))
+
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Those of ``names`` that have no label."""
+        return [name for name in names if name not in self._places]
 
     def read(self, name: str) -> bytes:
         if name not in self._places:

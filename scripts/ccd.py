@@ -44,7 +44,7 @@ def labelled_examples(
 
 def distances(stage: Path, data_dir: str, count: int, per_class: int, seed: int) -> dict[str, Any]:
     """CCD of the last checkpoint of a stage: by class and mean, for both domains together and for each."""
-    model = checkpoints.load_model(stage)
+    model = checkpoints.in_dtype(checkpoints.load_model(stage), "auto")
     if not model.class_set:
         raise UserError(f"{stage}: these weights have no classifier, so no class set")
     config = ConfigDict(model.config)

@@ -71,7 +71,8 @@ def stage_configs(path: str, overrides: dict[str, Any], method: str, workdir: Pa
     source = str(workdir / "source")
     result = {"source": make("source", method)}
     if method in METHODS:
-        result["control"] = make("adversarial", "control", init_from=source)
+        # A lambda on the command line is the adapted model's.
+        result["control"] = make("adversarial", "control", init_from=source, lambda_adv=0.0)
     result["adversarial"] = make("adversarial", method, init_from=source)
     if method in METHODS:
         student = make("self_distillation", method, teacher_from=str(workdir / "adversarial"))

@@ -55,7 +55,7 @@ def test_evaluation_leaves_padding_out():
     labels = np.zeros((2, 41, 60), np.uint8)
     counts = [
         inference.evaluation_step(
-            metrics.empty_confusion(5),
+            (metrics.empty_confusion(5), np.int32(0)),
             STATE.variables,
             {"image": IMAGES, "label": labels, "mask": np.array([True, second])},
             apply_fn=STATE.apply_fn,
@@ -65,8 +65,9 @@ def test_evaluation_leaves_padding_out():
         )
         for second in (False, True)
     ]
-    one, two = (metrics.confusion_matrix(c).sum() for c in counts)
+    one, two = (metrics.confusion_matrix(c).sum() for c, _ in counts)
     assert (one, two) == (41 * 60, 2 * 41 * 60)
+    assert [int(images) for _, images in counts] == [1, 2]
 
 
 @pytest.mark.parametrize("mode", colour_matching.MODES)

@@ -1,6 +1,16 @@
 """Flax modules: feature extractors, classifier, discriminator."""
 
+from fada_jax.models.convolution import compute_dtype
 from fada_jax.models.layers import fold_batch_norm, resize_align_corners
-from fada_jax.models.segmenter import BACKBONES, Discriminator, ModelSpec, Segmenter
+from fada_jax.models.segmenter import BACKBONES, DTYPES, Discriminator, ModelSpec, Segmenter
 
-__all__ = ["BACKBONES", "Discriminator", "ModelSpec", "Segmenter", "fold_batch_norm", "resize_align_corners"]
+__all__ = [
+    "BACKBONES",
+    "DTYPES",
+    "Discriminator",
+    "ModelSpec",
+    "Segmenter",
+    "compute_dtype",
+    "fold_batch_norm",
+    "resize_align_corners",
+]

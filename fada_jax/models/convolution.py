@@ -37,6 +37,26 @@ def platform() -> str:
     return _written_for[-1] if _written_for else jax.default_backend()
 
 
+def compute_dtype(name: str) -> str:
+    """The compute type that ``name`` means where the program runs: 'auto' is float32 on CPUs, else bfloat16."""
+    if name != "auto":
+        return name
+    return "float32" if platform() == "cpu" else "bfloat16"
+
+
+def inference_dtype(stored: str, asked: str) -> str:
+    """The compute type of a stored model.
+
+    Args:
+      stored: what it was trained with.
+      asked: 'float32', 'bfloat16', or 'auto': what it was trained with on accelerators, and float32 on CPUs, which have
+        nothing to gain from less.
+    """
+    if asked != "auto":
+        return asked
+    return "float32" if platform() == "cpu" else compute_dtype(stored)
+
+
 def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1) -> jax.Array:
     """Convolution with symmetric padding ``dilation * (k - 1) / 2``.
 

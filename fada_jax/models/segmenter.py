@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from fada_jax.models import layers
+from fada_jax.models.convolution import compute_dtype
 from fada_jax.models.resnet import DEPTHS, ResNet
 from fada_jax.models.vgg import VGG16
 
+DTYPES = ("auto", "float32", "bfloat16")
 BACKBONES = (*(f"resnet{depth}" for depth in DEPTHS), "vgg16")
 
 
@@ -31,7 +33,7 @@ class ModelSpec:
       stem_pool: whether the ResNet stem ends in a max-pool.
       output_stride: input pixels per feature pixel (ResNet).
       aspp_rates: dilations of the classifier's parallel convolutions.
-      dtype: compute type; parameters stay float32.
+      dtype: compute type, one of ``DTYPES``; parameters stay float32. 'auto' is resolved where the program runs.
       remat: keep only the outputs of ResNet blocks for the backward pass.
     """
 
@@ -81,7 +83,7 @@ class Segmenter(nn.Module):
 
     def setup(self) -> None:
         spec = self.spec
-        dtype = jnp.dtype(spec.dtype)
+        dtype = jnp.dtype(compute_dtype(spec.dtype))
         if spec.backbone == "vgg16":
             widths = {"widths": spec.widths[:5], "fc_width": spec.widths[5]} if spec.widths else {}
             self.feature_extractor = VGG16(**widths, dtype=dtype)
