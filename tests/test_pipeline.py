@@ -1,15 +1,11 @@
-"""The streams: stateless randomness, shares of processes, augmentation against Pillow and NumPy definitions."""
+"""The streams: stateless randomness, shares of processes, resizing against its definition, files of pseudo labels."""
 
-import colorsys
-import functools
 import itertools
 import math
-import random as pyrandom
 
 import numpy as np
 import pytest
 import raw_trees
-import scipy.stats
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +16,7 @@ from fada_jax.errors import UserError
 from input_pipeline import builders, pipeline, raw_datasets, sampling
 from input_pipeline.pipeline import Augment, Stream
 
+CITYSCAPES = get_class_set("cityscapes19")
 EVERYTHING = Augment(True, (0.5, 1.5), (48, 32), 0.5, 0.5, 0.5, 0.2)
 
 
@@ -32,7 +29,7 @@ def data_dir(tmp_path_factory):
 
 
 def batches(data_dir, count, start_step=0, augment=EVERYTHING, sampling="uniform", **options):
-    options = {"class_set": get_class_set("cityscapes19"), "batch_size": 4, "seed": 3, **options}
+    options = {"class_set": CITYSCAPES, "batch_size": 4, "seed": 3, **options}
     stream = Stream("gta5", "train", (64, 36), augment=augment, sampling=sampling)
     found = pipeline.train_batches(data_dir, stream, start_step=start_step, **options)
     return list(itertools.islice(found, count))
@@ -71,7 +68,7 @@ def test_every_epoch_holds_every_image_once(data_dir):
 
 def test_evaluation_counts_every_image_once_and_pads(data_dir):
     stream = Stream("gta5", "train", (32, 18))
-    found = list(pipeline.eval_batches(data_dir, stream, class_set=get_class_set("cityscapes19"), batch_size=4))
+    found = list(pipeline.eval_batches(data_dir, stream, class_set=CITYSCAPES, batch_size=4))
     assert [b["mask"].tolist() for b in found] == [[True] * 4, [True] * 3 + [False]]
     assert [n for b in found for n in b["name"]] == [f"{i:05d}" for i in range(1, 8)] + [""]
     assert found[0]["image"].shape == (4, 18, 32, 3) and found[0]["label"].shape == (4, 36, 64)
@@ -99,12 +96,13 @@ def test_resizing_is_antialiased_bicubic_and_nearest(seed, sizes):
         bicubic(bicubic(image.astype(float), new_width, 1), new_height, 0),
         bicubic(bicubic(image.astype(float), new_height, 0), new_width, 1),
     ]
-    got = pipeline._resize_image(tf.constant(image), (new_width, new_height)).numpy()
+    got = pipeline._read_image(raw_datasets.encode(Image.fromarray(image)), (new_width, new_height))
     assert got.dtype == np.uint8 and got.shape == (new_height, new_width, 3)
     # Grey levels are rounded after each pass, of which either may come first.
     assert min(np.abs(got - x).max() for x in exact) <= 1.3
     label = raw_trees.ids(seed, height, width, 19)
-    got = pipeline._resize_label(tf.constant(label[..., None]), (new_width, new_height)).numpy()[..., 0]
+    file = raw_datasets.encode(Image.fromarray(label))
+    got = np.asarray(pipeline._decode_label(file, list(range(256)), (new_width, new_height)))
     # A centre that falls between two pixels may take either.
     rows, columns = (
         [np.clip(np.floor((np.arange(new) + 0.5) * old / new + side), 0, old - 1).astype(int) for side in (-1e-9, 1e-9)]
@@ -121,64 +119,12 @@ def test_training_images_shrink_as_in_pillow(seed, sizes, share):
     noise = np.random.default_rng(seed).integers(0, 256, (*sizes[::-1], 3), np.uint8)
     for array in (raw_trees.picture(seed, *sizes[::-1]), noise):
         image = Image.fromarray(array)
-        got = pipeline._read_image(raw_datasets.encode(image), size, training=True).astype(int)
+        got = np.asarray(pipeline._shrink(image, size)).astype(int)
         # Pillow 13 passes over the rows first where that is less work; 12 never does.
         expected = image.resize((size[0], image.height), Image.Resampling.BICUBIC)
         difference = np.abs(got - np.asarray(expected.resize(size, Image.Resampling.BICUBIC)))
         # Halves may be rounded either way after each pass; on pure noise that adds up once in 100,000 values.
         assert difference.max() <= 1 or ((difference > 1).mean() < 1e-4 and difference.max() == 2)
-
-
-@settings(max_examples=15, deadline=None)
-@given(
-    key=st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1)),
-    scale=st.tuples(st.floats(0.7, 1.0), st.floats(1.0, 1.5)),
-    crop=st.tuples(st.integers(20, 90), st.integers(20, 60)),
-)
-def test_image_and_label_move_together(key, scale, crop):
-    # Grey blocks that tell the class; bicubic edges are left out by comparing where the label is flat.
-    label = np.kron(np.random.default_rng(key[0]).integers(0, 19, (3, 4), dtype=np.uint8), np.ones((12, 16), np.uint8))
-    image = np.repeat((label * 12 + 10)[..., None], 3, -1)
-    augmented, moved = pipeline.augment(
-        tf.constant(image), tf.constant(label[..., None]), tf.constant(key, tf.int32), Augment(True, scale, crop)
-    )
-    augmented, moved = augmented.numpy()[..., 0].astype(int), moved.numpy()[..., 0]
-    assert augmented.shape == moved.shape == (crop[1], crop[0])
-    assert set(np.unique(moved)) <= set(range(19)) | {IGNORE}
-    padded = moved == IGNORE
-    assert (augmented[padded] == 0).all()
-    interior = np.lib.stride_tricks.sliding_window_view(np.pad(moved, 3, mode="edge"), (7, 7))
-    flat = (interior == moved[..., None, None]).all((2, 3)) & ~padded
-    flat[:4], flat[-4:], flat[:, :4], flat[:, -4:] = False, False, False, False
-    assert flat.any() or padded.mean() > 0.3
-    assert (np.abs(augmented - (moved.astype(int) * 12 + 10))[flat] <= 1).all()
-
-
-@settings(max_examples=15, deadline=None)
-@given(
-    key=st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1)),
-    size=st.tuples(st.integers(5, 40), st.integers(5, 40)),
-    crop=st.tuples(st.integers(4, 50), st.integers(4, 50)),
-    scale=st.sampled_from([None, (0.5, 1.5)]),
-    strength=st.floats(0.1, 0.5),
-)
-def test_labels_follow_their_pixels_and_jitter_never_reaches_them(key, size, crop, scale, strength):
-    random = np.random.default_rng(key)
-    image = random.integers(1, 256, (*size, 3), dtype=np.uint8)
-    table = np.append(random.permutation(19), [IGNORE] * 237).astype(np.uint8)
-    label = table[image[..., :1] % 23]
-    arguments = tf.constant(image), tf.constant(label), tf.constant(key, tf.int32)
-    moved, labels = (x.numpy() for x in pipeline.augment(*arguments, Augment(True, scale, crop)))
-    assert labels.shape == (crop[1], crop[0], 1) and set(np.unique(labels)) <= {*range(19), IGNORE}
-    if scale is None:  # Without resizing every pixel still carries the label that it was given.
-        padded = (moved == 0).all(-1)
-        assert padded.sum() == max(crop[0] * crop[1] - min(crop[0], size[1]) * min(crop[1], size[0]), 0)
-        np.testing.assert_array_equal(labels[~padded], table[moved[~padded][:, :1] % 23])
-        assert (labels[padded] == IGNORE).all()
-    strengths = {"brightness": strength, "contrast": strength, "saturation": strength, "hue": strength / 2}
-    jittered, same = pipeline.augment(*arguments, Augment(True, scale, crop, **strengths))
-    np.testing.assert_array_equal(labels, same)
-    assert jittered.shape == moved.shape
 
 
 @settings(max_examples=8, deadline=None)
@@ -188,160 +134,198 @@ def test_any_number_of_processes_share_the_same_images(data_dir, per_process, pr
     (whole,) = batches(data_dir, 1, **options)
     parts = [batches(data_dir, 1, process_index=i, process_count=processes, **options)[0] for i in range(processes)]
     assert_equal([whole], [{key: np.concatenate([part[key] for part in parts]) for key in whole}])
+
+
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory):
+    """Number of images -> folder of a data set with as many."""
+    root = tmp_path_factory.mktemp("splits")
+    for count in (1, 2, 5, 11):
+        raw = raw_trees.gta5(root / f"raw{count}", count)
+        builders.convert(builders.Conversion("gta5", raw), root / f"{count}")
+    return {count: root / f"{count}" for count in (1, 2, 5, 11)}
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    count=st.sampled_from([1, 2, 5, 11]),
+    limit=st.integers(0, 13),
+    share=st.integers(1, 4),
+    processes=st.integers(1, 4),
+    labels=st.booleans(),
+)
+def test_every_process_evaluates_its_share_and_every_image_once(splits, count, limit, share, processes, labels):
+    stream, batch_size = Stream("gta5", "train", (32, 18), labels=labels), share * processes
+    options = {"class_set": CITYSCAPES, "batch_size": batch_size, "limit": limit, "process_count": processes}
+    parts = [list(pipeline.eval_batches(splits[count], stream, process_index=i, **options)) for i in range(processes)]
+    wanted = count if limit in (0, *range(count, 14)) else limit
+    assert {len(part) for part in parts} == {math.ceil(wanted / batch_size)}
+    numbers = []
+    for batch in itertools.chain(*zip(*parts, strict=True)):
+        assert {len(values) for values in batch.values()} == {share} and ("label" in batch) == labels
+        for i in np.flatnonzero(batch["mask"]):
+            number = int(batch["number"][i])
+            numbers.append(number)
+            assert batch["name"][i] == f"{number + 1:05d}" and batch["size"][i].tolist() == [36, 64]
+            stored = Image.fromarray(raw_trees.picture(number + 1, 36, 64))
+            np.testing.assert_array_equal(batch["image"][i], stored.resize((32, 18), Image.Resampling.BICUBIC))
+    # In the order of the split: batch by batch, in each the processes one after the other.
+    assert numbers == sorted(set(numbers)) and len(numbers) == wanted
+    # Evenly spread: an image stands for as many as any other, or for one more.
+    gaps = np.diff([*numbers, count])
+    assert numbers[0] == 0 and gaps.max() - gaps.min() <= 1
+
+
+@pytest.mark.parametrize(("batch_size", "processes"), [(10, 4), (1, 2), (3, 2), (0, 1)])
+def test_a_batch_that_the_processes_cannot_share_is_refused(data_dir, batch_size, processes):
     stream = Stream("gta5", "train", (32, 18))
-    seen, lengths = [], set()
     for i in range(processes):
-        found = list(
-            pipeline.eval_batches(
-                data_dir, stream, class_set=get_class_set("cityscapes19"), batch_size=per_process * processes,
-                process_index=i, process_count=processes,
-            )
-        )  # fmt: skip
-        lengths.add(len(found))
-        seen += [name for b in found for name, real in zip(b["name"], b["mask"], strict=True) if real]
-        assert all(len(b["mask"]) == per_process for b in found)
-    assert sorted(seen) == [f"{i:05d}" for i in range(1, 8)] and len(lengths) == 1
+        found = pipeline.eval_batches(
+            data_dir, stream, class_set=CITYSCAPES, batch_size=batch_size, process_index=i, process_count=processes
+        )
+        with pytest.raises(UserError, match=f"a batch of {batch_size} cannot be shared by {processes} processes"):
+            next(found)
 
 
-def test_jitter_factors_are_uniform_in_torchvisions_range():
-    grey = tf.fill((2, 2, 3), tf.constant(100, tf.uint8))
-    jitter = tf.function(lambda key: pipeline.augment(grey, None, key, Augment(brightness=0.5))[0][0, 0, 0])
-    levels = np.array([jitter(tf.constant([i, 7], tf.int32)).numpy() for i in range(400)])
-    assert levels.min() >= 50 and levels.max() <= 150
-    assert scipy.stats.kstest(levels, scipy.stats.uniform(50, 100).cdf).pvalue > 1e-4
+PROVENANCE = {"teacher": "a1b2", "teacher_step": 7, "scales": [0.7, 1.0], "classes": ["road", "Stra\u00dfe"]}
 
 
-def test_jitter_leaves_labels_and_its_parts_follow_torchvisions_definition():
-    image = raw_trees.picture(0, 20, 30)
-    label = raw_trees.ids(0, 20, 30, 19)[..., None]
-    options = Augment(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.2)
-    results = []
-    for i in range(4):
-        changed, same = pipeline.augment(tf.constant(image), tf.constant(label), tf.constant([i, 1], tf.int32), options)
-        np.testing.assert_array_equal(same, label)
-        results.append(changed.numpy())
-    assert len({r.tobytes() for r in results}) == 4
-    x = image / 255.0
-    grey = (x @ [0.299, 0.587, 0.114])[..., None]
-    close = {"atol": 2e-6}
-    np.testing.assert_allclose(pipeline.adjust_brightness(np.float32(x), 1.4), np.clip(1.4 * x, 0, 1), **close)
-    expected = np.clip(0.6 * x + 0.4 * grey.mean(), 0, 1)
-    np.testing.assert_allclose(pipeline.adjust_contrast(np.float32(x), 0.6), expected, **close)
-    expected = np.clip(1.5 * x - 0.5 * grey, 0, 1)
-    np.testing.assert_allclose(pipeline.adjust_saturation(np.float32(x), 1.5), expected, **close)
-    hsv = [colorsys.rgb_to_hsv(*p) for p in x.reshape(-1, 3)]
-    expected = np.reshape([colorsys.hsv_to_rgb((h + 0.15) % 1, s, v) for h, s, v in hsv], x.shape)
-    np.testing.assert_allclose(tf.image.adjust_hue(np.float32(x), 0.15), expected, atol=1e-5)
+def pseudo_labels(path, count=7):
+    """A file of labels for the first ``count`` images, all pixels of each in the class of its number."""
+    maps = {f"{i:05d}": np.full((18, 32), i, np.uint8) for i in range(1, count + 1)}
+    assert pipeline.write_pseudo_labels(path, maps.items(), PROVENANCE) == count
+    return Stream("gta5", "train", (64, 36), labels=False, pseudo_labels=str(path))
+
+
+def first_batch(data_dir, stream, **options):
+    return next(pipeline.train_batches(data_dir, stream, class_set=CITYSCAPES, batch_size=7, seed=0, **options))
 
 
 def test_pseudo_labels_replace_the_labels(data_dir, tmp_path):
-    maps = {f"{i:05d}": np.full((18, 32), i, np.uint8) for i in range(1, 8)}
-    assert pipeline.write_pseudo_labels(tmp_path / "p.tfrecord", maps.items()) == 7
-    stream = Stream("gta5", "train", (64, 36), labels=False, pseudo_labels=str(tmp_path / "p.tfrecord"))
-    options = {"class_set": get_class_set("cityscapes19"), "batch_size": 7, "seed": 0}
-    batch = next(pipeline.train_batches(data_dir, stream, **options))
+    batch = first_batch(data_dir, pseudo_labels(tmp_path / "p.tfrecord"))
     assert batch["label"].shape == (7, 36, 64)
     for image, label in zip(batch["image"], batch["label"], strict=True):
         np.testing.assert_array_equal(image, raw_trees.picture(label[0, 0], 36, 64))
-    pipeline.write_pseudo_labels(tmp_path / "p.tfrecord", list(maps.items())[:3])
-    with pytest.raises(UserError, match="has no label for"):
-        next(pipeline.train_batches(data_dir, stream, **options))
 
 
-def class_counts(seed, images=40, classes=6):
-    """Pixels per image and class; the last class is in no image, every image holds another."""
-    random = np.random.default_rng(seed)
-    counts = random.integers(1, 500, (images, classes)) * (random.random((images, classes)) < 0.3)
-    counts[np.arange(images), random.integers(0, classes - 1, images)] += 10
-    counts[:, -1] = 0
-    return counts
+def test_pseudo_labels_say_what_they_were_made_of(data_dir, tmp_path):
+    path = tmp_path / "p.tfrecord"
+    pseudo_labels(path)
+    assert pipeline.pseudo_label_provenance(path) == PROVENANCE
+    pipeline.write_pseudo_labels(path, [])
+    assert pipeline.pseudo_label_provenance(path) == {}
+    # Files of earlier versions begin with a label.
+    stream = pseudo_labels(path)
+    _, *records = tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for record in records:
+            writer.write(record)
+    assert pipeline.pseudo_label_provenance(path) == {}
+    assert sorted(first_batch(data_dir, stream)["label"][:, 0, 0]) == list(range(1, 8))
 
 
-@settings(max_examples=10, deadline=None)
-@given(seed=st.integers(0, 2**31 - 1), run=st.integers(0, 10**6))
-def test_runs_depend_on_their_key_alone(seed, run):
-    counts = class_counts(seed)
-    for draw in (sampling.balanced_run, functools.partial(sampling.rare_run, temperature=0.05)):
-        order = draw(counts, [seed, run])
-        assert order.shape == (sampling.RUN,) and order.dtype == np.int64
-        assert 0 <= order.min() and order.max() < len(counts)
-        np.testing.assert_array_equal(order, draw(counts, [seed, run]))
-        assert (order != draw(counts, [seed, run + 1])).any()
+def test_images_without_pseudo_labels_are_refused_unless_damaged_ones_are_skipped(data_dir, tmp_path):
+    stream = pseudo_labels(tmp_path / "p.tfrecord", 5)
+    with pytest.raises(UserError, match="has no label for 2 of 7 images, for instance 00006: delete it"):
+        first_batch(data_dir, stream)
+    # The teacher left damaged images out, and so does the student; that they are intact is found out on the way.
+    with pytest.raises(UserError, match=r"has no label for 0000[67]: delete it"):
+        first_batch(data_dir, stream, damaged_records="skip")
 
 
-def test_balanced_draws_follow_the_released_weights():
-    # One class an image tells which class was drawn; class sizes differ 40-fold.
-    classes = np.repeat(np.arange(4), (80, 40, 20, 2))
-    counts = np.eye(5, dtype=np.int64)[classes] * 7
-    excess, variance = np.zeros(5), np.zeros(5)
-    for run in range(6):
-        order, drawn = sampling.balanced_run(counts, [1, run]), np.zeros(5)
-        for image in order:
-            share = drawn / max(drawn.sum(), 1)
-            weights = np.where(np.arange(5) < 4, 1 / np.log(1.01 + share), 0)
-            probability = weights / weights.sum()
-            drawn[classes[image]] += 1
-            excess += np.eye(5)[classes[image]] - probability
-            variance += probability * (1 - probability)
-        # Every image of a class comes before any comes again.
-        for k in range(4):
-            times = np.bincount(order, minlength=len(classes))[classes == k]
-            assert times.max() - times.min() <= 1
-    assert (np.abs(excess[:4]) < 4 * np.sqrt(variance[:4])).all() and excess[4] == 0
+def test_skipped_images_need_no_pseudo_labels(tmp_path):
+    builders.convert(builders.Conversion("gta5", raw_trees.gta5(tmp_path / "raw", 7)), tmp_path)
+    stream = pseudo_labels(tmp_path / "p.tfrecord", 5)
+    (shard,) = (tmp_path / "gta5").rglob("*.tfrecord*")
+    content = bytearray(shard.read_bytes())
+    for number in (5, 6):  # 00006 and 00007.
+        _, offset, length, _ = np.load(builders.index_path(shard.parent, "train"))["records"][number]
+        content[offset + length // 2] ^= 1
+    shard.write_bytes(content)
+    labels = first_batch(tmp_path, stream, damaged_records="skip")["label"]
+    assert set(np.unique(labels)) == set(range(1, 6))
 
 
-def released_run(holds, random):
-    """One run of the released sampler in plain Python: class by weight, next image of its shuffled file list."""
-    files = {k: random.sample(range(len(holds)), len(holds)) for k in range(len(holds[0]))}
-    files = {k: [i for i in order if holds[i][k]] for k, order in files.items()}
-    seen, queues = [0] * len(holds[0]), {k: [] for k in files}
-    order = []
-    for _ in range(sampling.RUN):
-        total = max(sum(seen), 1)
-        known = [k for k in files if files[k]]
-        k = random.choices(known, [1 / math.log(1.01 + seen[k] / total) for k in known])[0]
-        queues[k] = queues[k] or list(files[k])
-        image = queues[k].pop(0)
-        order.append(image)
-        seen = [n + bool(h) for n, h in zip(seen, holds[image], strict=True)]
-    return order
+@pytest.fixture(scope="module")
+def labels_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("labels") / "p.tfrecord"
+    return pseudo_labels(path), path, path.read_bytes()
 
 
-def test_balanced_draws_agree_with_a_simulation_of_the_released_sampler():
-    # A long tail as in driving scenes: road in every image, a train in one of a hundred; several classes an image.
-    random = np.random.default_rng(0)
-    holds = random.random((300, 6)) < np.array([1.0, 0.8, 0.3, 0.1, 0.03, 0.01])
-    holds[:3, 5] = True
-    shares = {}
-    for name, draw in (
-        ("ours", lambda run: sampling.balanced_run(holds * 9, [7, run])),
-        ("released", lambda run: released_run(holds.tolist(), pyrandom.Random(run))),
-    ):
-        shares[name] = np.array([holds[draw(run)].mean(0) for run in range(6)])
-    error = np.sqrt(sum(x.var(0, ddof=1) for x in shares.values()) / 6)
-    difference = np.abs(shares["ours"].mean(0) - shares["released"].mean(0))
-    assert (difference <= 5 * error + 1e-3).all(), (shares, error)
-    # And that is far from uniform: the rarest class comes 5 times as often as its share of the images.
-    assert shares["ours"].mean(0)[5] > 5 * holds[:, 5].mean()
+def refuse(data_dir, stream, message):
+    """Training ends with one error about the file, and its provenance is given as it was or not at all."""
+    with pytest.raises(UserError, match=message) as caught:
+        first_batch(data_dir, stream)
+    assert str(caught.value).startswith(stream.pseudo_labels) and "\n" not in str(caught.value)
+    try:
+        assert pipeline.pseudo_label_provenance(stream.pseudo_labels) in (PROVENANCE, {})
+    except UserError as error:
+        assert str(error).startswith(stream.pseudo_labels)
 
 
-def test_rare_draws_follow_the_softmax():
-    classes = np.repeat(np.arange(3), (60, 30, 10))
-    counts = np.eye(4, dtype=np.int64)[classes] * 5
-    drawn = sum(np.bincount(classes[sampling.rare_run(counts, [2, r], 0.5)], minlength=3) for r in range(8))
-    weights = np.exp((1 - np.array([0.6, 0.3, 0.1])) / 0.5)
-    expected = drawn.sum() * weights / weights.sum()
-    assert ((drawn - expected) ** 2 / expected).sum() < 18.4  # Chi-square, 2 degrees of freedom, p = 1e-4.
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_any_changed_byte_of_a_file_of_pseudo_labels_is_noticed(data_dir, labels_file, data):
+    stream, path, content = labels_file
+    place = data.draw(st.integers(0, len(content) - 1), "place")
+    bits = data.draw(st.integers(1, 255), "bits")
+    path.write_bytes(content[:place] + bytes([content[place] ^ bits]) + content[place + 1 :])
+    refuse(data_dir, stream, "is damaged: delete it")
+
+
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_a_truncated_file_of_pseudo_labels_is_noticed(data_dir, labels_file, data):
+    stream, path, content = labels_file
+    path.write_bytes(content[: data.draw(st.integers(0, len(content) - 1), "length")])
+    # Cut between two records, the file is whole but lacks labels.
+    refuse(data_dir, stream, "is damaged: delete it|has no label for . of 7 images")
+
+
+def test_a_file_of_pseudo_labels_cut_between_records_is_noticed(data_dir, labels_file):
+    stream, path, content = labels_file
+    path.write_bytes(content)
+    lengths = [len(record) + 16 for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator()]
+    for i in range(len(lengths)):
+        path.write_bytes(content[: sum(lengths[:i])])
+        refuse(data_dir, stream, "has no label for . of 7 images")
+
+
+def test_other_files_are_no_pseudo_labels(data_dir, tmp_path):
+    stream = pseudo_labels(tmp_path / "p.tfrecord")
+    path = tmp_path / "p.tfrecord"
+    picture = raw_datasets.encode(Image.fromarray(raw_trees.picture(0, 20, 30)))
+    for content in (b"", b"hello\n", b"{}" * 100, picture, bytes(1000)):
+        path.write_bytes(content)
+        refuse(data_dir, stream, "is damaged: delete it|has no label for 7 of 7 images")
+    other = tf.train.Feature(int64_list=tf.train.Int64List(value=[1]))
+    example = tf.train.Example(features=tf.train.Features(feature={"step": other})).SerializeToString()
+    for record in (b"hello", b"", example):
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            writer.write(record)
+        refuse(data_dir, stream, "is damaged: delete it|is no file of pseudo labels")
+    path.unlink()
+    refuse(data_dir, stream, "no such file of pseudo labels")
+
+
+def test_pseudo_labels_that_are_damaged_while_they_are_used_are_noticed(tmp_path):
+    stream, path = pseudo_labels(tmp_path / "p.tfrecord"), tmp_path / "p.tfrecord"
+    labels, content = pipeline._PseudoLabels(stream.pseudo_labels), path.read_bytes()
+    place = content.index(b"00003")
+    path.write_bytes(content[:place] + b"9" + content[place + 1 :])
+    assert np.asarray(pipeline._decode_label(labels.read("00002"), list(range(256)))).max() == 2
+    with pytest.raises(UserError, match="the label of 00003 is damaged"):
+        labels.read("00003")
 
 
 @pytest.mark.parametrize("kind", sampling.KINDS)
 def test_every_sampling_resumes_at_step_1000_and_is_shared(data_dir, kind):
-    found = {"sampling": kind, "augment": Augment(flip=True)}
-    whole = batches(data_dir, 1002, **found)
-    assert_equal(whole[1000:], batches(data_dir, 2, start_step=1000, **found))
-    parts = [batches(data_dir, 2, start_step=1000, process_index=i, process_count=4, **found) for i in range(4)]
+    found = {"sampling": kind, "augment": Augment(flip=True), "process_count": 4}
+    parts = [batches(data_dir, 2, start_step=1000, process_index=i, **found) for i in range(4)]
+    undisturbed = batches(data_dir, 1002, process_index=2, **found)
+    assert_equal(undisturbed[1000:], parts[2])
     joined = [{k: np.concatenate([p[k] for p in share]) for k in share[0]} for share in zip(*parts, strict=True)]
-    assert_equal(whole[1000:], joined)
+    assert_equal(batches(data_dir, 2, start_step=1000, **{**found, "process_count": 1}), joined)
 
 
 def test_sampling_by_class_prefers_images_with_rare_classes(tmp_path):
@@ -359,11 +343,9 @@ def test_sampling_by_class_prefers_images_with_rare_classes(tmp_path):
 
 def test_sampling_that_cannot_be_is_refused(data_dir):
     with pytest.raises(UserError, match="sampling='classes': one of uniform, balanced, rare"):
-        pipeline.check(data_dir, Stream("gta5", "train", (64, 36), sampling="classes"), get_class_set("cityscapes19"))
+        pipeline.check(data_dir, Stream("gta5", "train", (64, 36), sampling="classes"), CITYSCAPES)
     with pytest.raises(UserError, match="sampling='rare' needs labels"):
-        pipeline.check(
-            data_dir, Stream("gta5", "train", (64, 36), sampling="rare", labels=False), get_class_set("cityscapes19")
-        )
+        pipeline.check(data_dir, Stream("gta5", "train", (64, 36), sampling="rare", labels=False), CITYSCAPES)
     with pytest.raises(UserError, match="sampling_temperature=0"):
         stream = Stream("gta5", "train", (64, 36), sampling="rare", sampling_temperature=0)
-        pipeline.check(data_dir, stream, get_class_set("cityscapes19"))
+        pipeline.check(data_dir, stream, CITYSCAPES)
