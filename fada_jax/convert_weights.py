@@ -1,4 +1,4 @@
-"""Brings PyTorch weights here and takes ours back, accounting for every tensor.
+"""Brings PyTorch weights here and takes ours back, accounting for every tensor and for every array of ours.
 
   python -m fada_jax.convert_weights import --input=resnet101.pth --output=W
   python -m fada_jax.convert_weights import --input=vgg16_caffe.pth --output=W --format=caffe_vgg
@@ -8,21 +8,25 @@
 
 Import makes a workdir that --config.init_from, evaluate and predict take. Class set, backbone and batch norm are read
 off the file; a .safetensors file that export wrote says all that itself, the classes of own data included. With
---config naming a stage, optimizer states come along and `fada_jax.train` with that config and --workdir goes on at the
-file's iteration. Export to .pth writes the layout of the released PyTorch code; .safetensors holds the same tensors
-flat, or our own names where that layout cannot hold the model (group norm). For an artifact that runs without PyTorch
-and without this package see fada_jax.export.
+--config naming a stage, `fada_jax.train` with that config and --workdir goes on at the file's iteration, with its
+optimizer states; a file of weights alone is at step 0. What a file lacks starts as in a fresh run of the config, and
+the output says so; it also names the sections that stay in the file.
+
+Export to .pth writes the layout of the released PyTorch code; .safetensors holds the same tensors flat, or our own
+names where that layout cannot hold the model (group norm). For an artifact that runs without PyTorch and without this
+package see fada_jax.export.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +39,8 @@ from ml_collections import ConfigDict
 from fada_jax import checkpoints, classes, cli, preprocessing, settings, steps, torch_weights, train
 from fada_jax.errors import UserError
 from fada_jax.evaluate import stage_workdir
+from fada_jax.models import ModelSpec
+from fada_jax.optim import OptimizerSpec
 
 FORMATS = ("fada", "torchvision", "caffe_vgg")
 # Classes of a released classifier -> task whose config describes the model.
@@ -84,50 +90,144 @@ def guess_config(file: Mapping[str, Any], path: str) -> ConfigDict:
     return config
 
 
-def _fresh(config: ConfigDict) -> dict[str, Any]:
-    """Freshly initialised parameters of what no ImageNet model holds: the classifier, and VGG's fc6 and fc7."""
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What a ``.safetensors`` file of ``export_file`` says about its model; ``step`` is that of its weights."""
+
+    spec: ModelSpec
+    preprocessing: preprocessing.Preprocessing
+    class_set: classes.ClassSet | None
+    config: dict[str, Any]
+    step: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Account:
+    """What became of a file, and what of ours is not from it.
+
+    Attributes:
+      tensors: what became of every tensor.
+      notes: lines for people on all that no tensor's name tells: the step, optimizers, the discriminator.
+      left: sections that stay in the file.
+    """
+
+    tensors: torch_weights.Report
+    notes: tuple[str, ...]
+    left: tuple[str, ...]
+
+
+def read_description(path: str | Path) -> Description | None:
+    """What a file says about itself; None where it is not of ``export_file``.
+
+    Raises:
+      UserError: it cannot be understood.
+    """
+    meta = torch_weights.read_metadata(path)
+    if meta is None:
+        return None
+    try:
+        found = Description(*checkpoints.describe(meta), dict(meta["config"]), int(meta["checkpoint_step"]))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: what it says about its model cannot be understood ({type(error).__name__}: {error}): export it "
+            "again with this version"
+        ) from error
+    if found.class_set and found.class_set.num_classes != found.spec.num_classes:
+        raise UserError(
+            f"{path}: its model has {found.spec.num_classes} classes, its class set {found.class_set.name!r} "
+            f"{found.class_set.num_classes}: export it again"
+        )
+    return found
+
+
+@contextlib.contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    """Lets errors about the contents of a file begin with its path."""
+    try:
+        yield
+    except UserError as error:
+        if str(path) in str(error):
+            raise
+        raise UserError(f"{path}: {error}") from error
+
+
+def _fresh(config: ConfigDict, parts: Collection[str]) -> dict[str, Any]:
+    """Freshly initialised parameters as ``train.create_states`` makes them, of these parts alone.
+
+    Args:
+      parts: 'head' for what no ImageNet model holds (the classifier, and VGG's fc6 and fc7), 'discriminator'.
+    """
 
     def create() -> dict[str, Any]:
-        params = train.create_states(config)["generator"].params
+        states = train.create_states(config)
+        params = states["generator"].params
         extractor = {name: value for name, value in params["feature_extractor"].items() if name in ("fc6", "fc7")}
-        return {"params": {"feature_extractor": extractor, "classifier": params["classifier"]}}
+        made = {"head": {"params": {"feature_extractor": extractor, "classifier": params["classifier"]}}}
+        if "discriminator" in states:
+            made["discriminator"] = states["discriminator"].params
+        return {name: made[name] for name in parts}
 
-    return jax.device_get(jax.jit(create)())
+    if not parts:
+        return {}
+    # XLA drops what is not asked for. As in train.initial_states: what runs once is compiled in a hurry on CPUs.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.device_get(jax.jit(create, compiler_options=options)())
 
 
 def is_own(file: Mapping[str, Any]) -> bool:
     """Whether a file holds our own names: a model that the released layout cannot hold (group norm)."""
-    return any(key.startswith("params.") for key in file)
+    return any(str(key).startswith("params.") for key in file)
 
 
-def import_own(file: Mapping[str, np.ndarray]) -> tuple[Any, Any, torch_weights.Report]:
-    """Parameters, batch statistics and report of a file with our own names."""
-    tree = traverse_util.unflatten_dict(dict(file), sep=".")
+def import_own(file: Mapping[str, Any], spec: ModelSpec) -> tuple[Any, Any, torch_weights.Report]:
+    """Parameters, batch statistics and report of a file with our own names.
+
+    Raises:
+      UserError: a tensor that is missing, unknown, of another shape, not floating-point or not finite.
+    """
+    state = jax.eval_shape(lambda: steps.create_generator(spec, OptimizerSpec(), jax.random.key(0)))
+    variables = {"params": state.params, "batch_stats": state.collections.get("batch_stats", {})}
+    wanted = traverse_util.flatten_dict(variables, sep=".")
+    torch_weights.check_tensors(file, {name: x.shape for name, x in wanted.items()})
+    arrays = {name: np.asarray(file[name], x.dtype) for name, x in wanted.items()}
+    tree = traverse_util.unflatten_dict(arrays, sep=".")
     return tree["params"], tree.get("batch_stats", {}), torch_weights.Report(tuple(file), (), ())
+
+
+def _import_generator(
+    file: Mapping[str, Any], spec: ModelSpec, initial: Mapping[str, Any] | None = None
+) -> tuple[Any, Any, torch_weights.Report]:
+    """Parameters, batch statistics and report of G, whatever the layout."""
+    if is_own(file):
+        return import_own(file, spec)
+    return torch_weights.import_generator(file, spec, initial)
 
 
 def read_model(path: str | Path) -> checkpoints.Model:
     """The segmenter in a file of the released code or in one that ``export`` wrote, without a workdir.
 
     Raises:
-      UserError: no such file, no classifier in it, or anything unexplained.
+      UserError: no such file, no trained classifier in it, or anything unexplained.
     """
-    file, meta = torch_weights.read_file(path), torch_weights.read_metadata(path)
-    if meta:
-        spec, own, class_set = checkpoints.describe(meta)
-        config, step = meta["config"], meta["checkpoint_step"]
-    elif torch_weights.is_released(file):
-        guessed = guess_config(file, str(path))
-        spec, own = settings.model_spec(guessed), _preprocessing(file, guessed, str(path), "")
-        class_set, config = classes.get_class_set(guessed.class_set), settings.plain(guessed)
-        step = int(file.get("iteration", 0))
-    else:
-        raise UserError(f"{path} holds a feature extractor alone: import it and train a classifier first")
-    if is_own(file):
-        params, batch_stats, _ = import_own(file)
-    else:
-        params, batch_stats, _ = torch_weights.import_generator(file, spec)
-    return checkpoints.Model(spec, own, class_set, params, batch_stats, config, step)
+    file, described = torch_weights.read_file(path), read_description(path)
+    with _naming(path):
+        _check_names(file, described)
+        step = torch_weights.read_iteration(file)
+        if described:
+            found = described
+        elif torch_weights.is_released(file):
+            guessed = guess_config(file, str(path))
+            class_set, own = classes.get_class_set(guessed.class_set), _preprocessing(file, guessed, str(path), "")
+            plain = settings.plain(guessed)
+            found = Description(settings.model_spec(guessed), own, class_set, plain, step or 0)
+        else:
+            found = None
+        if found is None or found.class_set is None:
+            raise UserError(f"{path} holds a feature extractor alone: import it and train a classifier first")
+        params, batch_stats, _ = _import_generator(file, found.spec)
+    return checkpoints.Model(
+        found.spec, found.preprocessing, found.class_set, params, batch_stats, found.config, found.step
+    )
 
 
 def _preprocessing(file: Mapping[str, Any], config: ConfigDict, path: str, format: str) -> preprocessing.Preprocessing:
@@ -144,93 +244,279 @@ def _preprocessing(file: Mapping[str, Any], config: ConfigDict, path: str, forma
     return preprocessing.CAFFE if vgg and format != "torchvision" else preprocessing.IMAGENET
 
 
-def import_states(
-    file: Mapping[str, Any], config: ConfigDict
-) -> tuple[checkpoints.States, int, list[torch_weights.Report]]:
-    """TrainStates of a config's stage with the weights, moments and iteration of a file.
+def import_states(file: Mapping[str, Any], config: ConfigDict) -> tuple[checkpoints.States, int, Account]:
+    """TrainStates of a config's stage from a file, with every array of them accounted for.
+
+    Weights, moments and step are those of the file. What it lacks is what ``train.create_states`` makes of the config:
+    parameters from its seed, zero moments. Every schedule stands at the file's iteration.
 
     Returns:
-      the states, the iteration, and what became of the tensors of G (and of D where the stage has one).
+      the states, on the host; the iteration, 0 where the file has none; and the account.
+
+    Raises:
+      UserError: something in the file does not fit the config.
     """
-    released, own = torch_weights.is_released(file), is_own(file)
-    # Only what the file lacks is ever initialised: the rest of a large model need not exist twice. Every optimizer
-    # starts from zeros.
-    states = jax.tree.map(
-        lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(functools.partial(train.create_states, config))
-    )
-    generator, spec = states["generator"], settings.model_spec(config)
-    if own:
-        params, batch_stats, report = import_own(file)
-    else:
-        params, batch_stats, report = torch_weights.import_generator(file, spec, None if released else _fresh(config))
-    iteration = int(file.get("iteration", 0)) if released else 0
-    states["generator"] = steps.replace_weights(generator, params, batch_stats).replace(step=np.int32(iteration))
+    spec, has_head = settings.model_spec(config), torch_weights.is_released(file) or is_own(file)
+    named = torch_weights.read_iteration(file) if torch_weights.is_released(file) else None
+    iteration = named or 0
+    if not is_own(file):
+        torch_weights.check_backbone(file, spec)
+    shapes = jax.eval_shape(functools.partial(train.create_states, config))
+    left = _left_in_file(file, "discriminator" in shapes)
+    notes = [_step_note(named, config)]
+    # Only what the file lacks is ever initialised: the rest of a large model need not exist twice.
+    lacking = [] if has_head else ["head"]
+    if "discriminator" in shapes and "model_D" not in file:
+        lacking.append("discriminator")
+    fresh = _fresh(config, lacking)
+
+    state = _without_weights(shapes["generator"], iteration)
+    params, batch_stats, report = _import_generator(file, spec, fresh.get("head"))
+    opt_state = torch_weights.import_generator_optimizer(state.opt_state, file, spec, iteration)
+    states = {"generator": steps.replace_weights(state, params, batch_stats).replace(opt_state=opt_state)}
     reports = [report]
-    if "optimizer_fea" in file:
-        opt_state = torch_weights.import_generator_optimizer(generator.opt_state, file, spec, iteration)
-        states["generator"] = states["generator"].replace(opt_state=opt_state)
-    if "discriminator" in states and "model_D" in file:
-        d = states["discriminator"]
-        shape = d.params["conv0"]["kernel"].shape
-        outputs = d.params["head"]["kernel"].shape[-1]
-        widths = tuple(config.discriminator.widths)
-        d_params, d_report = torch_weights.import_discriminator(file, outputs, shape[2], widths)
-        d = d.replace(params=d_params, step=np.int32(iteration))
-        if "optimizer_D" in file:
-            d = d.replace(
-                opt_state=torch_weights.import_discriminator_optimizer(d.opt_state, file, d_params, iteration)
-            )
-        states["discriminator"] = d
-        reports.append(d_report)
-    return states, iteration, reports
+    if not has_head:
+        new = "classifier, fc6 and fc7" if spec.backbone == "vgg16" else "classifier"
+        notes.append(f"{new}: not in the file, freshly initialised")
+
+    if "discriminator" in shapes:
+        state, report = _discriminator(file, config, shapes["discriminator"], fresh.get("discriminator"), iteration)
+        states["discriminator"] = state
+        reports.append(report)
+        if report.initialised:
+            notes.append(_discriminator_note(iteration))
+
+    _check_complete(states, shapes)
+    notes += _optimizer_notes(file, left, states, iteration)
+    tensors = torch_weights.Report(
+        *(sum((getattr(report, kind) for report in reports), ()) for kind in ("used", "dropped", "initialised"))
+    )
+    return states, iteration, Account(tensors, tuple(notes), left)
+
+
+def _discriminator(
+    file: Mapping[str, Any], config: ConfigDict, shapes: steps.TrainState, fresh: Any, iteration: int
+) -> tuple[steps.TrainState, torch_weights.Report]:
+    """State of D and what became of its tensors; ``fresh``: its parameters where the file has none, else None."""
+    state = _without_weights(shapes, iteration)
+    outputs, features = state.params["head"]["kernel"].shape[-1], state.params["conv0"]["kernel"].shape[2]
+    widths = tuple(config.discriminator.widths)
+    if fresh is not None:
+        names = tuple(entry.name for entry in torch_weights.discriminator_table(outputs, features, widths))
+        return state.replace(params=fresh), torch_weights.Report((), (), names)
+    params, report = torch_weights.import_discriminator(file, outputs, features, widths)
+    opt_state = state.opt_state
+    if "optimizer_D" in file:
+        opt_state = torch_weights.import_discriminator_optimizer(opt_state, file, params, iteration)
+    return state.replace(params=params, opt_state=opt_state), report
+
+
+def _discriminator_note(iteration: int) -> str:
+    """What to tell of a fresh discriminator."""
+    note = "discriminator: not in the file, freshly initialised"
+    if not iteration:
+        return note
+    return (
+        f"{note} in the middle of the stage: to begin it with these weights, import them without --config and name "
+        "that workdir in config.init_from"
+    )
+
+
+def _without_weights(state: steps.TrainState, iteration: int) -> steps.TrainState:
+    """Shapes of weights, and the optimizer's first state, zeros as optax makes it, its schedules at ``iteration``."""
+    opt_state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state.opt_state)
+    return state.replace(step=np.int32(iteration), opt_state=torch_weights.set_schedules(opt_state, iteration))
+
+
+def _check_complete(states: checkpoints.States, shapes: checkpoints.States) -> None:
+    """Whether every array is from the file or initialised; anything else is a defect here, not the user's mistake."""
+    wanted = jax.tree.leaves(shapes)
+    for (path, x), shape in zip(jax.tree.leaves_with_path(states), wanted, strict=True):
+        if not isinstance(x, np.ndarray | np.generic) or (x.shape, x.dtype) != (shape.shape, shape.dtype):
+            raise TypeError(f"{jax.tree_util.keystr(path)} was neither read nor initialised")
+
+
+def _left_in_file(file: Mapping[str, Any], has_discriminator: bool) -> tuple[str, ...]:
+    """Sections of a file that nothing is read from."""
+    if is_own(file):
+        return ()
+    if not torch_weights.is_released(file):
+        return tuple(str(key) for key in file if key != "state_dict") if "state_dict" in file else ()
+    used = {"feature_extractor", "classifier", "optimizer_fea", "optimizer_cls", "iteration"}
+    if has_discriminator and "model_D" in file:
+        # A fresh discriminator cannot go on with the moments of another.
+        used |= {"model_D", "optimizer_D"}
+    return tuple(str(key) for key in file if key not in used)
+
+
+def _step_note(named: int | None, config: ConfigDict) -> str:
+    """Where training stands, for people; ``named``: the file's iteration."""
+    total = config.total_steps
+    if named is None:
+        return "step 0: the file names no iteration"
+    if named > total:
+        return (
+            f"step {named} is beyond config.total_steps={total}: the workdir is to evaluate, to predict, for init_from "
+            "and for teacher_from, not to train on"
+        )
+    return f"step {named} of {total}" + (": finished" if named == total else "")
+
+
+def _optimizer_notes(
+    file: Mapping[str, Any], left: Collection[str], states: checkpoints.States, iteration: int
+) -> Iterator[str]:
+    """Where the state of each optimizer comes from, for people."""
+    names = {section: name for section, name in torch_weights.OPTIMIZERS.items() if name in file and name not in left}
+    moments = {section: torch_weights.read_moments(file, section) for section in names}
+    g_sections = ("feature_extractor", "classifier")
+    if len(moments.keys() & set(g_sections)) == 1:
+        groups = {"F": g_sections[:1], "C": g_sections[1:]}
+    else:
+        groups = {"G": g_sections}
+    if "discriminator" in states:
+        groups["D"] = ("model_D",)
+    for network, sections in groups.items():
+        schedule = f"its schedule at step {iteration}"
+        if sections[0] not in moments:
+            yield f"optimizer of {network}: not in the file, starts from zero moments, {schedule}"
+            continue
+        untouched = sum(moments[section].untouched for section in sections)
+        zeros = f", zero moments for the {untouched} tensors that had no step yet" if untouched else ""
+        yield f"optimizer of {network}: from the file{zeros}, {schedule}"
+
+
+def _check_names(file: Mapping[str, Any], described: Description | None) -> None:
+    """Refuses a file of ``export_file`` that has lost its description or the names of its tensors.
+
+    Raises:
+      UserError: one of the two is not there.
+    """
+    if is_own(file) and not described:
+        raise UserError("it does not say which model it holds: export it again")
+    names_known = is_own(file) or torch_weights.is_released(file)
+    if described and (not names_known or is_own(file) != (described.spec.norm == "group")):
+        raise UserError("its tensors do not have the names that export gives them: export it again")
+
+
+def _check_description(described: Description, config: ConfigDict) -> None:
+    """Refuses a config of another model than the file's where no shape would tell.
+
+    Raises:
+      UserError: naming both values.
+    """
+    spec, class_set = settings.model_spec(config), classes.get_class_set(config.class_set)
+    pairs = [("preprocessing", described.preprocessing, settings.preprocessing(config))]
+    if described.class_set:
+        pairs.append(("classes", described.class_set.names, class_set.names))
+    for field in ("backbone", "stage_sizes", "widths", "stem_width", "stem_pool", "output_stride", "aspp_rates"):
+        pairs.append((f"model.{field}", getattr(described.spec, field), getattr(spec, field)))
+    if "group" in (described.spec.norm, spec.norm):
+        pairs.append(("model.norm", described.spec.norm, spec.norm))
+    for name, theirs, ours in pairs:
+        if theirs != ours:
+            raise UserError(f"its {name} is {theirs!r}, the config's is {ours!r}: correct the config or leave it out")
+
+
+def _norm_note(file: Mapping[str, Any], described: Description | None, config: ConfigDict) -> str:
+    """Says where batch norm is live in the file and frozen in the config, or the other way round."""
+    if config.model.backbone == "vgg16" or not torch_weights.is_released(file):
+        return ""
+    # Frozen batch norm keeps no counters.
+    counters = any(name.endswith("num_batches_tracked") for name in torch_weights.generator_tensors(file))
+    norm = described.spec.norm if described else ("live" if counters else "frozen")
+    return f"batch norm: {norm} in the file, {config.model.norm} from now on" if norm != config.model.norm else ""
+
+
+def _described_config(described: Description) -> ConfigDict:
+    """The config that a file brings along.
+
+    Raises:
+      UserError: it does not fit this version.
+    """
+    config = ConfigDict(described.config)
+    try:
+        settings.check(config)
+        for field in dataclasses.fields(ModelSpec):
+            theirs, ours = (getattr(spec, field.name) for spec in (described.spec, settings.model_spec(config)))
+            if theirs != ours and field.name not in ("dtype", "remat"):  # They change no array.
+                raise UserError(f"its model.{field.name} is {ours!r}, its model's {theirs!r}")
+    except (UserError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"the config in it cannot be used ({error}): name one with --config") from error
+    return config
 
 
 def import_file(path: str, output: str, *, format: str = "", config: ConfigDict | None = None) -> str:
     """Writes the workdir ``output`` from a PyTorch file; returns what became of every tensor, for people.
 
+    Args:
+      path: ``.pth`` or ``.safetensors``.
+      output: workdir to make.
+      format: one of ``FORMATS``; '': read off the file.
+      config: of the stage that goes on from the file; None: the file's own, or the released one of its model.
+
     Raises:
       UserError: anything unexplained in the file; nothing is written then.
     """
-    file, meta = torch_weights.read_file(path), torch_weights.read_metadata(path)
-    described = ConfigDict(meta["config"]) if meta else None
-    found = "fada" if meta else guess_format(file)
-    if format and (format == "fada") != (found == "fada"):
-        raise UserError(f"{path} has the layout {found!r}, not {format!r}")
-    given = config is not None
-    config = config if given else described or guess_config(file, path)
+    if config is not None:
+        settings.check(config)
+    file, described = torch_weights.read_file(path), read_description(path)
+    layout = "fada" if described else guess_format(file)
+    if format and (format == "fada") != (layout == "fada"):
+        raise UserError(f"{path} has the layout {layout!r}, not {format!r}")
     if checkpoints.available_steps(output):
         raise UserError(f"{output} holds checkpoints already: choose another --output")
-    states, iteration, reports = import_states(file, config)
-    own = settings.preprocessing(described) if described else _preprocessing(file, config, path, format)
-    wanted = settings.preprocessing(config)
-    if given and wanted != own:
-        raise UserError(f"{path} belongs to preprocessing {own}, the config has {wanted}")
-    with config.unlocked():
-        config.preprocessing.update(dataclasses.asdict(own))
-    class_set = checkpoints.class_set(meta) if meta else None
-    if found == "fada" and not meta:
-        class_set = classes.get_class_set(config.class_set)
-    unread = [key for key in file if found == "fada" and key not in _known_sections() and not is_own(file)]
+    with _naming(path):
+        _check_names(file, described)
+        states, iteration, account, meta = _import(file, described, path, format, config)
     del file  # The states hold copies; both at once would be too much beside what writing takes.
-    meta = checkpoints.make_meta(settings.plain(config), settings.model_spec(config), own, class_set)
     with checkpoints.writing(output, meta, wait=True) as save:
         save(iteration, states)
-    predicts = class_set.name if class_set else "none (feature extractor only)"
-    lines = [f"{path}: {found}, {config.model.backbone}, class set {predicts}"]
+    predicts = meta["class_set"]["name"] if meta["class_set"] else "none (feature extractor only)"
+    lines = [f"{path}: {layout}, {meta['model']['backbone']}, class set {predicts}"]
     for kind in ("used", "dropped", "initialised"):
-        names = [name for report in reports for name in getattr(report, kind)]
         # Batch norm's counters say nothing about the weights; the names worth reading come first.
-        names.sort(key=lambda name: name.endswith("num_batches_tracked"))
+        names = sorted(getattr(account.tensors, kind), key=lambda name: name.endswith("num_batches_tracked"))
         shown = f": {', '.join(names[:6])}" + (f" and {len(names) - 6} more" if len(names) > 6 else "")
         lines.append(f"  {len(names):>4} {kind}" + (shown if kind != "used" and names else ""))
-    if unread:
-        lines.append(f"  sections left in the file: {', '.join(map(str, unread))}")
+    lines += [f"  {note}" for note in account.notes]
+    if account.left:
+        lines.append(f"  sections left in the file: {', '.join(account.left)}")
     lines.append(f"written: {checkpoints.directory(output) / str(iteration)}")
     return "\n".join(lines)
 
 
-def _known_sections() -> set[str]:
-    return {*torch_weights.OPTIMIZERS, *torch_weights.OPTIMIZERS.values(), "iteration"}
+def _import(
+    file: Mapping[str, Any], described: Description | None, path: str, format: str, config: ConfigDict | None
+) -> tuple[checkpoints.States, int, Account, dict[str, Any]]:
+    """What ``import_states`` returns, and the ``meta`` of its checkpoint."""
+    given = config is not None
+    if not given:
+        config = _described_config(described) if described else guess_config(file, path)
+    elif described:
+        _check_description(described, config)
+    named = torch_weights.read_iteration(file) if torch_weights.is_released(file) else None
+    if given and named is not None and named > config.total_steps:
+        raise UserError(
+            f"its iteration {named} is beyond config.total_steps={config.total_steps}, so that stage has nothing to go "
+            "on with: leave out --config, then evaluate the workdir or name it in config.init_from"
+        )
+    states, iteration, account = import_states(file, config)
+    own = described.preprocessing if described else _preprocessing(file, config, path, format)
+    wanted = settings.preprocessing(config)
+    if given and wanted != own:
+        raise UserError(f"{path} belongs to preprocessing {own}, the config has {wanted}")
+    extra = [_norm_note(file, described, config)]
+    if described and named is None:
+        extra.append(f"its weights are of step {described.step} of another workdir; this one begins at step 0")
+    account = dataclasses.replace(account, notes=(*account.notes, *filter(None, extra)))
+    with config.unlocked():
+        config.preprocessing.update(dataclasses.asdict(own))
+    if described:
+        class_set = described.class_set
+    else:
+        class_set = classes.get_class_set(config.class_set) if torch_weights.is_released(file) else None
+    meta = checkpoints.make_meta(settings.plain(config), settings.model_spec(config), own, class_set)
+    return states, iteration, account, meta
 
 
 def export_sections(workdir: str | Path, checkpoint: str = "last") -> dict[str, Any]:

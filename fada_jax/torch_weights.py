@@ -6,7 +6,8 @@ code, where it lives in our variables, and its shape. Convolutions change from O
 The released VGG is torchvision's ``features`` as one ``nn.Sequential`` without pool4 (index 23) and pool5 (index 30),
 followed by fc6, ReLU, fc7, ReLU: conv5 has the indices 23, 25, 27, fc6 is 29 and fc7 is 31.
 
-All functions are pure NumPy; only ``read_file`` needs PyTorch.
+Nothing is assumed: a tensor that is missing, unknown, of another shape or not finite is refused, and so is the state of
+another kind of optimizer. All functions are pure NumPy; only ``read_file`` needs PyTorch.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 
@@ -29,6 +31,9 @@ from fada_jax.optim import OptimizerSpec
 
 # Section of a released checkpoint -> section that holds its optimizer.
 OPTIMIZERS = {"feature_extractor": "optimizer_fea", "classifier": "optimizer_cls", "model_D": "optimizer_D"}
+
+# What a torch optimizer keeps for each tensor once it has made a step -> our name of its kind.
+_KINDS = {frozenset({"momentum_buffer"}): "sgd", frozenset({"step", "exp_avg", "exp_avg_sq"}): "adam"}
 
 # Key of a .safetensors file's metadata under which a checkpoint's own description travels.
 METADATA = "fada_jax"
@@ -242,30 +247,66 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
+def check_tensors(tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuses tensors that are not exactly those of a model.
+
+    Args:
+      tensors: by name.
+      shapes: that the model needs, by name.
+
+    Raises:
+      UserError: naming what is missing, unknown, of another shape, not floating-point or not finite.
+    """
+    missing = [name for name in shapes if name not in tensors]
+    if missing:
+        raise UserError(f"the file lacks {_some(missing)}")
+    unknown = [name for name in tensors if name not in shapes]
+    if unknown:
+        raise UserError(f"the file holds {_some(unknown)}, unknown to the model")
+    for name, wanted in shapes.items():
+        _check_array(name, tensors[name])
+        shape = np.shape(tensors[name])
+        if shape != wanted:
+            hint = ""
+            if name.startswith("classifier.") and shape[:1] != wanted[:1]:
+                hint = f": a classifier of {shape[0] if shape else 0} classes cannot serve a model of {wanted[0]}"
+            raise UserError(f"{name} has shape {shape} in the file, the model needs {wanted}{hint}")
+        _check_numbers(name, tensors[name])
+
+
+def _check_array(name: str, value: Any) -> None:
+    if not isinstance(value, np.ndarray | np.generic):
+        raise UserError(f"{name} is a {type(value).__name__}, not a tensor")
+
+
+def _check_numbers(name: str, value: np.ndarray) -> None:
+    if not np.issubdtype(value.dtype, np.floating):
+        raise UserError(f"{name} is not an array of floating-point numbers")
+    if not np.isfinite(value).all():
+        raise UserError(f"{name} holds a NaN or an infinity: take a checkpoint from before the run broke")
+
+
 def _assemble(
     entries: Sequence[Entry], tensors: Mapping[str, Any], dropped: Sequence[str], initial: Mapping[str, np.ndarray]
 ) -> tuple[dict, Report]:
     """Variables from ``tensors``, and from ``initial`` where a tensor is missing; everything is accounted for."""
-    names = {entry.name for entry in entries}
-    unknown = [name for name in tensors if name not in names and name not in dropped]
-    missing = [name for name in (e.name for e in entries) if name not in tensors and name not in initial]
-    if missing:
-        raise UserError(f"the file lacks {_some(missing)}")
-    if unknown:
-        raise UserError(f"the file holds {_some(unknown)}, unknown to the model")
-    values = {**initial, **tensors}
-    for entry in entries:
-        shape = np.shape(values[entry.name])
-        if shape != entry.shape:
-            hint = ""
-            if entry.section == "classifier" and shape[0] != entry.shape[0]:
-                hint = f": a classifier of {shape[0]} classes cannot serve a model of {entry.shape[0]}"
-            raise UserError(f"{entry.name} has shape {shape} in the file, the model needs {entry.shape}{hint}")
-        if not np.issubdtype(np.asarray(values[entry.name]).dtype, np.floating):
-            raise UserError(f"{entry.name} is not an array of floating-point numbers")
+    values = {**initial, **{name: value for name, value in tensors.items() if name not in dropped}}
+    check_tensors(values, {entry.name: entry.shape for entry in entries})
     used = tuple(entry.name for entry in entries if entry.name in tensors)
     initialised = tuple(entry.name for entry in entries if entry.name not in tensors)
     return _tree(entries, values), Report(used, tuple(name for name in tensors if name in dropped), initialised)
+
+
+def check_backbone(file: Mapping[str, Any], spec: ModelSpec) -> None:
+    """Refuses a file whose backbone is another than the model's.
+
+    Raises:
+      UserError: naming both.
+    """
+    table = generator_table(spec)
+    found, wanted = (_architecture(names) for names in (generator_tensors(file), [entry.name for entry in table]))
+    if found != wanted:
+        raise UserError(f"the file holds {found}, the model {spec.backbone} is {wanted}")
 
 
 def import_generator(
@@ -285,11 +326,9 @@ def import_generator(
     Raises:
       UserError: another backbone or class count, or a tensor that is missing, unknown or of the wrong shape.
     """
+    check_backbone(file, spec)
     table = generator_table(spec)
     tensors = generator_tensors(file)
-    found, wanted = (_architecture(names) for names in (tensors, [entry.name for entry in table]))
-    if found != wanted:
-        raise UserError(f"the file holds {found}, the model {spec.backbone} is {wanted}")
     dropped = [name for name in tensors if name.endswith(".num_batches_tracked")]
     fresh: dict[str, np.ndarray] = {}
     if not is_released(file):
@@ -344,46 +383,126 @@ def export_discriminator(params: Mapping) -> dict[str, np.ndarray]:
     return {entry.key: _take({"params": params}, entry) for entry in _discriminator_table_of(params)}
 
 
-def _slot(torch_state: Mapping, entries: Sequence[Entry], slot: str) -> dict:
-    """Nested tree of one kind of moment of a torch optimizer; zeros for parameters that never had a step."""
-    order = [index for group in torch_state["param_groups"] for index in group["params"]]
-    if len(order) != len(entries):
-        raise UserError(f"the optimizer of {entries[0].section} has {len(order)} tensors, the model {len(entries)}")
-    moments = {}
-    for index, entry in zip(order, entries, strict=True):
-        value = torch_state["state"].get(index, {}).get(slot)
-        value = np.zeros(entry.shape, np.float32) if value is None else np.asarray(value)
+def read_iteration(file: Mapping[str, Any]) -> int | None:
+    """Steps behind a released checkpoint; None where the file does not say.
+
+    Raises:
+      UserError: something else than a whole number of steps.
+    """
+    value = file.get("iteration")
+    if isinstance(value, np.ndarray | np.generic) and np.ndim(value) == 0:
+        value = value.item()
+    if value is None and "iteration" not in file:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
+        shown = " ".join(repr(value)[:60].split())
+        raise UserError(f"its iteration is {shown}, not a whole number of steps: correct it or take it out")
+    return value
+
+
+def set_schedules(opt_state: Any, iteration: int) -> Any:
+    """``opt_state`` with its learning rates where they stand after ``iteration`` steps; moments untouched.
+
+    Adam's own count stays as well: it corrects the bias of moments that started from zero, so it belongs to the moments
+    and not to the schedule. PyTorch likewise counts Adam's steps from its first moments on.
+    """
+    count = np.asarray(iteration, np.int32)
+    is_schedule = lambda state: isinstance(state, optax.ScaleByScheduleState)  # noqa: E731
+    return jax.tree.map(lambda s: s._replace(count=count) if is_schedule(s) else s, opt_state, is_leaf=is_schedule)
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """The state of one torch optimizer, with one entry a tensor of the model.
+
+    Attributes:
+      section: whose optimizer it is, a key of ``OPTIMIZERS``.
+      tensors: what it keeps of each tensor, by slot; empty for a tensor that never had a step.
+    """
+
+    section: str
+    tensors: tuple[Mapping[str, Any], ...]
+
+    @property
+    def untouched(self) -> int:
+        """Tensors that never had a step: their moments are zero."""
+        return sum(not slots for slots in self.tensors)
+
+
+def read_moments(file: Mapping[str, Any], section: str) -> Moments:
+    """The optimizer state of ``section``.
+
+    Raises:
+      UserError: the file has none, or something that is no optimizer state of PyTorch.
+    """
+    name = OPTIMIZERS[section]
+    state = file.get(name)
+    if not isinstance(state, Mapping) or not {"state", "param_groups"} <= set(state):
+        raise UserError(f"the file has no optimizer state {name}")
+    try:
+        order = [index for group in state["param_groups"] for index in group["params"]]
+        kept = [state["state"].get(index, {}) for index in order]
+        # PyTorch's SGD without momentum keeps a slot with None in it.
+        tensors = tuple({slot: value for slot, value in slots.items() if value is not None} for slots in kept)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{name} is no optimizer state of PyTorch") from error
+    return Moments(section, tensors)
+
+
+def _slot(moments: Moments, entries: Sequence[Entry], slot: str) -> dict:
+    """Nested tree of one kind of moment; zeros for tensors that never had a step."""
+    values = {}
+    for entry, slots in zip(entries, moments.tensors, strict=True):
+        value, name = slots.get(slot, np.zeros(entry.shape, np.float32)), f"{slot} of {entry.name}"
+        _check_array(name, value)
         if value.shape != entry.shape:
-            raise UserError(f"{slot} of {entry.name} has shape {value.shape}, the model needs {entry.shape}")
-        moments[entry.name] = value
-    return _tree(entries, moments)["params"]
+            raise UserError(f"{name} has shape {value.shape}, the model needs {entry.shape}")
+        _check_numbers(name, value)
+        values[entry.name] = value
+    return _tree(entries, values)["params"]
 
 
-def _fill(states: Sequence[Any], torch_state: Mapping, entries: Sequence[Entry], iteration: int) -> tuple:
+def _check_kind(moments: Moments, kind: str) -> None:
+    """Refuses moments that an optimizer of ``kind`` does not have: what it needs would silently be zero."""
+    for slots in moments.tensors:
+        if slots and _KINDS.get(frozenset(slots)) != kind:
+            raise UserError(
+                f"{OPTIMIZERS[moments.section]} keeps {', '.join(sorted(map(str, slots)))}, which is no state of the "
+                f"config's optimizer of kind {kind!r}: set its kind to the file's or take that section out of the file"
+            )
+
+
+def _fill(states: Sequence[Any], moments: Moments, entries: Sequence[Entry], iteration: int) -> tuple:
     """An optax chain with the moments and counts of a torch optimizer; masked neighbours stay as they are."""
+    if len(moments.tensors) != len(entries):
+        raise UserError(
+            f"the optimizer of {moments.section} has {len(moments.tensors)} tensors, the model {len(entries)}: it "
+            "belongs to another network or another config.model.norm"
+        )
 
     def fill(state: Any) -> Any:
         if isinstance(state, optax.TraceState):
-            return state._replace(trace={**state.trace, **_slot(torch_state, entries, "momentum_buffer")})
+            _check_kind(moments, "sgd")
+            return state._replace(trace={**state.trace, **_slot(moments, entries, "momentum_buffer")})
         if isinstance(state, optax.ScaleByAdamState):
-            steps = {int(np.asarray(moments["step"])) for moments in torch_state["state"].values()} or {0}
-            if len(steps) > 1:
-                raise UserError(f"the optimizer of {entries[0].section} has parameters with different step counts")
-            mu, nu = (_slot(torch_state, entries, slot) for slot in ("exp_avg", "exp_avg_sq"))
-            count = np.asarray(steps.pop(), np.int32)
-            return state._replace(count=count, mu={**state.mu, **mu}, nu={**state.nu, **nu})
-        if isinstance(state, optax.ScaleByScheduleState):
-            return state._replace(count=np.asarray(iteration, np.int32))
+            _check_kind(moments, "adam")
+            mu, nu = (_slot(moments, entries, slot) for slot in ("exp_avg", "exp_avg_sq"))
+            return state._replace(count=_adam_count(moments), mu={**state.mu, **mu}, nu={**state.nu, **nu})
         return state
 
-    return tuple(fill(state) for state in states)
+    return set_schedules(tuple(fill(state) for state in states), iteration)
 
 
-def _optimizer_section(file: Mapping[str, Any], section: str) -> Mapping:
-    name = OPTIMIZERS[section]
-    if not isinstance(file.get(name), Mapping) or not {"state", "param_groups"} <= set(file[name]):
-        raise UserError(f"the file has no optimizer state {name}")
-    return file[name]
+def _adam_count(moments: Moments) -> np.ndarray:
+    """Steps that Adam has made; ours counts them once for all tensors."""
+    try:
+        counts = {int(np.asarray(slots.get("step", 0)).item()) for slots in moments.tensors}
+        count = np.asarray(max(counts), np.int32)
+    except (OverflowError, TypeError, ValueError) as error:
+        raise UserError(f"the optimizer of {moments.section} has a step count that is no number") from error
+    if len(counts) > 1:
+        raise UserError(f"the optimizer of {moments.section} has parameters with different step counts")
+    return count
 
 
 def _trainable(entries: Iterable[Entry], section: str) -> list[Entry]:
@@ -392,18 +511,23 @@ def _trainable(entries: Iterable[Entry], section: str) -> list[Entry]:
 
 
 def import_generator_optimizer(opt_state: Any, file: Mapping[str, Any], spec: ModelSpec, iteration: int) -> Any:
-    """``opt_state`` of ``optim.generator_optimizer`` with the file's moments, its schedules set to ``iteration``."""
-    table = generator_table(spec)
+    """``opt_state`` of ``optim.generator_optimizer`` with the file's moments, its schedules set to ``iteration``.
+
+    F and C have an optimizer each in the released code: where the file has one of them alone, the other's moments stay
+    as they are.
+    """
+    opt_state = set_schedules(opt_state, iteration)
     inner = dict(opt_state.inner_states)
     for section, masked in inner.items():
-        torch_state, entries = _optimizer_section(file, section), _trainable(table, section)
-        inner[section] = masked._replace(inner_state=_fill(masked.inner_state, torch_state, entries, iteration))
+        if OPTIMIZERS[section] in file:
+            moments, entries = read_moments(file, section), _trainable(generator_table(spec), section)
+            inner[section] = masked._replace(inner_state=_fill(masked.inner_state, moments, entries, iteration))
     return opt_state._replace(inner_states=inner)
 
 
 def import_discriminator_optimizer(opt_state: Any, file: Mapping[str, Any], params: Mapping, iteration: int) -> Any:
-    """``opt_state`` of ``optim.discriminator_optimizer`` likewise."""
-    return _fill(opt_state, _optimizer_section(file, "model_D"), _discriminator_table_of(params), iteration)
+    """``opt_state`` of ``optim.discriminator_optimizer`` likewise; the file must have it."""
+    return _fill(opt_state, read_moments(file, "model_D"), _discriminator_table_of(params), iteration)
 
 
 def _export_chain(
@@ -509,7 +633,12 @@ def read_metadata(path: str | pathlib.Path) -> dict[str, Any] | None:
 
     with safetensors.safe_open(path, "np") as file:
         text = (file.metadata() or {}).get(METADATA)
-    return json.loads(text) if text else None
+    if not text:
+        return None
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path}: what it says about its model is not JSON ({error}): export it again") from error
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, Any]:
