@@ -52,9 +52,15 @@ def test_released_checkpoint_makes_the_round_trip_bit_for_bit(backbone, prefix, 
     torch.save(contents, tmp_path / "in.pth")
     summary = convert_weights.import_file(str(tmp_path / "in.pth"), str(tmp_path / "w"), format="fada")
     assert "class set cityscapes19" in summary and " 0 initialised" in summary
+    assert "step 1000 of 40000" in summary and "not in the file" not in summary
+    for name in ("G", "D"):
+        assert f"optimizer of {name}: from the file, its schedule at step 1000" in summary
     model = checkpoints.load_model(tmp_path / "w")
     assert (model.step, model.class_set.name, model.spec.backbone) == (1000, "cityscapes19", backbone)
     assert model.preprocessing == (preprocessing.CAFFE if backbone == "vgg16" else preprocessing.IMAGENET)
+    direct = convert_weights.read_model(tmp_path / "in.pth")
+    assert (direct.step, direct.class_set, direct.preprocessing) == (1000, model.class_set, model.preprocessing)
+    jax.tree.map(np.testing.assert_array_equal, direct.params, model.params)
 
     convert_weights.export_file(tmp_path / "w", tmp_path / "out.pth")
     back = torch.load(tmp_path / "out.pth", weights_only=True)
