@@ -7,8 +7,9 @@ that is not refused computes what one device does, to rounding.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,8 +17,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fada_jax.errors import UserError
+from fada_jax.models.convolution import BATCH_AXES
 
-BATCH_AXES = ("data", "fsdp")
 # Smaller arrays are replicated: gathering them costs more than they weigh.
 MIN_SHARDED_SIZE = 2**14
 
@@ -65,6 +66,17 @@ def _shared_by_processes(devices: Sequence[jax.Device], count: int, spatial: int
         # Each process reads whole images, so it must hold all rows of its share of the batch.
         raise UserError(f"config.mesh.spatial={spatial} must divide the {share} device(s) of each process")
     return [device for group in by_process for device in group]
+
+
+def on_mesh(mesh: Mesh, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """``fn``, traced and run where layers know the mesh: they then sum gradients over it in float32."""
+
+    @functools.wraps(fn)
+    def run(*arguments: Any) -> Any:
+        with jax.set_mesh(mesh):
+            return fn(*arguments)
+
+    return run
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -202,6 +202,8 @@ def read_batches(
         for name, (stream, size) in streams(config, pseudo_labels).items()
     }
     for parts in zip(*iterators.values(), strict=False):
+        for name, part in zip(iterators, parts, strict=True):
+            handovers.note("batch", stream=name, **{key: handovers.size(x.shape[1:3]) for key, x in part.items()})
         yield dict(zip(iterators, parts, strict=True))
 
 
@@ -231,7 +233,7 @@ def compile_step(config: ConfigDict, mesh: Any) -> tuple[States, dict, Any]:
     states = sharding.placed(states, shardings)
     shapes = sharding.placed_batch(mesh, batch_shapes(config))
     step = jax.jit(make_step(config), donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
-    return states, shapes, step.lower(states, shapes).compile()
+    return states, shapes, sharding.on_mesh(mesh, step.lower)(states, shapes).compile()
 
 
 def dry_run(config: ConfigDict) -> None:
@@ -513,7 +515,8 @@ def pseudo_labels_of(
     if lies_there != wanted:
         if lies_there is not None:
             log(f"{path} holds other labels ({_differing(lies_there, wanted)}): they are made again")
-        make_pseudo_labels(config, teacher, path, wanted, mesh, log)
+        with handovers.within(stage="pseudo labels"):
+            make_pseudo_labels(config, teacher, path, wanted, mesh, log)
     return wanted
 
 
@@ -542,7 +545,7 @@ def make_pseudo_labels(
     from input_pipeline import pipeline
 
     stream = make_stream(config.target, labels=False, augment=False)
-    stream = dataclasses.replace(stream, size=tuple(teacher.config["eval"]["size"]))
+    stream = dataclasses.replace(stream, size=tuple(teacher.config["eval"]["size"]), role="teacher")
     teacher = checkpoints.in_dtype(teacher, "auto")
     read = functools.partial(
         pipeline.eval_batches,
@@ -611,7 +614,7 @@ def train(
             )
         made_from["parents"] = {key: {"step": m.step, "digest": m.digest} for key, m in parents.items()}
         states = initial_states(config, mesh, parents.get("init_from"))
-    with workdirs.hold(workdir), handovers.within(task=config.task, stage=config.stage):
+    with workdirs.hold(workdir), handovers.within(stage=config.stage, method=config.method):
         start = checkpoints.last_good(workdir, log)
         if start is not None:
             shapes = jax.eval_shape(lambda: create_states(config))
@@ -645,10 +648,13 @@ def train(
             batches = read_batches(config, pseudo_labels, class_set, start)
         put = functools.partial(sharding.put_batch, mesh=mesh)
         batches = loop.prefetch(batches, lambda batch: {name: put(part) for name, part in batch.items()})
-        step_fn = jax.jit(
-            make_step(config),
-            donate_argnums=0,
-            out_shardings=(jax.tree.map(lambda x: x.sharding, states), sharding.replicated(mesh)),
+        step_fn = sharding.on_mesh(
+            mesh,
+            jax.jit(
+                make_step(config),
+                donate_argnums=0,
+                out_shardings=(jax.tree.map(lambda x: x.sharding, states), sharding.replicated(mesh)),
+            ),
         )
         picture = None if given else target_pictures(config, class_set, mesh, log)
         plan = loop.Plan(start, config.total_steps, config.log_every, config.checkpoint_every)
@@ -767,7 +773,7 @@ def target_pictures(
     """``run_log.target_pictures`` of the config's target; None where none are wanted or the target is not there."""
     if not config.log_images:
         return None
-    stream = make_stream(config.target, labels=False, augment=False)
+    stream = make_stream(config.target, labels=False, augment=False, role="pictures")
     model = settings.model_spec(config), class_set, settings.preprocessing(config)
     try:
         return run_log.target_pictures(config.data_dir, stream, *model, config.log_images, mesh)

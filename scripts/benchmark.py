@@ -458,7 +458,8 @@ def compile_once(
         out_shardings=(*shardings, sharding.replicated(mesh)),
     )
     with written_for(form):
-        lowered = step.lower(*sharding.placed(states, shardings), *sharding.placed_batch(mesh, batch_shapes(work)))
+        shapes = (*sharding.placed(states, shardings), *sharding.placed_batch(mesh, batch_shapes(work)))
+        lowered = sharding.on_mesh(mesh, step.lower)(*shapes)
     began = time.perf_counter()
     compiled = lowered.compile(options)
     seconds = time.perf_counter() - began

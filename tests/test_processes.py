@@ -1,5 +1,6 @@
 """Two real processes on this machine against one: the same training, checkpoints that either reads, the same scores."""
 
+import io
 import json
 import shutil
 import socket
@@ -10,10 +11,11 @@ import jax
 import numpy as np
 import pytest
 import raw_trees
-from commands import ROOT, environment
+from commands import ROOT, environment, one_error
+from PIL import Image
 
 from fada_jax import checkpoints
-from input_pipeline import builders
+from input_pipeline import builders, pipeline
 
 CONFIG = "configs/gta5_to_cityscapes.py:size=miniature,stage=adversarial"
 
@@ -29,8 +31,8 @@ def start(*arguments):
     )
 
 
-def run(count, *arguments):
-    """Runs a command in ``count`` processes that find each other; returns what each printed."""
+def run(count, *arguments, expect=0):
+    """Runs a command in ``count`` processes that find each other; returns what each printed, or its one error."""
     together = [()]
     if count > 1:
         with socket.socket() as free:
@@ -42,8 +44,8 @@ def run(count, *arguments):
     running = [start(*arguments, *flags) for flags in together]
     results = [process.communicate(timeout=300) for process in running]
     for process, (_, errors) in zip(running, results, strict=True):
-        assert process.returncode == 0, errors[-3000:]
-    return [output for output, _ in results]
+        assert process.returncode == expect, errors[-3000:]
+    return [one_error(errors) if expect else output for output, errors in results]
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +81,47 @@ def test_two_processes_train_resume_and_score_like_one(data_dir, tmp_path):
         run(count, "fada_jax.evaluate", f"--workdir={tmp_path}/1", "--multi_scale", f"--output={output}")
         scores.append(json.loads(output.read_text()))
     assert scores[0] == scores[1] and scores[0]["num_images"] > 0
+
+
+SIZES = ("--config.source.size=(48,32)", "--config.target.size=(48,24)", "--config.eval.size=(48,24)")
+
+
+def test_rows_that_processes_would_share_are_refused(data_dir, tmp_path):
+    options = (f"--config={CONFIG}", f"--config.data_dir={data_dir}", *SIZES, f"--workdir={tmp_path}/w")
+    for error in run(2, "fada_jax.train", *options, "--config.mesh.spatial=2", expect=1):
+        assert "config.mesh.spatial=2 must divide the 1 device(s) of each process" in error
+    for error in run(2, "fada_jax.train", *options, "--config.num_devices=1", expect=1):
+        assert "config.num_devices=1 must take as many devices of each of the 2 processes" in error
+    assert not (tmp_path / "w" / "checkpoints").exists()
+
+
+def labels_of(path):
+    """Pseudo labels by name."""
+    file, labels = pipeline._PseudoLabels(path), {}
+    for name in file._places:
+        with Image.open(io.BytesIO(file.read(name))) as image:
+            labels[name] = np.asarray(image)
+    return labels
+
+
+def test_two_processes_share_the_labelling(data_dir, tmp_path):
+    teacher = ("--config.total_steps=1", *SIZES, f"--workdir={tmp_path}/teacher")
+    run(1, "fada_jax.train", f"--config={CONFIG}", f"--config.data_dir={data_dir}", *teacher)
+    options = (
+        f"--config={CONFIG.replace('adversarial', 'self_distillation')}", f"--config.data_dir={data_dir}",
+        f"--config.teacher_from={tmp_path}/teacher", "--config.total_steps=2", "--config.eval_batch_size=2",
+        "--config.target.size=(64,32)", "--config.target.crop=(64,32)", "--config.eval.size=(64,32)",
+        "--config.generator_optimizer.kind=sgd", "--config.pseudo_labels.keep=0.5",
+    )  # fmt: skip
+    for count in (1, 2):
+        printed = run(count, "fada_jax.train", *options, f"--workdir={tmp_path}/{count}")
+        assert "labelled 6 target images (64x32, seen at 48x24)" in printed[0]
+    paths = [tmp_path / str(count) / "pseudo_labels.tfrecord" for count in (1, 2)]
+    one, two = map(labels_of, paths)
+    assert pipeline.pseudo_label_provenance(paths[0]) == pipeline.pseudo_label_provenance(paths[1])
+    assert list(one) == list(two) and len(one) == 6
+    assert np.mean([one[name] == two[name] for name in one]) >= 0.999
+    assert 0.2 < np.mean([one[name] != 255 for name in one]) < 0.9
+    models = [checkpoints.load_model(tmp_path / str(count)) for count in (1, 2)]
+    flat = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(model.params)]) for model in models]
+    assert np.linalg.norm(flat[1] - flat[0]) / np.linalg.norm(flat[0]) < 1e-5

@@ -1,6 +1,7 @@
 """Steps as pure functions over TrainState: the control, determinism, and one device against many."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from commands import on_devices, quick_jit
 from fada_jax import losses, optim, sharding, steps
 from fada_jax.errors import UserError
 from fada_jax.methods import OutputSpace, SoftLabels
-from fada_jax.models import ModelSpec, resize_align_corners
+from fada_jax.models import ModelSpec, convolution, resize_align_corners
 from fada_jax.preprocessing import IMAGENET, normalise
 
 SPEC = ModelSpec("resnet18", 5, "group", (1, 1, 1, 1), (8, 8, 16, 16), 8, True, 4, (1, 2))
@@ -186,6 +187,49 @@ def test_every_mesh_computes_what_one_device_does(norm, sharded):
         for part, expected in zip(sharded[f"{norm}, {name}"], one, strict=True):
             error = np.linalg.norm(np.subtract(part, expected)) / np.linalg.norm(expected)
             assert error < 1e-5, (name, error)
+
+
+def bfloat16_gradient(num_devices, fsdp, spatial):
+    """What a bfloat16 step moves the parameters by, as one flat list, and the types that its devices sum in."""
+    mesh = sharding.make_mesh(num_devices, fsdp, spatial)
+    spec = ModelSpec("resnet18", 5, "live", (1, 1, 1, 1), (16, 16, 32, 64), 16, True, 4, (2, 24), "bfloat16")
+    sgd = optim.OptimizerSpec("sgd", 1e-2, 100)
+    states = jax.jit(lambda: steps.create_generator(spec, sgd, jax.random.key(0)))()
+    placed = sharding.by_size(mesh, states)
+    states = jax.device_put(states, placed)
+    step = quick_jit(
+        functools.partial(steps.supervised_step, preprocessing=IMAGENET),
+        out_shardings=(placed, sharding.replicated(mesh)),
+    )
+    batch = sharding.put_batch(make_batch(0), mesh)
+    text = sharding.on_mesh(mesh, step.lower)(states, batch).as_text()
+    summed = re.findall(r"stablehlo\.all_reduce.*?->\s*tensor<(?:\d+x)*(\w+)>", text, re.DOTALL)
+    after = sharding.on_mesh(mesh, step)(states, batch)[0].params
+    moved = jax.tree.map(lambda x, y: np.asarray(x, np.float64) - np.asarray(y, np.float64), after, states.params)
+    return np.concatenate([x.ravel() for x in jax.tree.leaves(moved)]).tolist(), summed
+
+
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (4, 2, 1), (8, 1, 4)])
+def test_devices_sum_bfloat16_gradients_in_float32(mesh):
+    one, _ = bfloat16_gradient(1, 1, 1)
+    moved, summed = on_devices(8, "test_steps", f"bfloat16_gradient(*{mesh})")
+    assert summed and set(summed) == {"f32"}
+    # The parts of a sum are rounded to 8 bits as the whole is on one device.
+    assert np.linalg.norm(np.subtract(moved, one)) / np.linalg.norm(one) < 2**-7
+
+
+def kernel_gradient_of_many_devices():
+    """The gradient of a 1x1 kernel that one image moves by 256 and seven images by 1."""
+    mesh = sharding.make_mesh(8)
+    x = jnp.ones((8, 1, 1, 1), jnp.bfloat16).at[0].set(256)
+    gradient = jax.jit(jax.grad(lambda kernel, x: convolution.convolve(x, kernel).astype(jnp.float32).sum()))
+    kernel = jax.device_put(jnp.ones((1, 1, 1, 1)), sharding.replicated(mesh))
+    return sharding.on_mesh(mesh, gradient)(kernel, jax.device_put(x, sharding.by_batch(mesh, 4))).item()
+
+
+def test_small_parts_of_a_gradient_survive_the_sum_over_devices():
+    # bfloat16 has 256, 258, ...: every 1 is lost in it.
+    assert on_devices(8, "test_steps", "kernel_gradient_of_many_devices()") == 263
 
 
 def test_a_batch_that_devices_cannot_share_is_refused():

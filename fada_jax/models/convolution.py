@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
+# Mesh axes that split a batch; see ``fada_jax.sharding``.
+BATCH_AXES = ("data", "fsdp")
 _written_for: list[str] = []
 
 
@@ -64,11 +68,59 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1
 
     Args:
       x: [N, H, W, C].
-      kernel: [k, k, C, D] of the same type, k odd.
+      kernel: [k, k, C, D] of the same type, or float32: then it is rounded to the type of ``x``, and its gradient is
+        summed over devices in float32. k is odd.
 
     Returns:
       [N, ceil(H / stride), ceil(W / stride), D].
     """
+    if kernel.dtype != x.dtype:
+        return _convolve_rounded(x, kernel, stride, dilation)
+    return _convolve_here(x, kernel, stride, dilation)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve_rounded(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
+    return _convolve_here(x, kernel.astype(x.dtype), stride, dilation)
+
+
+def _rounded_forward(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> tuple[jax.Array, tuple]:
+    return _convolve_rounded(x, kernel, stride, dilation), (x, kernel)
+
+
+def _rounded_backward(stride: int, dilation: int, held: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = held
+    rounded = kernel.astype(x.dtype)
+    (d_x,) = jax.vjp(lambda x: _convolve_here(x, rounded, stride, dilation), x)[1](gradient)
+
+    def kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
+        # It does not depend on the kernel itself.
+        at = jnp.zeros(kernel.shape, x.dtype)
+        (d_kernel,) = jax.vjp(lambda kernel: _convolve_here(x, kernel, stride, dilation), at)[1](gradient)
+        return d_kernel.astype(kernel.dtype)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names and mesh.shape[axis] > 1)
+    parts = math.prod(mesh.shape[axis] for axis in axes)
+    if parts == 1 or x.shape[0] % parts:
+        return d_x, kernel_gradient(x, gradient)
+    # Left to itself XLA sums the devices' parts as they come out of the convolution, in the type of x: with 8 bits of
+    # mantissa and hundreds of devices that loses what a step is made of.
+    summed = jax.shard_map(
+        lambda x, gradient: jax.lax.psum(kernel_gradient(x, gradient), axes),
+        mesh=mesh,
+        in_specs=PartitionSpec(axes),
+        out_specs=PartitionSpec(),
+        axis_names=set(axes),
+        check_vma=False,
+    )
+    return d_x, summed(x, gradient)
+
+
+_convolve_rounded.defvjp(_rounded_forward, _rounded_backward)
+
+
+def _convolve_here(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
     if kernel.shape[0] == 1:
         x, stride, dilation = x[:, ::stride, ::stride], 1, 1
     if platform() == "cpu":

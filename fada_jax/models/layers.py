@@ -58,11 +58,13 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         if scale is not None:
             kernel = kernel * scale
-        x = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.dilation)
+        x = convolve(x.astype(self.dtype), kernel, self.stride, self.dilation)
         if self.use_bias:
             fan_in = math.prod(shape[:-1])
             bias_init = torch_bias_init(fan_in) if self.torch_bias else nn.initializers.zeros_init()
-            x = x + self.param("bias", bias_init, (self.features,), jnp.float32).astype(self.dtype)
+            # Added in float32, so that its gradient is summed in float32 too.
+            bias = self.param("bias", bias_init, (self.features,), jnp.float32)
+            x = (x.astype(jnp.float32) + bias).astype(self.dtype)
         return x
 
 
@@ -167,7 +169,8 @@ class LiveBatchNorm(nn.Module):
         else:
             mean, var = running_mean.value, running_var.value
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
-        return x * factor.astype(self.dtype) + (bias - mean * factor).astype(self.dtype)
+        # In float32, so that the gradients of scale and bias are summed in float32 too.
+        return (x.astype(jnp.float32) * factor + (bias - mean * factor)).astype(self.dtype)
 
 
 class GroupNorm(nn.Module):
