@@ -268,14 +268,16 @@ def import_states(file: Mapping[str, Any], config: ConfigDict) -> tuple[checkpoi
     lacking = [] if has_head else ["head"]
     if "discriminator" in shapes and "model_D" not in file:
         lacking.append("discriminator")
-    fresh = _fresh(config, lacking)
+    fresh = {} if has_head else _fresh(config, lacking)
 
     state = _without_weights(shapes["generator"], iteration)
     params, batch_stats, report = _import_generator(file, spec, fresh.get("head"))
     opt_state = torch_weights.import_generator_optimizer(state.opt_state, file, spec, iteration)
     states = {"generator": steps.replace_weights(state, params, batch_stats).replace(opt_state=opt_state)}
     reports = [report]
-    if not has_head:
+    if has_head:
+        fresh = _fresh(config, lacking)  # No sooner than the file is known to be good: it takes a while.
+    else:
         new = "classifier, fc6 and fc7" if spec.backbone == "vgg16" else "classifier"
         notes.append(f"{new}: not in the file, freshly initialised")
 

@@ -490,7 +490,7 @@ def batches(adversarial):
             ),
         ),
         ("own.safetensors", "fada, group"),
-        ("adversarial", "fada"),
+        pytest.param("adversarial", "fada", marks=pytest.mark.slow),
     ],
 )
 def test_training_in_an_imported_workdir_begins_with_the_imported_states(kind, name, files, tmp_path):
