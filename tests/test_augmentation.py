@@ -5,6 +5,7 @@ import colorsys
 import dataclasses
 import itertools
 import math
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,9 +13,14 @@ import pytest
 import raw_trees
 import released_transforms as released
 import scipy.stats
+from commands import ROOT
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import measure_input
 
 from configs import gta5_to_cityscapes, synthia_to_cityscapes
 from fada_jax import train
@@ -217,6 +223,19 @@ def test_jitter_after_cropping_changes_the_pixels_that_the_crop_keeps(small, tmp
         expected = released.random_flip(jittered, labels, drawn)
         np.testing.assert_array_equal(image, expected[0])
         np.testing.assert_array_equal(label, expected[1])
+
+
+def test_what_jitter_after_cropping_changes_is_measured_on_the_same_draws(small, monkeypatch):
+    root, _ = small
+    monkeypatch.setattr(measure_input, "ROUNDS", 1)
+    stream = pipeline.Stream("cityscapes", "train", (64, 32), labels=False)
+    results = {}
+    for name, brightness in (("source", 0.0), ("camvid", 0.5)):
+        options = Augment(True, (0.5, 1.5), (40, 40), brightness)
+        results[name] = measure_input.measure(root / "data", dataclasses.replace(stream, augment=options), 6, seed=1)
+    assert results["source"]["max"] == 0 < results["camvid"]["mean"] < results["camvid"]["max"]
+    assert all(row["released"] > 0 and row["late"] > 0 for row in results.values())
+    assert measure_input.table(results).count("->") == 2
 
 
 def test_every_grey_level_reaches_the_network_as_in_the_released_code():
