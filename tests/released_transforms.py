@@ -172,9 +172,10 @@ def unlabelled(image, size, resize=resize):
     return resize(image, size)
 
 
-def self_distillation(image, label, crop, drawn):
-    """Jitter of the whole image, scale of image and label, crop, flip."""
-    image = color_jitter(image, drawn)
+def self_distillation(image, label, crop, drawn, jitter=True):
+    """Jitter of the whole image, scale of image and label, crop, flip; VGG-16 is distilled without jitter."""
+    if jitter:
+        image = color_jitter(image, drawn)
     size = tuple(int(length * drawn.scale) for length in image.shape[1::-1])
     image, label = resize(image, size), resize_label(label, size)
     return random_flip(*random_crop(image, label, crop, drawn.position), drawn)

@@ -134,7 +134,8 @@ def check_against_released(config, which, raw, *, pseudo=None, **options):
         shrinks = pipeline.cykooz_resizer and size[0] < stored.shape[1] and size[1] < stored.shape[0]
         resize = {"resize": released.resize_columns_first} if shrinks else {}
         if pseudo:
-            expected, labels = released.self_distillation(stored, pseudo[name], tuple(stream.crop), drawn)
+            jitter = config.model.backbone != "vgg16"
+            expected, labels = released.self_distillation(stored, pseudo[name], tuple(stream.crop), drawn, jitter)
         elif which == "target":
             expected, labels = released.unlabelled(stored, size, **resize), None
         else:
@@ -175,12 +176,15 @@ def test_source_and_adversarial_input_is_that_of_the_released_code(small, monkey
     check_against_released(adversarial, "target", raw, start_step=3)
 
 
-@pytest.mark.parametrize("crop", [(40, 22), (64, 32), (70, 60)])
-def test_self_distillation_input_is_that_of_the_released_code(small, tmp_path, crop):
+@pytest.mark.parametrize(
+    ("backbone", "crop"),
+    [("resnet101", (40, 22)), ("resnet101", (64, 32)), ("resnet101", (70, 60)), ("vgg16", (40, 22))],
+)
+def test_self_distillation_input_is_that_of_the_released_code(small, tmp_path, backbone, crop):
     root, raw = small
     size = (64, 32)
     overrides = {"target.size": size, "target.crop": crop}
-    config = configured(gta5_to_cityscapes, "stage=self_distillation", root, overrides)
+    config = configured(gta5_to_cityscapes, f"stage=self_distillation,backbone={backbone}", root, overrides)
     pseudo = write_pseudo_labels(tmp_path / "p.tfrecord", raw["cityscapes"], size)
     draws = check_against_released(
         config, "source", raw, pseudo=pseudo, pseudo_labels=str(tmp_path / "p.tfrecord"), steps=3

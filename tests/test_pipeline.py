@@ -123,8 +123,8 @@ def test_training_images_shrink_as_in_pillow(seed, sizes, share):
         # Pillow 13 passes over the rows first where that is less work; 12 never does.
         expected = image.resize((size[0], image.height), Image.Resampling.BICUBIC)
         difference = np.abs(got - np.asarray(expected.resize(size, Image.Resampling.BICUBIC)))
-        # Halves may be rounded either way after each pass; on pure noise that adds up once in 100,000 values.
-        assert difference.max() <= 1 or ((difference > 1).mean() < 1e-4 and difference.max() == 2)
+        # Halves may be rounded either way after each pass; that adds up a few times in a million values.
+        assert difference.max() <= 2 and (difference > 1).sum() <= 4 + 1e-4 * difference.size
 
 
 @settings(max_examples=8, deadline=None)
