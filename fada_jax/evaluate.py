@@ -181,7 +181,9 @@ def evaluate_stage(
         source, target = (
             colour_matching.colour_statistics(
                 batches(
-                    make_stream(config[name], labels=False, augment=False), batch_size=1, limit=colour_matching.IMAGES
+                    make_stream(config[name], labels=False, augment=False, role="colours"),
+                    batch_size=1,
+                    limit=colour_matching.IMAGES,
                 )
             )
             for name in ("source", "target")

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fada_jax import metrics
+from fada_jax import handovers, metrics
 from fada_jax.models import resize_align_corners
 from fada_jax.preprocessing import Preprocessing, normalise
 
@@ -59,6 +59,7 @@ def view_logits(
     views = []
     for scale in scales:
         scaled = resize_align_corners(x, (int(x.shape[1] * scale), int(x.shape[2] * scale)))
+        handovers.note("view", scale=scale, before=handovers.size(x.shape[1:]), after=handovers.size(scaled.shape[1:]))
         views.append(apply_fn(variables, scaled, train=False)[0])
         if flip:
             views.append(apply_fn(variables, scaled[:, :, ::-1], train=False)[0][:, :, ::-1])

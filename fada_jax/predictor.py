@@ -218,12 +218,9 @@ def from_model(model: checkpoints.Model, dtype: str = "auto") -> Predictor:
         return apply_fn(variables, normalise(batch, model.preprocessing), train=False)[1]
 
     def resized(batch: np.ndarray) -> np.ndarray:
-        handovers.note(
-            "prediction",
-            input="{}x{}".format(*input_size),
-            image=handovers.size(batch.shape[1:3]),
-        )
-        return np.stack([images.resize_image(image, input_size) for image in batch])
+        result = np.stack([images.resize_image(image, input_size) for image in batch])
+        handovers.note("prediction", image=handovers.size(batch.shape[1:3]), input=handovers.size(result.shape[1:3]))
+        return result
 
     def run_probabilities(batch: np.ndarray, multi_scale: bool) -> jax.Array:
         views = logits(variables, resized(batch), scales if multi_scale else inference.SINGLE_SCALE, multi_scale)

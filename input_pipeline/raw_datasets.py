@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin
 
-from fada_jax import images
+from fada_jax import handovers, images
 from fada_jax.classes import LabelEncoding
 from fada_jax.errors import UserError
 
@@ -249,7 +249,10 @@ def read_label(path: Path) -> np.ndarray:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 25 and data[24] == 16:
+    is_png = data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 25
+    if is_png:
+        handovers.note("raw label", bits=data[24], colour=data[25])
+    if is_png and data[24] == 16:
         ids = _png16_first_channel(data, path)
         if ids.max(initial=0) > 255:
             raise UserError(f"{path} holds the id {ids.max()}, beyond 255")
@@ -317,4 +320,5 @@ def read_record(
         label = label.resize(resize, Image.Resampling.NEAREST)
         counts = np.array(label.histogram(), np.int64)
     label_bytes = b"" if label is None else encode(label)
+    handovers.note("stored", image=handovers.size(pixels), label=handovers.size(label) if label else "none")
     return Record(example.name, data, label_bytes, pixels.height, pixels.width, counts)

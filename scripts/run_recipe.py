@@ -24,7 +24,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from fada_jax import checkpoints, classes, cli, colour_matching, evaluate, images, train, workdirs
+from fada_jax import checkpoints, classes, cli, colour_matching, evaluate, handovers, images, train, workdirs
 from fada_jax.errors import UserError
 from fada_jax.methods import METHODS
 from fada_jax.predictor import from_model
@@ -91,7 +91,8 @@ def score_rows(workdir: Path, stages: dict[str, ConfigDict], data_dir: str, spli
 
     def row(name: str, stage: str, **options: Any) -> dict[str, Any]:
         print(f"scoring {name}", flush=True)
-        return {"name": name, **evaluate.evaluate_stage(workdir / stage, data_dir=data_dir, split=split, **options)}
+        with handovers.within(row=name):
+            return {"name": name, **evaluate.evaluate_stage(workdir / stage, data_dir=data_dir, split=split, **options)}
 
     rows = [row("source_only", "source")]
     if "control" in stages:
