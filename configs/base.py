@@ -171,9 +171,9 @@ def released_augmentation(config: ConfigDict) -> None:
 
 
 def released_jitter(config: ConfigDict) -> None:
-    """Colour jitter of the labelled images, as released: none in the source stage."""
+    """Colour jitter of the labelled images, as released: none in the source stage, nor where VGG-16 is distilled."""
     labelled = {"adversarial": config.source, "self_distillation": config.target}.get(config.stage)
-    if labelled is not None:
+    if labelled is not None and (config.stage, config.model.backbone) != ("self_distillation", "vgg16"):
         labelled.update(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.2)
 
 
