@@ -143,7 +143,7 @@ def make_stream(
         contrast=config.contrast,
         saturation=config.saturation,
         hue=config.hue,
-        jitter_first=config.jitter_first,
+        jitter_first=config.get("jitter_first", False),  # Earlier versions had no such key, and jittered last.
     )
     return pipeline.Stream(
         config.dataset,
@@ -307,7 +307,9 @@ def check(config: ConfigDict, workdir: Path, *, data: bool = True) -> tuple[dict
         if not checkpoints.damage(checkpoints.directory(workdir) / str(step), ("meta",)):
             stored = checkpoints.read_meta(workdir, step)
             # A class map may have moved; what counts is the classes in it.
-            names = {"class_set": list(checkpoints.class_set(stored).names)}
+            # ImageNet weights have no classes of their own.
+            predicted = checkpoints.class_set(stored) or classes.get_class_set(config.class_set)
+            names = {"class_set": list(predicted.names)}
             now = {"class_set": list(classes.get_class_set(config.class_set).names)}
             now |= _same_parents(config, stored, workdir)
             settings.refuse_other_config(stored["config"] | names, settings.plain(config) | now, workdir)
@@ -491,14 +493,15 @@ def pseudo_labels_of(
 
     path, begun_with = Path(pseudo_label_file(config, workdir)), stored.get("pseudo_labels")
     lies_there = pipeline.pseudo_label_provenance(path) if path.exists() else None
-    if stored and lies_there is not None:
-        if begun_with is None:
-            log(f"{path} is of an earlier version, which did not write down where its labels came from")
-        elif lies_there != begun_with:
+    if begun_with is not None and lies_there is not None:
+        if lies_there != begun_with:
             raise UserError(
                 f"{path} does not hold the labels that {workdir} was trained on "
                 f"({_differing(begun_with, lies_there)}): put the old file back or use another --workdir"
             )
+        return lies_there
+    if stored and lies_there == {}:
+        log(f"{path} is of an earlier version, which did not write down where its labels came from")
         return lies_there
     if teacher is None:
         if not config.teacher_from:
@@ -704,6 +707,9 @@ def _announce(config: ConfigDict, stored: Mapping[str, Any], begins: bool, log: 
     dtype, dtype_now = stored.get("compute_dtype"), compute_dtype(config.model.dtype)
     if dtype and dtype != dtype_now:
         log(f"begun in {dtype}, goes on in {dtype_now} here (config.model.dtype={config.model.dtype})")
+    added = settings.flat(settings.plain(config)).keys() - settings.flat(stored.get("config", {})).keys()
+    if stored and added:
+        log(f"begun by an earlier version without {', '.join(sorted(added))}: this config's values hold from here on")
     if begins and not config.init_from:
         log(f"{config.stage}: config.init_from is empty, so it starts from random weights")
 

@@ -483,12 +483,7 @@ def batches(adversarial):
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
-        pytest.param(
-            *("torchvision", "source"),
-            marks=pytest.mark.xfail(
-                raises=AttributeError, strict=True, reason="train.check takes it that every checkpoint has classes"
-            ),
-        ),
+        ("torchvision", "source"),
         ("own.safetensors", "fada, group"),
         pytest.param("adversarial", "fada", marks=pytest.mark.slow),
     ],

@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch")
 import parity  # noqa: E402
 import torch_reference as reference  # noqa: E402
 
+import fada_jax  # noqa: E402
 from fada_jax import torch_weights  # noqa: E402
 from fada_jax.errors import UserError  # noqa: E402
 from fada_jax.models import ModelSpec, Segmenter  # noqa: E402
@@ -93,6 +94,27 @@ def test_gradients_of_the_full_networks_in_float64(spec):
     assert len(rows) == 4
     # Far beyond the limit: what is left is rounding in float64.
     assert all(row.ours < 1e-12 for row in rows), parity.markdown(rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", [parity.RESNET101, parity.VGG16], ids=lambda spec: spec.backbone)
+def test_an_imported_release_predicts_as_pytorch_at_the_released_size(spec, tmp_path):
+    nets = parity.networks(spec)
+    sections = {"feature_extractor": nets[0].state_dict(), "classifier": nets[1].state_dict(), "iteration": 20_000}
+    torch.save(sections, tmp_path / "released.pth")
+    segment = fada_jax.load(tmp_path / "released.pth")
+    assert (segment.dtype, segment.input_size) == ("float32", (1024, 512))
+    image = parity.picture((1, 512, 1024), 3)
+    # to_tensor normalises for ResNets; VGG-16 takes BGR, 0-255.
+    x = parity.to_tensor(image, torch.float32)
+    if spec.backbone == "vgg16":
+        mean = torch.tensor([103.939, 116.779, 123.68])
+        bgr = np.ascontiguousarray(image[..., ::-1], np.float32)
+        x = (torch.from_numpy(bgr) - mean).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        expected = torch.softmax(reference.upsample(nets[1](nets[0](x)), (512, 1024)), 1)
+    difference = np.abs(segment.probabilities(image) - parity.nhwc(expected))
+    assert difference.max() <= 1e-5, difference.max()
 
 
 def test_knowledge_of_the_pictures_is_partly_clipped_and_partly_unsure():

@@ -1,6 +1,7 @@
 """Hand-overs between the stages that a miniature hides: sizes that differ, origins that change, types and paths."""
 
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -60,8 +61,10 @@ def write_model(workdir, config, seed=0, step=2):
     """A workdir of random weights that disagree about most pixels."""
     states = jax.jit(lambda: train.create_states(config))()
     rng = np.random.default_rng(seed)
-    params = jax.tree.map(lambda x: rng.normal(0, 1.5 / np.sqrt(x.size / x.shape[-1]), x.shape), states["generator"])
-    params = jax.tree.map(lambda x: x.astype(np.float32), params.params)
+    params = jax.tree.map(
+        lambda x: rng.normal(0, 1.5 / np.sqrt(x.size / x.shape[-1]), x.shape).astype(np.float32),
+        states["generator"].params,
+    )
     states["generator"] = states["generator"].replace(params=params)
     meta = checkpoints.make_meta(
         settings.plain(config),
@@ -72,6 +75,14 @@ def write_model(workdir, config, seed=0, step=2):
     with checkpoints.writing(workdir, meta, wait=True) as save:
         save(step, states)
     return workdir
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compile():
+    """What runs once or twice compiles for longer than it runs."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -229,11 +240,16 @@ def test_pixels_are_counted_exactly_beyond_float32():
     assert int(count) == side * side != int(np.float32(side * side))
 
 
-@pytest.mark.parametrize("name", ["classifier", "discriminator", "fc6", "fc7"])
-def test_new_layers_start_as_pytorch_starts_them(name):
+@functools.cache
+def fresh_vgg():
     config = gta5_to_cityscapes.get_config("backbone=vgg16,stage=adversarial")
     config.update_from_flattened_dict({"model.widths": (8, 8, 8, 8, 16, 64), "discriminator.widths": (64, 48)})
-    params = jax.tree.map(np.asarray, {k: s.params for k, s in jax.jit(lambda: train.create_states(config))().items()})
+    return jax.device_get({k: s.params for k, s in jax.jit(lambda: train.create_states(config))().items()})
+
+
+@pytest.mark.parametrize("name", ["classifier", "discriminator", "fc6", "fc7"])
+def test_new_layers_start_as_pytorch_starts_them(name):
+    params = fresh_vgg()
     generator = params["generator"]
     layers = {
         "classifier": [generator["classifier"][f"conv{i}"] for i in range(4)],
