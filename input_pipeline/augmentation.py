@@ -40,8 +40,13 @@ class Augment:
     jitter_first: bool = True
 
     @property
+    def strengths(self) -> tuple[float, float, float, float]:
+        """Of brightness, contrast, saturation and hue."""
+        return self.brightness, self.contrast, self.saturation, self.hue
+
+    @property
     def jitters(self) -> bool:
-        return any((self.brightness, self.contrast, self.saturation, self.hue))
+        return any(self.strengths)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +107,8 @@ def jitter(image: Image.Image, drawn: Draw) -> Image.Image:
 
 def shift_hue(image: Image.Image, turns: float) -> Image.Image:
     """An RGB image with its hue moved by ``turns`` of the colour circle, in Pillow's 8-bit HSV."""
+    if not turns:  # torchvision leaves the operation out then; to 8-bit HSV and back would change colours.
+        return image
     hue = (np.arange(256) + int(turns * 255)) % 256
     return image.convert("HSV").point([*hue.tolist(), *range(256), *range(256)]).convert("RGB")
 
@@ -141,13 +148,14 @@ def geometry(
         note("crop", after="{}x{}".format(*options.crop), labels=label is not None)
         image, label = image.crop(box), None if label is None else label.crop(box)
     if jitter_now:
-        note("jitter", size=handovers.size(image))
+        note("jitter", size=handovers.size(image), strengths=options.strengths)
         image = jitter(image, drawn)
     pixels, classes = np.asarray(image), None if label is None else np.asarray(label)
     if padding:
         pixels = np.pad(pixels, (*padding, (0, 0)))
         classes = None if classes is None else np.pad(classes, padding, constant_values=IGNORE)
     if drawn.flip:
+        note("flip", size=handovers.size(pixels))
         pixels, classes = pixels[:, ::-1], None if classes is None else classes[:, ::-1]
     return pixels, classes
 

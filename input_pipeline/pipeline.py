@@ -318,10 +318,10 @@ def train_batches(
             file = pseudo.read(record["name"]) if pseudo else record["label"]
             label = _decode_label(file, lookup, stream.size, note)
         if options.jitters and options.jitter_first:
-            note("jitter", size=handovers.size(image))
+            note("jitter", size=handovers.size(image), strengths=options.strengths)
             image = augmentation.jitter(image, drawn)
-        note("resize", before=handovers.size(image), after="{}x{}".format(*stream.size))
-        image = _shrink(image, stream.size)
+        before, image = handovers.size(image), _shrink(image, stream.size)
+        note("resize", before=before, after=handovers.size(image))
         pixels, classes = augmentation.geometry(
             image, label, drawn, options, jitter_now=options.jitters and not options.jitter_first, note=note
         )
@@ -431,6 +431,7 @@ def eval_batches(
     first = np.arange(batches)[:, None] * batch_size + process_index * share
     mine = (first + np.arange(share)).ravel()
     mine = numbers[mine[mine < count]]
+    note = handovers.recorder(stream=stream.role or "tested", dataset=stream.dataset)
 
     def load(i: int) -> tuple[Any, ...]:
         record = source.read_or_skip(i, damaged_records)
@@ -438,8 +439,10 @@ def eval_batches(
         if record is None:
             record = source.read_usable(i, damaged_records)
         label = _read_label(record["label"], lookup) if with_labels else np.zeros((0, 0), np.uint8)
+        image = _read_image(record["image"], stream.size)
+        note("resize", before=handovers.size(record["size"]), after=handovers.size(image))
         return (
-            _read_image(record["image"], stream.size),
+            image,
             label,
             record["name"].encode(),
             np.array(record["size"], np.int32),
@@ -522,9 +525,10 @@ def _decode_label(
 ) -> Image.Image:
     """A label file decoded, resized to (width, height) by Pillow, nearest, and looked up."""
     with Image.open(io.BytesIO(data)) as image:
+        label = _fit(image, size, Image.Resampling.NEAREST).point(table)
         if size:
-            note("resize label", before=handovers.size(image), after="{}x{}".format(*size))
-        return _fit(image, size, Image.Resampling.NEAREST).point(table)
+            note("resize label", before=handovers.size(image), after=handovers.size(label))
+        return label
 
 
 def _read_label(data: bytes, table: list[int]) -> np.ndarray:
@@ -567,7 +571,7 @@ def _pseudo_label_records(path: str | Path) -> Iterator[tuple[int, bytes, Mappin
     """Offset, payload and features of every record of a file of pseudo labels.
 
     Raises:
-      UserError: it is not there, or a record differs from its checksum.
+      UserError: it is not there, is another kind of file, or a record differs from its checksum.
     """
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file of pseudo labels")
@@ -575,7 +579,10 @@ def _pseudo_label_records(path: str | Path) -> Iterator[tuple[int, bytes, Mappin
     try:
         # TensorFlow's own reader compares both checksums of every record.
         for payload in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-            yield offset + 12, payload, tf.train.Example.FromString(payload).features.feature
+            features = tf.train.Example.FromString(payload).features.feature
+            if "provenance" not in features and not {"name", "label"} <= set(features):
+                raise UserError(f"{path} is no file of pseudo labels: delete it, the same command makes it again")
+            yield offset + 12, payload, features
             offset += 12 + len(payload) + 4
     except (tf.errors.OpError, DecodeError) as error:
         raise UserError(f"{path} is damaged: delete it, the same command makes it again") from error
