@@ -82,7 +82,11 @@ def pillow_jitter(image: Image.Image, random: np.random.Generator) -> Image.Imag
     return image
 
 
-def torch_batches(root: Path, jitter: bool) -> Iterator[Any]:
+# Colour jitter: none, of the image at its own size as released, or after resizing (``jitter_first=False``).
+JITTERS = ("", "jitter", "jitter last")
+
+
+def torch_batches(root: Path, jitter: str) -> Iterator[Any]:
     """The same images and labels from a PyTorch DataLoader over Pillow, in this process."""
     import torch
     from torch.utils.data import DataLoader, Dataset
@@ -98,9 +102,11 @@ def torch_batches(root: Path, jitter: bool) -> Iterator[Any]:
         def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
             image = Image.open(root / "images" / names[i]).convert("RGB")
             label = Image.open(root / "labels" / names[i])
+            if jitter == "jitter":
+                image = pillow_jitter(image, np.random.default_rng(i))
             if image.size != SIZE:
                 image, label = image.resize(SIZE, Image.BICUBIC), label.resize(SIZE, Image.NEAREST)
-            if jitter:
+            if jitter == "jitter last":
                 image = pillow_jitter(image, np.random.default_rng(i))
             return torch.from_numpy(np.array(image)), torch.from_numpy(table[np.asarray(label)])
 
@@ -108,11 +114,11 @@ def torch_batches(root: Path, jitter: bool) -> Iterator[Any]:
         yield from DataLoader(Images(), BATCH_SIZE, shuffle=True, drop_last=True)
 
 
-def our_batches(data_dir: Path, jitter: bool, batch_size: int = BATCH_SIZE, start_step: int = 0) -> Iterator[Any]:
+def our_batches(data_dir: Path, jitter: str, batch_size: int = BATCH_SIZE, start_step: int = 0) -> Iterator[Any]:
     """The training stream."""
     from input_pipeline import pipeline
 
-    augment = pipeline.Augment(**JITTER) if jitter else pipeline.Augment()
+    augment = pipeline.Augment(**JITTER, jitter_first=jitter == "jitter") if jitter else pipeline.Augment()
     stream = pipeline.Stream("gta5", "train", SIZE, augment=augment, sampling="balanced")
     class_set = classes.get_class_set("cityscapes19")
     return pipeline.train_batches(
@@ -154,13 +160,13 @@ def measure_rates(batches: int, compare: bool) -> dict[str, Any]:
             for kind, files in (("png", root / stored), ("record", data_dir)):
                 size = sum(path.stat().st_size for path in files.rglob("*") if path.suffix != ".npz" and path.is_file())
                 result["megabytes"][f"{stored} {kind}"] = size / 8e6
-            for jitter in (False, True):
+            for jitter in JITTERS:
                 ours = rate(our_batches(data_dir, jitter), batches)
                 case = {"images_per_second_per_core": ours, "cores_needed": NEEDED / ours}
                 if compare:
                     theirs = rate(torch_batches(root / stored, jitter), batches)
                     case |= {"torch": theirs, "speedup": ours / theirs}
-                result["cases"][f"{stored}{', jitter' if jitter else ''}"] = case
+                result["cases"][f"{stored}{jitter and ', '}{jitter}"] = case
     return result
 
 
@@ -186,7 +192,7 @@ def measure_memory(batches: int) -> dict[str, Any]:
     """Resident memory at ten points over ``batches`` batches of one image."""
     points = []
     with _resized_data() as folder:
-        for i, _ in enumerate(itertools.islice(our_batches(Path(folder), False, 1), batches), start=1):
+        for i, _ in enumerate(itertools.islice(our_batches(Path(folder), "", 1), batches), start=1):
             if i % max(1, batches // 10) == 0:
                 points.append((i, round(resident_mib(), 1)))
                 print(f"{points[-1][0]:>6} batches: {points[-1][1]:,.1f} MiB resident", flush=True)
@@ -201,7 +207,7 @@ def measure_resume(step: int) -> dict[str, Any]:
             times = []
             for _ in range(3):
                 began = time.perf_counter()
-                next(our_batches(Path(folder), True, start_step=start))
+                next(our_batches(Path(folder), "jitter", start_step=start))
                 times.append(time.perf_counter() - began)
             seconds[start] = min(times)
             print(f"step {start}: first batch after {seconds[start]:.2f} s")
