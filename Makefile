@@ -1,10 +1,11 @@
 # Two commands for a new user: `make demo` and `make test`. The README shows the plain commands behind them.
 PYTHON ?= python3
 DEMO ?= demo
+REHEARSAL ?= rehearsal
 SEED ?= 0
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test rehearsal lint docs clean
 
 demo: .venv/.run
 	@.venv/bin/python -m fada_jax demo --out=$(DEMO) --seed=$(SEED)
@@ -12,6 +13,9 @@ demo: .venv/.run
 test: .venv/.test
 	.venv/bin/python -m pytest -q --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 	@echo "all tests passed; slow ones: .venv/bin/python -m pytest -m slow"
+
+rehearsal: .venv/.test
+	@.venv/bin/python scripts/rehearse.py --out=$(REHEARSAL)
 
 lint: .venv/.test
 	.venv/bin/ruff check .
@@ -44,4 +48,4 @@ docs: .venv/.docs
 	@touch $@
 
 clean:
-	rm -rf .venv $(DEMO)
+	rm -rf .venv $(DEMO) $(REHEARSAL)
