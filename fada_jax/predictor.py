@@ -197,9 +197,9 @@ def from_model(model: checkpoints.Model, dtype: str = "auto") -> Predictor:
     Raises:
       UserError: the weights have no classifier.
     """
+    model = checkpoints.in_dtype(model, dtype)
     if not model.class_set:
         raise UserError("these weights have no classifier to predict with")
-    model = checkpoints.in_dtype(model, dtype)
     apply_fn: Callable[..., Any] = Segmenter(model.spec).apply
     input_size, scales = tuple(model.config["eval"]["size"]), tuple(model.config["multi_scale"])
     variables = jax.device_put(model.variables)

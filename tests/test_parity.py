@@ -99,22 +99,31 @@ def test_gradients_of_the_full_networks_in_float64(spec):
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", [parity.RESNET101, parity.VGG16], ids=lambda spec: spec.backbone)
 def test_an_imported_release_predicts_as_pytorch_at_the_released_size(spec, tmp_path):
-    nets = parity.networks(spec)
+    nets, image = parity.networks(spec), parity.picture((1, 512, 1024), 3)
+    # to_tensor normalises for ResNets; VGG-16 takes BGR, 0-255.
+    x = parity.to_tensor(image, torch.float32)
+    if spec.backbone == "vgg16":
+        bgr = np.ascontiguousarray(image[..., ::-1], np.float32)
+        x = (torch.from_numpy(bgr) - torch.tensor([103.939, 116.779, 123.68])).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        scale = 6.0 / nets[1](nets[0](x)).std()  # Logits as sure as a trained network's.
+        for conv in nets[1].conv2d_list:
+            conv.weight.mul_(scale)
+            conv.bias.mul_(scale)
+        single, truth = (
+            torch.softmax(reference.upsample(c(f(x.to(dtype))), (512, 1024)), 1)
+            for (f, c, _), dtype in ((nets, torch.float32), (parity.double(nets), torch.float64))
+        )
     sections = {"feature_extractor": nets[0].state_dict(), "classifier": nets[1].state_dict(), "iteration": 20_000}
     torch.save(sections, tmp_path / "released.pth")
     segment = fada_jax.load(tmp_path / "released.pth")
     assert (segment.dtype, segment.input_size) == ("float32", (1024, 512))
-    image = parity.picture((1, 512, 1024), 3)
-    # to_tensor normalises for ResNets; VGG-16 takes BGR, 0-255.
-    x = parity.to_tensor(image, torch.float32)
-    if spec.backbone == "vgg16":
-        mean = torch.tensor([103.939, 116.779, 123.68])
-        bgr = np.ascontiguousarray(image[..., ::-1], np.float32)
-        x = (torch.from_numpy(bgr) - mean).permute(0, 3, 1, 2)
-    with torch.no_grad():
-        expected = torch.softmax(reference.upsample(nets[1](nets[0](x)), (512, 1024)), 1)
-    difference = np.abs(segment.probabilities(image) - parity.nhwc(expected))
-    assert difference.max() <= 1e-5, difference.max()
+    truth = parity.nhwc(truth)
+    ours, theirs = (np.abs(p - truth) for p in (segment.probabilities(image), parity.nhwc(single)))
+    print(f"{spec.backbone}: ours {ours.max():.1e}, PyTorch float32 {theirs.max():.1e}, from PyTorch float64")
+    assert np.quantile(ours, 0.999) <= 1e-5
+    # Where one number is further off, PyTorch's own float32 is as far.
+    assert ours.max() <= max(1e-5, theirs.max())
 
 
 def test_knowledge_of_the_pictures_is_partly_clipped_and_partly_unsure():
