@@ -1,8 +1,8 @@
 """What the released code hands over at every step, typed by hand, and the comparison of a rehearsal with it.
 
-``RELEASED`` was typed from a reading of the released code and never from this one: sizes are (width)x(height). The
-release has neither Cross-City nor colour matching, a control or pictures of training; its Cross-City rows are those of
-GTA5 with Cityscapes as the source, and what the release lacks altogether is marked ``ours``.
+``RELEASED`` was typed from notes on the released code and never from this one; sizes are (width)x(height). The release
+has no Cross-City set-up: those rows follow GTA5, with Cityscapes as the source. What it lacks altogether (colour
+matching, a control, pictures of training, files for other programs) is marked ``ours``.
 """
 
 from __future__ import annotations
@@ -109,11 +109,11 @@ def _score(row: str, *, ours: bool = False) -> list[Row]:
     ]
 
 
-def _predicted(command: str, seen: str) -> list[Row]:
+def _predicted(command: str, seen: str, *, ours: bool = False) -> list[Row]:
     """A user's image, whose labels are written at its own size."""
     return [
-        Row(command, "image of any size", f"2048x1024, seen at {seen}"),
-        Row(command, "written label", "2048x1024"),
+        Row(command, "image of any size", f"2048x1024, seen at {seen}", ours),
+        Row(command, "written label", "2048x1024", ours),
     ]
 
 
@@ -173,16 +173,17 @@ RELEASED: tuple[Row, ...] = (
     Row("evaluate --multi_scale", "test", _SCORED_MULTI_SCALE),
     Row("panel", "tested target image, resized", _AS_TRAINED, ours=True),
     Row("panel", "image of any size", "2048x1024, seen at 1024x512", ours=True),
-    # The network's input in every test; scaled by int(length * scale).
+    # The network's input in every test. The notes give the factors; that fractions of a pixel are cut off is PyTorch's.
     Row("tests", "input at scale 0.7", "2048x1024 -> 1433x716"),
     Row("tests", "input at scale 1.0", "1024x512 -> 1024x512; 2048x1024 -> 2048x1024"),
     Row("tests", "input at scale 1.3", "2048x1024 -> 2662x1331"),
     # Images of users: results at the image's own size.
     *_predicted("predict from adversarial", "1024x512"),
     *_predicted("predict", "2048x1024"),
-    Row("predict from artifact", "written label", "2048x1024"),
-    *_predicted("predict from .pth", "2048x1024"),
-    *_predicted("predict from .safetensors", "2048x1024"),
+    # An artifact resizes inside.
+    Row("predict from artifact", "written label", "2048x1024", ours=True),
+    *_predicted("predict from .pth", "2048x1024", ours=True),
+    *_predicted("predict from .safetensors", "2048x1024", ours=True),
 )
 
 # PNG's colour types.
