@@ -39,7 +39,7 @@ from ml_collections import ConfigDict
 from fada_jax import checkpoints, classes, cli, preprocessing, settings, steps, torch_weights, train
 from fada_jax.errors import UserError
 from fada_jax.evaluate import stage_workdir
-from fada_jax.models import ModelSpec
+from fada_jax.models import ModelSpec, interchange
 from fada_jax.optim import OptimizerSpec
 
 FORMATS = ("fada", "torchvision", "caffe_vgg")
@@ -410,10 +410,7 @@ def _check_description(described: Description, config: ConfigDict) -> None:
     pairs = [("preprocessing", described.preprocessing, settings.preprocessing(config))]
     if described.class_set:
         pairs.append(("classes", described.class_set.names, class_set.names))
-    for field in ("backbone", "stage_sizes", "widths", "stem_width", "stem_pool", "output_stride", "aspp_rates"):
-        pairs.append((f"model.{field}", getattr(described.spec, field), getattr(spec, field)))
-    if "group" in (described.spec.norm, spec.norm):
-        pairs.append(("model.norm", described.spec.norm, spec.norm))
+    pairs += interchange(described.spec, spec)
     for name, theirs, ours in pairs:
         if theirs != ours:
             raise UserError(f"its {name} is {theirs!r}, the config's is {ours!r}: correct the config or leave it out")

@@ -48,7 +48,7 @@ from fada_jax import (
     workdirs,
 )
 from fada_jax.errors import UserError
-from fada_jax.models import compute_dtype
+from fada_jax.models import compute_dtype, interchange
 
 States = dict[str, steps.TrainState]
 
@@ -350,8 +350,11 @@ def _same_parents(config: ConfigDict, stored: Mapping[str, Any], workdir: Path) 
     return same
 
 
-def load_parents(config: ConfigDict) -> dict[str, checkpoints.Model]:
+def load_parents(config: ConfigDict, *, needs_teacher: bool) -> dict[str, checkpoints.Model]:
     """The models that a stage is made from, by the config key that names them.
+
+    Args:
+      needs_teacher: the stage labels its images with ``teacher_from``, which must then be named.
 
     Raises:
       UserError: one is missing or does not fit the config.
@@ -359,8 +362,8 @@ def load_parents(config: ConfigDict) -> dict[str, checkpoints.Model]:
     parents = {}
     if config.init_from:
         parents["init_from"] = load_compatible(config, config.init_from, "config.init_from", any_head=True)
-    if config.stage == "self_distillation" and config.teacher_from:
-        parents["teacher_from"] = load_compatible(config, config.teacher_from, "config.teacher_from")
+    if needs_teacher or (config.stage == "self_distillation" and config.teacher_from):
+        parents["teacher_from"] = load_teacher(config)
     return parents
 
 
@@ -439,14 +442,24 @@ def load_compatible(config: ConfigDict, workdir: str, key: str, *, any_head: boo
     if model.class_set or not any_head:
         theirs, ours = model.class_set or classes.ClassSet("", (), ()), classes.get_class_set(config.class_set)
         pairs += [("class set", theirs.name, ours.name), ("classes", theirs.names, ours.names)]
-    for field in ("backbone", "stage_sizes", "widths", "stem_width", "stem_pool", "output_stride", "aspp_rates"):
-        pairs.append((f"model.{field}", getattr(model.spec, field), getattr(spec, field)))
-    if "group" in (model.spec.norm, spec.norm):
-        pairs.append(("model.norm", model.spec.norm, spec.norm))
+    pairs += interchange(model.spec, spec)
     for name, theirs, ours in pairs:
         if theirs != ours:
             raise UserError(f"{key}={workdir}: its {name} is {theirs!r}, this config's is {ours!r}")
     return model
+
+
+def load_teacher(config: ConfigDict) -> checkpoints.Model:
+    """The adapted model of ``teacher_from``.
+
+    Raises:
+      UserError: none is named, or it does not fit the config.
+    """
+    if not config.teacher_from:
+        raise UserError(
+            "config.teacher_from is empty: name the workdir of the adversarial stage that labels the target"
+        )
+    return load_compatible(config, config.teacher_from, "config.teacher_from")
 
 
 def label_provenance(config: ConfigDict, teacher: checkpoints.Model) -> dict[str, Any]:
@@ -503,12 +516,7 @@ def pseudo_labels_of(
     if stored and lies_there == {}:
         log(f"{path} is of an earlier version, which did not write down where its labels came from")
         return lies_there
-    if teacher is None:
-        if not config.teacher_from:
-            raise UserError(
-                "config.teacher_from is empty: name the workdir of the adversarial stage that labels the target"
-            )
-        teacher = load_compatible(config, config.teacher_from, "config.teacher_from")
+    teacher = teacher or load_teacher(config)
     wanted = label_provenance(config, teacher)
     if begun_with and wanted != begun_with:
         raise UserError(
@@ -610,11 +618,7 @@ def train(
     parents: dict[str, checkpoints.Model] = {}
     states, made_from = None, {"parents": stored.get("parents", {})}
     if not stored:
-        parents = load_parents(config)
-        if batches is None and pseudo_labels and "teacher_from" not in parents:
-            raise UserError(
-                "config.teacher_from is empty: name the workdir of the adversarial stage that labels the target"
-            )
+        parents = load_parents(config, needs_teacher=batches is None and bool(pseudo_labels))
         made_from["parents"] = {key: {"step": m.step, "digest": m.digest} for key, m in parents.items()}
         states = initial_states(config, mesh, parents.get("init_from"))
     with workdirs.hold(workdir), handovers.within(stage=config.stage, method=config.method):

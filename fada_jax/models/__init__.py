@@ -2,7 +2,7 @@
 
 from fada_jax.models.convolution import compute_dtype
 from fada_jax.models.layers import fold_batch_norm, resize_align_corners
-from fada_jax.models.segmenter import BACKBONES, DTYPES, Discriminator, ModelSpec, Segmenter
+from fada_jax.models.segmenter import BACKBONES, DTYPES, Discriminator, ModelSpec, Segmenter, interchange
 
 __all__ = [
     "BACKBONES",
@@ -12,5 +12,6 @@ __all__ = [
     "Segmenter",
     "compute_dtype",
     "fold_batch_norm",
+    "interchange",
     "resize_align_corners",
 ]

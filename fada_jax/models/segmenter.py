@@ -50,6 +50,17 @@ class ModelSpec:
     remat: bool = False
 
 
+def interchange(theirs: ModelSpec, ours: ModelSpec) -> list[tuple[str, Any, Any]]:
+    """What two networks must agree in for the weights of one to serve the other: config key and both values.
+
+    Frozen and live batch norm hold the same arrays, so that only group norm tells norms apart.
+    """
+    fields = ["backbone", "stage_sizes", "widths", "stem_width", "stem_pool", "output_stride", "aspp_rates"]
+    if "group" in (theirs.norm, ours.norm):
+        fields.append("norm")
+    return [(f"model.{field}", getattr(theirs, field), getattr(ours, field)) for field in fields]
+
+
 class AsppClassifier(nn.Module):
     """Classifier C of DeepLabV2: the sum of parallel 3x3 convolutions with growing dilation."""
 
