@@ -15,7 +15,7 @@ trains a narrow network on 192x144 images from random initialisation on a CPU.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from fada_jax.configs import base
 
 
 def get_config(arguments: str = "") -> ConfigDict:

@@ -10,7 +10,7 @@ no Cross-City set-up: the settings are those of GTA5 -> Cityscapes.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from fada_jax.configs import base
 
 CITIES = ("Rome", "Rio", "Tokyo", "Taipei")
 

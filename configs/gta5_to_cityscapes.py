@@ -10,7 +10,7 @@ Arguments: stage, method, backbone, size (see configs/base.py). A released adver
 
 from ml_collections import ConfigDict
 
-from configs import base
+from fada_jax.configs import base
 
 
 def get_config(arguments: str = "") -> ConfigDict:

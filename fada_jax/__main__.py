@@ -21,9 +21,11 @@ MODULES = ("train", "evaluate", "predict", "export", "convert_weights")
 
 def commands() -> dict[str, str]:
     """Modules by the command that runs them."""
-    scripts = sorted(Path(__file__).parents[1].glob("scripts/[a-z]*.py"))
+    scripts = sorted(Path(__file__).parent.glob("scripts/[a-z]*.py"))
     scripts = [path for path in scripts if '__name__ == "__main__"' in path.read_text()]
-    return {name: f"fada_jax.{name}" for name in MODULES} | {path.stem: f"scripts.{path.stem}" for path in scripts}
+    return {name: f"fada_jax.{name}" for name in MODULES} | {
+        path.stem: f"fada_jax.scripts.{path.stem}" for path in scripts
+    }
 
 
 def demo(arguments: list[str]) -> int:
@@ -52,8 +54,6 @@ def main() -> None:
         print(f"error: no command {name!r}: one of demo, {', '.join(known)}", file=sys.stderr)
         sys.exit(2)
     else:
-        # As `python scripts/NAME.py` has it: scripts find each other.
-        sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
         sys.argv = [name, *arguments]
         runpy.run_module(known[name], run_name="__main__", alter_sys=True)
 

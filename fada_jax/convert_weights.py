@@ -83,7 +83,7 @@ def guess_config(file: Mapping[str, Any], path: str) -> ConfigDict:
     if num_classes not in _TASKS:
         raise UserError(f"{path}: its classifier has {num_classes} classes, known are {', '.join(map(str, _TASKS))}")
     stage = "adversarial" if "model_D" in file else "source"
-    task = importlib.import_module(f"configs.{_TASKS[num_classes]}")
+    task = importlib.import_module(f"fada_jax.configs.{_TASKS[num_classes]}")
     config = task.get_config(f"stage={stage},backbone={backbone}")
     if torch_weights.is_released(file) and any(name.endswith("num_batches_tracked") for name in names):
         config.model.norm = "live"

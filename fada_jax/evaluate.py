@@ -149,8 +149,8 @@ def evaluate_stage(
     Returns:
       the result of ``evaluate`` with ``multi_scale``, ``checkpoint_step``, ``dataset``, ``split``.
     """
+    from fada_jax.input_pipeline import pipeline
     from fada_jax.train import make_stream
-    from input_pipeline import pipeline
 
     model = checkpoints.in_dtype(checkpoints.load_model(workdir, checkpoint), dtype)
     if not model.class_set:

@@ -73,7 +73,7 @@ def target_pictures(
     Raises:
       UserError: the data set is not there.
     """
-    from input_pipeline import pipeline
+    from fada_jax.input_pipeline import pipeline
 
     pipeline.check(data_dir, stream, class_set)
     batches = pipeline.eval_batches(data_dir, stream, class_set=class_set, batch_size=1)

@@ -11,8 +11,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import base
 from fada_jax import classes, files
+from fada_jax.configs import base
 from fada_jax.errors import UserError
 from fada_jax.methods import METHODS, Method
 from fada_jax.models import BACKBONES, DTYPES, ModelSpec, compute_dtype

@@ -116,7 +116,7 @@ def make_step(config: ConfigDict) -> Callable[[States, Any], tuple[States, dict[
 
 def streams(config: ConfigDict, pseudo_labels: str = "") -> dict[str, tuple[Any, int]]:
     """Streams of a stage's batch by name, each with its share of the batch size."""
-    from input_pipeline import pipeline
+    from fada_jax.input_pipeline import pipeline
 
     if config.stage == "self_distillation":
         return {"source": (make_stream(config.target, pseudo_labels=pseudo_labels), config.batch_size)}
@@ -133,7 +133,7 @@ def make_stream(
     config: ConfigDict, *, labels: bool = True, augment: bool = True, pseudo_labels: str = "", role: str = ""
 ) -> Any:
     """The pipeline's ``Stream`` of a stream config."""
-    from input_pipeline import pipeline
+    from fada_jax.input_pipeline import pipeline
 
     augmentation = pipeline.Augment(
         flip=config.flip,
@@ -168,7 +168,7 @@ def check_streams(config: ConfigDict, pseudo_labels: str, mesh: Any) -> dict[str
     Raises:
       UserError: see above.
     """
-    from input_pipeline import pipeline
+    from fada_jax.input_pipeline import pipeline
 
     class_set, images = classes.get_class_set(config.class_set), {}
     for name, (stream, size) in streams(config, pseudo_labels).items():
@@ -185,7 +185,7 @@ def read_batches(
     config: ConfigDict, pseudo_labels: str, class_set: classes.ClassSet, start: int
 ) -> Iterator[dict[str, Any]]:
     """This process's share of the stage's batches from step ``start`` on."""
-    from input_pipeline import pipeline
+    from fada_jax.input_pipeline import pipeline
 
     iterators = {
         name: pipeline.train_batches(
@@ -464,7 +464,7 @@ def load_teacher(config: ConfigDict) -> checkpoints.Model:
 
 def label_provenance(config: ConfigDict, teacher: checkpoints.Model) -> dict[str, Any]:
     """All that decides the pseudo labels of a stage, in JSON types."""
-    from input_pipeline import pipeline
+    from fada_jax.input_pipeline import pipeline
 
     selection = settings.selection(config)
     stream = make_stream(config.target, labels=False, augment=False)
@@ -502,7 +502,7 @@ def pseudo_labels_of(
     Raises:
       UserError: the stage has begun with other labels, or there is no teacher to make them.
     """
-    from input_pipeline import pipeline
+    from fada_jax.input_pipeline import pipeline
 
     path, begun_with = Path(pseudo_label_file(config, workdir)), stored.get("pseudo_labels")
     lies_there = pipeline.pseudo_label_provenance(path) if path.exists() else None
@@ -553,7 +553,7 @@ def make_pseudo_labels(
     The teacher sees them at the size that it is tested at, and its softmax is upsampled to the size of the student's
     images, as released.
     """
-    from input_pipeline import pipeline
+    from fada_jax.input_pipeline import pipeline
 
     stream = make_stream(config.target, labels=False, augment=False)
     stream = dataclasses.replace(stream, size=tuple(teacher.config["eval"]["size"]), role="teacher")
@@ -733,7 +733,7 @@ def note_non_finite(
       metrics: those that are not finite; none where only the update is.
       streams: of the batch, each with its share of the batch size.
     """
-    from input_pipeline import pipeline
+    from fada_jax.input_pipeline import pipeline
 
     choice = {"class_set": classes.get_class_set(config.class_set), "seed": config.seed, "step": step - 1}
     images = {
@@ -753,7 +753,7 @@ def validate(config: ConfigDict, states: States, step: int, mesh: Any) -> float:
     Raises:
       UserError: missing data, or a split without labels.
     """
-    from input_pipeline import pipeline
+    from fada_jax.input_pipeline import pipeline
 
     class_set = classes.get_class_set(config.class_set)
     model = checkpoints.Model(

@@ -26,8 +26,8 @@ from tensorflow_datasets.core import shuffle
 
 from fada_jax.classes import ENCODINGS, LabelEncoding, parse_class_map
 from fada_jax.errors import UserError
-from input_pipeline import raw_datasets, workers
-from input_pipeline.raw_datasets import CITIES
+from fada_jax.input_pipeline import raw_datasets, workers
+from fada_jax.input_pipeline.raw_datasets import CITIES
 
 VERSION = "1.0.0"
 # Conversion reads local files only; without this tfds asks a cloud bucket for prepared data.

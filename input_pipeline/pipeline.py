@@ -27,8 +27,8 @@ from PIL import Image
 from fada_jax import files, handovers
 from fada_jax.classes import IGNORE, ClassSet, LabelEncoding, label_table
 from fada_jax.errors import UserError
-from input_pipeline import augmentation, builders, raw_datasets, sampling
-from input_pipeline.augmentation import Augment
+from fada_jax.input_pipeline import augmentation, builders, raw_datasets, sampling
+from fada_jax.input_pipeline.augmentation import Augment
 
 try:
     import cykooz_resizer

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fada_jax.errors import UserError
-from input_pipeline.raw_datasets import RawExample, Record
+from fada_jax.input_pipeline.raw_datasets import RawExample, Record
 
 
 def in_order(read: Callable[[Any], Any], examples: Iterable[Any], workers: int) -> Iterator[Any]:

@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import run_recipe
 from absl import flags
 from ml_collections import ConfigDict
 from scipy import stats
@@ -39,6 +38,7 @@ from scipy import stats
 from fada_jax import classes, cli, colour_matching, evaluate, paper, settings, train
 from fada_jax.errors import UserError
 from fada_jax.methods import METHODS
+from fada_jax.scripts import run_recipe
 
 # Scores of one seed by row: ``miou``, ``iou`` by class and, where the class set has one, ``miou_13``; percent.
 Scores = Mapping[str, Mapping[str, Any]]
@@ -168,7 +168,7 @@ def _score(task: Task, folder: Path, config: ConfigDict, **options: Any) -> dict
 
 
 def _labelled(config: ConfigDict) -> bool:
-    from input_pipeline import pipeline
+    from fada_jax.input_pipeline import pipeline
 
     class_set = classes.get_class_set(config.class_set)
     return pipeline.class_counts(config.data_dir, train.make_stream(config.source), class_set) is not None

@@ -361,7 +361,7 @@ def run_frameworks(command: str, work: Work, options: flags.FlagValues) -> dict[
     if options.only:
         run = run_jax
         if options.only == "torch":
-            import benchmark_torch
+            from fada_jax.scripts import benchmark_torch
 
             run = functools.partial(benchmark_torch.run, cores=options.cores)
         print(json.dumps(run(command, work, options.warmup, options.repeats)))
@@ -533,7 +533,7 @@ def main(arguments: list[str]) -> None:
 
 def benchmark_input() -> Any:
     """The input's benchmark: it alone needs the input pipeline."""
-    import benchmark_input
+    from fada_jax.scripts import benchmark_input
 
     return benchmark_input
 

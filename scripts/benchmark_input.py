@@ -116,7 +116,7 @@ def torch_batches(root: Path, jitter: str) -> Iterator[Any]:
 
 def our_batches(data_dir: Path, jitter: str, batch_size: int = BATCH_SIZE, start_step: int = 0) -> Iterator[Any]:
     """The training stream."""
-    from input_pipeline import pipeline
+    from fada_jax.input_pipeline import pipeline
 
     augment = pipeline.Augment(**JITTER, jitter_first=jitter == "jitter") if jitter else pipeline.Augment()
     stream = pipeline.Stream("gta5", "train", SIZE, augment=augment, sampling="balanced")
@@ -143,7 +143,7 @@ def measure_rates(batches: int, compare: bool) -> dict[str, Any]:
       ``cases``: name -> ``images_per_second_per_core``, ``cores_needed`` and, compared, ``torch`` and ``speedup``;
       ``megabytes``: an image as PNG and as record, at both sizes.
     """
-    from input_pipeline import builders
+    from fada_jax.input_pipeline import builders
 
     result: dict[str, Any] = {"cases": {}, "images_needed_per_second": NEEDED, "megabytes": {}}
     with tempfile.TemporaryDirectory() as folder:
@@ -216,7 +216,7 @@ def measure_resume(step: int) -> dict[str, Any]:
 
 def _resized_data() -> tempfile.TemporaryDirectory:
     """A folder with four generated images converted at 1280x720."""
-    from input_pipeline import builders
+    from fada_jax.input_pipeline import builders
 
     folder = tempfile.TemporaryDirectory()
     make_raw(Path(folder.name) / "raw", 4)

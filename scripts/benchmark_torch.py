@@ -133,7 +133,7 @@ def make_inference(work: Any, device: torch.device, prepare: Callable[[Any], Any
 
 def run(command: str, work: Any, warmup: int, repeats: int, cores: int) -> dict[str, Any]:
     """Times PyTorch in this process; see ``benchmark.run_jax``."""
-    import benchmark
+    from fada_jax.scripts import benchmark
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     accelerated = device.type == "cuda"

@@ -31,7 +31,7 @@ def labelled_examples(
     config: ConfigDict, domain: str, data_dir: str, class_set: ClassSet, count: int, seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Random images of a domain at the network's input size, with their labels."""
-    from input_pipeline import pipeline
+    from fada_jax.input_pipeline import pipeline
 
     stream = train.make_stream(config[domain], augment=False)
     total = pipeline.num_examples(data_dir, stream)

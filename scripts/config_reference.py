@@ -13,8 +13,8 @@ from typing import Any
 
 from absl import flags
 
-from configs import base
 from fada_jax import cli, settings
+from fada_jax.configs import base
 from fada_jax.errors import UserError
 from fada_jax.evaluate import write_text
 

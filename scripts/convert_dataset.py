@@ -26,7 +26,7 @@ from fada_jax.errors import UserError
 
 
 def main(arguments: list[str]) -> None:
-    from input_pipeline import builders, raw_datasets
+    from fada_jax.input_pipeline import builders, raw_datasets
 
     if arguments:
         raise UserError(f"unexpected argument {arguments[0]!r}: this command takes flags only")
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _convert(options: flags.FlagValues, title: str, city: str, size: tuple[int, int] | None) -> None:
-    from input_pipeline import builders
+    from fada_jax.input_pipeline import builders
 
     if not options.raw_dir:
         raise UserError("--raw_dir is missing: the folder of the raw data")

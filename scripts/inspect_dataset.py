@@ -24,7 +24,7 @@ def choose_class_set(dataset: str, root: Path, name: str) -> ClassSet:
     Raises:
       UserError: no such class set.
     """
-    from input_pipeline import builders
+    from fada_jax.input_pipeline import builders
 
     if name:
         try:
@@ -55,7 +55,7 @@ def frequency_table(counts: np.ndarray, class_set: ClassSet) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    from input_pipeline import builders, pipeline
+    from fada_jax.input_pipeline import builders, pipeline
 
     if arguments:
         raise UserError(f"unexpected argument {arguments[0]!r}: this command takes flags only")

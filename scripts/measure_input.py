@@ -22,14 +22,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import benchmark_input
 import numpy as np
 import PIL
 from absl import flags
 
 from fada_jax import classes, cli
 from fada_jax.errors import UserError
-from input_pipeline import augmentation, builders, pipeline
+from fada_jax.input_pipeline import augmentation, builders, pipeline
+from fada_jax.scripts import benchmark_input
 
 # Images that are generated, those read before the clock starts, and how often each order is timed, in turns.
 IMAGES, WARMUP, ROUNDS = 8, 4, 3

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from make_miniature import png16
 from PIL import Image
-from rehearsal_table import RESNET, VGG
 
 from fada_jax import classes
+from fada_jax.scripts.make_miniature import png16
+from fada_jax.scripts.rehearsal_table import RESNET, VGG
 
 # The city of Cross-City.
 CITY = "Rome"

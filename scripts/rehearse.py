@@ -36,8 +36,11 @@ import jax
 import numpy as np
 from absl import flags
 from PIL import Image
-from rehearsal_inputs import CITY, SMALL, caffe_vgg, make_raw, raw_files, torchvision_resnet
-from rehearsal_table import (
+
+from fada_jax import checkpoints, cli, convert_weights, files
+from fada_jax.errors import UserError
+from fada_jax.scripts.rehearsal_inputs import CITY, SMALL, caffe_vgg, make_raw, raw_files, torchvision_resnet
+from fada_jax.scripts.rehearsal_table import (
     BACKBONES,
     CITIES,
     CONVERSION,
@@ -55,10 +58,7 @@ from rehearsal_table import (
     stage_of,
 )
 
-from fada_jax import checkpoints, cli, convert_weights, files
-from fada_jax.errors import UserError
-
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 MARKER = "rehearsal.json"
 DOCS, DOCS_ROWS = ROOT / "docs" / "method.md", ROOT / "docs" / "rehearsal.json"
 BEGIN, END = "<!-- rehearsal -->", "<!-- end of rehearsal -->"
@@ -253,7 +253,7 @@ def target_images(rehearsal: Rehearsal, run: Run) -> dict[str, Path]:
 
 def pseudo_labels(rehearsal: Rehearsal, run: Run) -> dict[str, np.ndarray]:
     """What the student reads as the labels of the target's training images, by name, uint8 [H, W]."""
-    from input_pipeline import pipeline
+    from fada_jax.input_pipeline import pipeline
 
     student = checkpoints.load_model(rehearsal.workdir(run) / "self_distillation")
     target = student.config["target"]

@@ -22,10 +22,10 @@ import jinja2
 from absl import flags
 from matplotlib.figure import Figure
 from PIL import Image
-from run_recipe import LABELS
 
 from fada_jax import cli, evaluate, figures, images, paper
 from fada_jax.errors import UserError
+from fada_jax.scripts.run_recipe import LABELS
 
 TEMPLATE = Path(__file__).with_name("report.html")
 STAGES = ("source", "control", "adversarial", "self_distillation")

@@ -145,7 +145,7 @@ def write_panels(workdir: Path, config: ConfigDict, count: int = 4) -> None:
 
     ``panels/`` receives them one by one, N_{image,source,adversarial,label}.png; ``panel.png`` has them all.
     """
-    from input_pipeline import pipeline
+    from fada_jax.input_pipeline import pipeline
 
     class_set = classes.get_class_set(config.class_set)
     stages = ("source", "adversarial")

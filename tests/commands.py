@@ -65,7 +65,6 @@ def command_here(*arguments):
                 sys.argv = sys.argv[1:]
                 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
             else:
-                sys.path.insert(0, str(ROOT / "scripts"))
                 runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
     except SystemExit as stop:
         status = stop.code or 0

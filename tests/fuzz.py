@@ -29,8 +29,8 @@ from PIL import Image
 
 from fada_jax import classes, convert_weights, images, torch_weights
 from fada_jax.errors import UserError
+from fada_jax.input_pipeline import raw_datasets
 from fada_jax.models import ModelSpec
-from input_pipeline import raw_datasets
 
 
 def image_files():

@@ -27,7 +27,7 @@ import orbax.checkpoint as ocp
 import raw_trees
 from commands import ROOT, environment
 
-from input_pipeline import builders
+from fada_jax.input_pipeline import builders
 
 STAGES = ("source", "control", "adversarial", "self_distillation")
 STEPS = 48

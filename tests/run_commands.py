@@ -46,5 +46,4 @@ def run(module, arguments):
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT / "scripts"))
     print(json.dumps([run(module, arguments) for module, *arguments in json.load(sys.stdin)]))

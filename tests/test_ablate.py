@@ -1,7 +1,6 @@
 """Tables over seeds: what they say, against SciPy's own intervals; no training."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -9,9 +8,7 @@ from commands import ROOT
 from scipy import stats
 
 from fada_jax.errors import UserError
-
-sys.path.insert(0, str(ROOT / "scripts"))
-import ablate
+from fada_jax.scripts import ablate
 
 ROWS = ("source_only", "control", "colour_matching_global", "colour_matching_image", "adapted", "oracle", "binary")
 

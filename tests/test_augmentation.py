@@ -5,7 +5,6 @@ import colorsys
 import dataclasses
 import itertools
 import math
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,22 +12,18 @@ import pytest
 import raw_trees
 import released_transforms as released
 import scipy.stats
-from commands import ROOT
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import measure_input
-
-from configs import gta5_to_cityscapes, synthia_to_cityscapes
 from fada_jax import train
 from fada_jax.classes import IGNORE, get_class_set
+from fada_jax.configs import gta5_to_cityscapes, synthia_to_cityscapes
+from fada_jax.input_pipeline import augmentation, builders, pipeline
+from fada_jax.input_pipeline.augmentation import Augment
 from fada_jax.preprocessing import CAFFE, IMAGENET, normalise
+from fada_jax.scripts import measure_input
 from fada_jax.settings import preprocessing
-from input_pipeline import augmentation, builders, pipeline
-from input_pipeline.augmentation import Augment
 
 SEEDS = st.integers(0, 2**32 - 1)
 # Where images and labels of a data set lie, and their names.

@@ -16,10 +16,10 @@ from commands import ROOT, command_here, one_error
 from ml_collections import ConfigDict
 from PIL import Image
 
-from configs import gta5_to_cityscapes
 from fada_jax import checkpoints, classes, images, settings, train
+from fada_jax.configs import gta5_to_cityscapes
 from fada_jax.errors import UserError
-from input_pipeline import builders, raw_datasets
+from fada_jax.input_pipeline import builders, raw_datasets
 
 CONFIG = "--config=configs/gta5_to_cityscapes.py:size=miniature"
 SIZES = ("--config.source.size=(48,32)", "--config.target.size=(48,24)", "--config.eval.size=(48,24)")

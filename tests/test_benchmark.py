@@ -14,13 +14,10 @@ import pytest
 from commands import ROOT, command, environment
 from test_steps import SPEC
 
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import benchmark
-
 from fada_jax import losses, steps
 from fada_jax.models import resize_align_corners
 from fada_jax.models.convolution import convolve
+from fada_jax.scripts import benchmark
 
 
 class Narrow(benchmark.Work):

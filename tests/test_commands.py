@@ -15,7 +15,7 @@ from PIL import Image
 from fada_jax import __main__ as program
 from fada_jax import classes, cli, predict
 from fada_jax.errors import UserError
-from scripts import config_reference
+from fada_jax.scripts import config_reference
 
 CONFIG = "--config=configs/gta5_to_cityscapes.py:size=miniature"
 
@@ -38,7 +38,7 @@ def test_every_command_says_what_it_does_with_an_example():
         assert status == 0 and not err, (module, err)
         first, *rest = out.splitlines()
         assert re.match(r"[A-Z].{25,}[.:;]$|[A-Z].{25,},", first), (module, first)
-        command = module.replace("scripts.", "scripts/") if module != "fada_jax" else "fada-jax"
+        command = module.replace("fada_jax.scripts.", "scripts/") if module != "fada_jax" else "fada-jax"
         assert any(line.startswith("  ") and command in line for line in rest), (module, "no example")
         # ``__main__`` lists commands instead of flags.
         assert module == "fada_jax" or "Flags:" in out, module
@@ -70,15 +70,16 @@ def test_wrong_use_of_every_command_ends_with_one_line(tmp_path):
         ([*predict_, "--submission", f"{tmp_path}/image.png"], 1, "<city>_<seq>_<frame>_leftImg8bit.png"),
         ([*predict_, "--tile=big", nowhere], 1, "--tile=big: must be WIDTHxHEIGHT"),
         ([*predict_, "--overlap=2", nowhere], 2, "overlap"),
-        (["scripts.make_miniature"], 1, "--out is missing"),
-        (["scripts.convert_dataset", "--dataset=gta5"], 2, "data_dir"),
-        (["scripts.convert_dataset", "--dataset=gta6", "--data_dir=D"], 2, "gta6"),
-        (["scripts.convert_dataset", "--dataset=gta5", f"--raw_dir={nowhere}", f"--data_dir={tmp_path}/d"], 1, nowhere),
-        (["scripts.inspect_dataset", "--dataset=gta5", f"--data_dir={nowhere}"], 1, nowhere),
-        (["scripts.run_recipe", CONFIG], 2, "workdir"),
-        (["scripts.run_recipe", "--config=configs/none.py", "--workdir=W"], 1, "configs/none.py"),
-        (["scripts.report", f"--workdir={nowhere}", f"--output={tmp_path}/r.html"], 1, nowhere),
-        (["scripts.config_reference", "surplus"], 1, "unexpected argument 'surplus'"),
+        (["fada_jax.scripts.make_miniature"], 1, "--out is missing"),
+        (["fada_jax.scripts.convert_dataset", "--dataset=gta5"], 2, "data_dir"),
+        (["fada_jax.scripts.convert_dataset", "--dataset=gta6", "--data_dir=D"], 2, "gta6"),
+        (["fada_jax.scripts.convert_dataset", "--dataset=gta5", f"--raw_dir={nowhere}", f"--data_dir={tmp_path}/d"],
+         1, nowhere),
+        (["fada_jax.scripts.inspect_dataset", "--dataset=gta5", f"--data_dir={nowhere}"], 1, nowhere),
+        (["fada_jax.scripts.run_recipe", CONFIG], 2, "workdir"),
+        (["fada_jax.scripts.run_recipe", "--config=configs/none.py", "--workdir=W"], 1, "configs/none.py"),
+        (["fada_jax.scripts.report", f"--workdir={nowhere}", f"--output={tmp_path}/r.html"], 1, nowhere),
+        (["fada_jax.scripts.config_reference", "surplus"], 1, "unexpected argument 'surplus'"),
     ]  # fmt: skip
     for (command, status, expected), (got, _, err) in zip(cases, run([case[0] for case in cases]), strict=True):
         lines = [line for line in err.splitlines() if line.startswith("error:")]

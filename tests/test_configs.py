@@ -5,15 +5,15 @@ import importlib
 import jax
 import pytest
 
-from configs import base
 from fada_jax import classes, optim, settings, train
+from fada_jax.configs import base
 from fada_jax.errors import UserError
 
 TASKS = ("gta5_to_cityscapes", "synthia_to_cityscapes", "cityscapes_to_crosscity", "camvid_day_to_dusk")
 
 
 def load(task, arguments=""):
-    return importlib.import_module(f"configs.{task}").get_config(arguments)
+    return importlib.import_module(f"fada_jax.configs.{task}").get_config(arguments)
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -21,7 +21,7 @@ from PIL import Image
 
 from fada_jax.classes import ENCODINGS, IGNORE, get_class_set, label_table, read_class_map
 from fada_jax.errors import UserError
-from input_pipeline import builders, pipeline, raw_datasets
+from fada_jax.input_pipeline import builders, pipeline, raw_datasets
 
 CAMVID = ROOT.parent / "shared" / "data" / "camvid"
 
@@ -122,7 +122,7 @@ def test_damaged_16_bit_labels_are_named(tmp_path):
 READ_LABELS = """
 import sys
 from pathlib import Path
-from input_pipeline import raw_datasets
+from fada_jax.input_pipeline import raw_datasets
 for path in sys.argv[1:]:
     try:
         print(raw_datasets.read_label(Path(path)).sum(), "tensorflow" in sys.modules)

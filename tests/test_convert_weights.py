@@ -12,8 +12,8 @@ torch = pytest.importorskip("torch")
 import parity  # noqa: E402
 from commands import command_here, one_error  # noqa: E402
 
-from configs import gta5_to_cityscapes, synthia_to_cityscapes  # noqa: E402
 from fada_jax import checkpoints, convert_weights, preprocessing, train  # noqa: E402
+from fada_jax.configs import gta5_to_cityscapes, synthia_to_cityscapes  # noqa: E402
 from fada_jax.errors import UserError  # noqa: E402
 from fada_jax.models import ModelSpec  # noqa: E402
 

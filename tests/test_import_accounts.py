@@ -12,8 +12,8 @@ torch = pytest.importorskip("torch")
 
 import torch_reference as reference  # noqa: E402
 
-from configs import gta5_to_cityscapes  # noqa: E402
 from fada_jax import checkpoints, classes, convert_weights, settings, train  # noqa: E402
+from fada_jax.configs import gta5_to_cityscapes  # noqa: E402
 from fada_jax.errors import UserError  # noqa: E402
 
 K, STEP = 19, 7

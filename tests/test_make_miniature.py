@@ -19,9 +19,8 @@ from fada_jax import classes
 from fada_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
 
-import make_miniature as mini  # noqa: E402
+from fada_jax.scripts import make_miniature as mini  # noqa: E402
 
 COUNTS = mini.Counts(source=6, target=5, val=4, test=2, city_train=1, city_test=1)
 

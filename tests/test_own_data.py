@@ -11,7 +11,7 @@ from commands import ROOT, command
 from PIL import Image
 
 from fada_jax import checkpoints
-from input_pipeline import raw_datasets
+from fada_jax.input_pipeline import raw_datasets
 
 EXAMPLE = ROOT / "examples" / "own_pair"
 

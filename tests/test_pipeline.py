@@ -13,8 +13,8 @@ from PIL import Image
 
 from fada_jax.classes import IGNORE, get_class_set
 from fada_jax.errors import UserError
-from input_pipeline import builders, pipeline, raw_datasets, sampling
-from input_pipeline.pipeline import Augment, Stream
+from fada_jax.input_pipeline import builders, pipeline, raw_datasets, sampling
+from fada_jax.input_pipeline.pipeline import Augment, Stream
 
 CITYSCAPES = get_class_set("cityscapes19")
 EVERYTHING = Augment(True, (0.5, 1.5), (48, 32), 0.5, 0.5, 0.5, 0.2)

@@ -15,7 +15,7 @@ from commands import ROOT, environment, one_error
 from PIL import Image
 
 from fada_jax import checkpoints
-from input_pipeline import builders, pipeline
+from fada_jax.input_pipeline import builders, pipeline
 
 CONFIG = "configs/gta5_to_cityscapes.py:size=miniature,stage=adversarial"
 

@@ -19,9 +19,9 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix, jaccard_score
 
 import fada_jax
-from configs import gta5_to_cityscapes
 from fada_jax import checkpoints, classes, convert_weights, export, optim, predictor, steps, torch_weights
 from fada_jax import settings as project_settings
+from fada_jax.configs import gta5_to_cityscapes
 from fada_jax.errors import UserError
 
 TINY = {

@@ -2,21 +2,17 @@
 
 import dataclasses
 import json
-import sys
 
 import numpy as np
 import pytest
-from commands import ROOT, command
+from commands import command
 
-from configs import cityscapes_to_crosscity, gta5_to_cityscapes, synthia_to_cityscapes
 from fada_jax.classes import ENCODINGS
+from fada_jax.configs import cityscapes_to_crosscity, gta5_to_cityscapes, synthia_to_cityscapes
 from fada_jax.errors import UserError
-from input_pipeline import raw_datasets
-
-sys.path.insert(0, str(ROOT / "scripts"))
-import rehearsal_inputs
-import rehearsal_table as table
-import rehearse
+from fada_jax.input_pipeline import raw_datasets
+from fada_jax.scripts import rehearsal_inputs, rehearse
+from fada_jax.scripts import rehearsal_table as table
 
 RUN = (table.GTA5, table.VGG)
 RUNS = [(task, backbone) for task in table.TASKS for backbone in table.BACKBONES]

@@ -17,7 +17,6 @@ from commands import command_here, on_devices, one_error
 from PIL import Image
 
 import fada_jax
-from configs import cityscapes_to_crosscity, gta5_to_cityscapes
 from fada_jax import (
     api,
     checkpoints,
@@ -33,12 +32,13 @@ from fada_jax import (
     steps,
     train,
 )
+from fada_jax.configs import cityscapes_to_crosscity, gta5_to_cityscapes
 from fada_jax.errors import UserError
+from fada_jax.input_pipeline import builders, pipeline
 from fada_jax.models import Discriminator, Segmenter, compute_dtype
 from fada_jax.models.convolution import written_for
 from fada_jax.optim import OptimizerSpec
-from input_pipeline import builders, pipeline
-from scripts import run_recipe
+from fada_jax.scripts import run_recipe
 
 NARROW = {
     "total_steps": 2, "batch_size": 4, "checkpoint_every": 1, "log_every": 1, "log_images": 0, "loss_block_rows": 0,

@@ -22,7 +22,7 @@ from test_bad_inputs import tiny_config, write_checkpoints
 
 from fada_jax import checkpoints, classes, cli, evaluate, loop, settings, sharding, train, workdirs
 from fada_jax.errors import UserError
-from input_pipeline import builders, pipeline
+from fada_jax.input_pipeline import builders, pipeline
 
 
 @pytest.fixture(scope="module")

@@ -2,20 +2,17 @@
 
 import json
 import shutil
-import sys
 import tempfile
 
 import numpy as np
 import pytest
-from commands import ROOT, command
+from commands import command
 
 from fada_jax import images, paper
 from fada_jax.classes import get_class_set
 from fada_jax.errors import UserError
-
-sys.path.insert(0, str(ROOT / "scripts"))
-import report
-from ablate import LABELS
+from fada_jax.scripts import report
+from fada_jax.scripts.ablate import LABELS
 
 ROWS = ("source_only", "control", "colour_matching", "adapted", "self_distilled", "self_distilled_multi_scale")
 STAGES = ("source", "control", "adversarial", "self_distillation")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from configs import gta5_to_cityscapes
 from fada_jax import loop, run_log, settings
+from fada_jax.configs import gta5_to_cityscapes
 from fada_jax.errors import UserError
 
 VALUES = {"loss_seg": 1.5, "steps_per_second": 4.0, "data_wait": 0.25}

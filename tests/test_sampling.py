@@ -15,11 +15,11 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs import gta5_to_cityscapes
 from fada_jax import train
 from fada_jax.classes import get_class_set
-from input_pipeline import builders, pipeline, sampling
-from input_pipeline.pipeline import Stream
+from fada_jax.configs import gta5_to_cityscapes
+from fada_jax.input_pipeline import builders, pipeline, sampling
+from fada_jax.input_pipeline.pipeline import Stream
 
 CITYSCAPES = get_class_set("cityscapes19")
 

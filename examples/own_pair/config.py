@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from configs import base
+from fada_jax.configs import base
 
 
 def get_config(arguments: str = "") -> ConfigDict:
