@@ -27,16 +27,13 @@ def get_config(arguments: str = "") -> ConfigDict:
     config.source = base.stream("camvid", "train_day", size)
     config.target = base.stream("camvid", "train_dusk", size)
     config.eval = base.stream("camvid", "test_dusk", size)
-    base.released_augmentation(config)
-    if args.stage == "self_distillation":
-        config.target.update(size=size, crop=size)
-        config.eval.size = size
+    base.released_augmentation(config, size)
     if args.size == "miniature":
         base.miniature(config)
         base.miniature_streams(config, (192, 144), (192, 144))
         # Few images for so many steps: flips in every stage, and the released jitter.
         config.source.flip = config.target.flip = True
         base.released_jitter(config)
-        if args.stage == "adversarial":  # Chosen on train_dusk (docs/results.md).
+        if args.stage == "adaptation":  # Chosen on train_dusk (docs/results.md).
             config.lambda_adv = {"fada": 0.1, "binary": 0.03}.get(args.method, config.lambda_adv)
     return base.finish(config)

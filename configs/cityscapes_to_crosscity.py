@@ -10,9 +10,8 @@ no Cross-City set-up: the settings are those of GTA5 -> Cityscapes.
 
 from ml_collections import ConfigDict
 
+from fada_jax.classes import CITIES
 from fada_jax.configs import base
-
-CITIES = ("Rome", "Rio", "Tokyo", "Taipei")
 
 
 def get_config(arguments: str = "") -> ConfigDict:

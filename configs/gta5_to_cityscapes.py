@@ -4,7 +4,7 @@
       --config.init_from=IMAGENET
   python scripts/run_recipe.py --config=configs/gta5_to_cityscapes.py:size=miniature --workdir=W
 
-Arguments: stage, method, backbone, size (see configs/base.py). A released adversarial step (4 x 1280x720 and
+Arguments: stage, method, backbone, size (see configs/base.py). A released adaptation step (4 x 1280x720 and
 4 x 1024x512, ResNet-101) is about 26 TFLOP.
 """
 

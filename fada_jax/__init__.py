@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from fada_jax.api import load, train_stage
     from fada_jax.classes import ClassSet
     from fada_jax.errors import UserError
-    from fada_jax.predictor import Predictor
+    from fada_jax.evaluation.predictor import Predictor
 
 __version__ = "0.1.0"
 __all__ = ["ClassSet", "Predictor", "UserError", "__version__", "load", "train_stage"]
 
 _HOMES = {
     "ClassSet": "classes",
-    "Predictor": "predictor",
+    "Predictor": "evaluation.predictor",
     "UserError": "errors",
     "load": "api",
     "train_stage": "api",

@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from fada_jax import checkpoints, export, files, predictor
+from fada_jax import config as schema
+from fada_jax import files
 from fada_jax.errors import UserError
-from fada_jax.evaluate import stage_workdir
+from fada_jax.evaluation import predictor
+from fada_jax.interop import importing, stablehlo
 from fada_jax.models import DTYPES
+from fada_jax.stages import run
+from fada_jax.stages.workdirs import stage_workdir
+from fada_jax.training import checkpoints
 
 
 def load(path: str | Path, *, checkpoint: str = "last", dtype: str = "auto") -> predictor.Predictor:
@@ -35,13 +38,11 @@ def load(path: str | Path, *, checkpoint: str = "last", dtype: str = "auto") -> 
         raise UserError(f"dtype={dtype!r}: one of {', '.join(DTYPES)}")
     path = files.local(path)
     if path.suffix in (".pth", ".safetensors"):
-        from fada_jax import convert_weights
-
-        return predictor.from_model(convert_weights.read_model(path), dtype)
+        return predictor.from_model(importing.read_model(path), dtype)
     if not path.is_dir():
         raise UserError(f"{path}: no such workdir, checkpoint, weight file or artifact")
-    if export.is_artifact(path):
-        artifact = export.load_artifact(path)
+    if stablehlo.is_artifact(path):
+        artifact = stablehlo.load_artifact(path)
         if dtype not in ("auto", artifact.dtype):
             raise UserError(f"{path} computes in {artifact.dtype} here: export it again with --dtype={dtype}")
         return artifact
@@ -51,27 +52,25 @@ def load(path: str | Path, *, checkpoint: str = "last", dtype: str = "auto") -> 
 
 
 def train_stage(
-    config: ConfigDict,
+    config: schema.Experiment,
     workdir: str | Path,
     batches: Iterable[Mapping[str, Any]] | None = None,
     *,
     log: Callable[[str], None] = print,
 ) -> predictor.Predictor:
-    """Trains one stage (source, adversarial or self_distillation) and returns the model that it ends with.
+    """Trains one stage (source, adaptation or self_distillation) and returns the model that it ends with.
 
     Args:
       config: of ``configs/``; ``config.init_from`` names the workdir of the stage before.
       workdir: receives checkpoints and logs; the same call goes on where it stopped.
       batches: one batch a step, from step 0 on, instead of the config's data sets: ``{"source": {"image", "label"}}``,
-        in the adversarial stage also ``"target": {"image"}``; images uint8 [n, H, W, 3], labels uint8 [n, H, W] with
-        255 ignored. In the adversarial stage n is half of ``config.batch_size``, else all of it. For self-distillation
+        in the adaptation stage also ``"target": {"image"}``; images uint8 [n, H, W, 3], labels uint8 [n, H, W] with
+        255 ignored. In the adaptation stage n is half of ``config.batch_size``, else all of it. For self-distillation
         the labels are those that the adapted model gives to target images.
       log: receives the progress lines.
 
     Raises:
       UserError: anything that the caller can mend; the message says how.
     """
-    from fada_jax import train
-
-    train.train(config, workdir, batches=batches, log=log)
+    run.train(schema.read(config), workdir, batches=batches, log=log)
     return load(workdir)

@@ -19,6 +19,8 @@ import numpy as np
 from fada_jax.errors import UserError
 
 IGNORE = 255
+# Target cities of Cross-City.
+CITIES = ("Rome", "Rio", "Tokyo", "Taipei")
 
 # Cityscapes classes in train id order: name, raw id, colour of the official palette.
 _CITYSCAPES = (

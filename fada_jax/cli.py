@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 from absl import flags, logging
-from jax.experimental import multihost_utils
 
-from fada_jax import files
+from fada_jax import distributed, files
 from fada_jax.errors import UserError, storage_fault
 from fada_jax.models import DTYPES
 
@@ -183,26 +182,19 @@ def join_processes() -> None:
       UserError: the flags do not fit together, or the others cannot be reached.
     """
     options = flags.FLAGS
-    if options.deterministic:
-        # Read when the first device is touched. It excludes nondeterministic kernels and autotuning, which may choose
-        # other kernels at every start.
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
-    if not options.coordinator:
-        if options.num_processes or options.process_id >= 0:
-            raise UserError("--num_processes and --process_id need --coordinator=HOST:PORT")
-        if not options.distributed:
-            return
-    elif not 0 <= options.process_id < options.num_processes:
+    if not options.coordinator and (options.num_processes or options.process_id >= 0):
+        raise UserError("--num_processes and --process_id need --coordinator=HOST:PORT")
+    if options.coordinator and not 0 <= options.process_id < options.num_processes:
         raise UserError(
             f"--process_id={options.process_id} must be from 0 to --num_processes={options.num_processes} - 1"
         )
-    given = {"num_processes": options.num_processes, "process_id": options.process_id} if options.coordinator else {}
-    try:
-        jax.distributed.initialize(options.coordinator or None, **given)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"cannot join the other processes: {error}") from error
-    # They meet while none is ahead: on CPUs the first meeting fails when one comes 30 seconds after the other.
-    multihost_utils.sync_global_devices("joined")
+    alone = not options.coordinator and not options.distributed
+    distributed.join(
+        options.coordinator,
+        1 if alone else options.num_processes,
+        options.process_id,
+        deterministic=options.deterministic,
+    )
     if jax.process_index():
         sys.stdout = open(os.devnull, "w")  # Process 0 speaks for all.
 

@@ -16,199 +16,19 @@ import io
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import flags
-from ml_collections import ConfigDict
 
-from fada_jax import checkpoints, cli, colour_matching, files, handovers, inference, metrics, sharding
+from fada_jax import cli
 from fada_jax.errors import UserError
-from fada_jax.models import ModelSpec, Segmenter, compute_dtype
-from fada_jax.preprocessing import Preprocessing
-
-# Stages of a recipe's workdir, the most adapted last.
-STAGE_FOLDERS = ("source", "adversarial", "self_distillation")
-
-
-def stage_workdir(workdir: str | Path) -> Path:
-    """``workdir`` itself when it holds checkpoints, otherwise its last finished stage.
-
-    Raises:
-      UserError: neither.
-    """
-    workdir = Path(workdir)
-    for folder in (workdir, *(workdir / name for name in reversed(STAGE_FOLDERS))):
-        if checkpoints.available_steps(folder):
-            return folder
-    raise UserError(f"no checkpoint in {checkpoints.directory(workdir)} or in a stage folder of {workdir}")
-
-
-@functools.lru_cache(16)
-def compiled_step(
-    spec: ModelSpec, preprocessing: Preprocessing, scales: tuple[float, ...], flip: bool, mesh: jax.sharding.Mesh
-) -> Callable[..., Any]:
-    """``inference.evaluation_step`` of a network on a mesh, jitted: scored again, it is not compiled again."""
-    step = functools.partial(
-        inference.evaluation_step,
-        apply_fn=Segmenter(spec).apply,
-        preprocessing=preprocessing,
-        scales=scales,
-        flip=flip,
-    )
-    return jax.jit(step, donate_argnums=0, out_shardings=sharding.replicated(mesh))
-
-
-def evaluate(
-    model: checkpoints.Model,
-    batches: Iterable[Mapping[str, Any]],
-    *,
-    scales: tuple[float, ...] = inference.SINGLE_SCALE,
-    flip: bool = False,
-    mesh: jax.sharding.Mesh | None = None,
-    variables: Any = None,
-    progress: Callable[[int], None] = lambda images: None,
-) -> dict[str, Any]:
-    """Scores a model on an iterator of batches; nothing leaves the device until the end.
-
-    Args:
-      model: of ``checkpoints.load_model``.
-      batches: ``image`` uint8 [N, H, W, 3], ``label`` uint8 [N, h, w] in the model's class set, ``mask`` bool [N];
-        N a multiple of the devices.
-      scales, flip: see ``inference.class_probabilities``.
-      mesh: devices that share a batch; None: all.
-      variables: weights on the mesh that take the place of the model's.
-      progress: called with the number of images that this process has handed over.
-
-    Returns:
-      scores of ``metrics.scores`` with ``confusion`` (nested list), ``num_images``, ``scored_at`` (label sizes).
-    """
-    mesh = mesh or sharding.make_mesh()
-    class_set = model.class_set
-    step = compiled_step(model.spec, model.preprocessing, scales, flip, mesh)
-    if variables is None:
-        variables = jax.device_put(model.variables, sharding.replicated(mesh))
-    zero = (metrics.empty_confusion(class_set.num_classes), jnp.zeros((), jnp.int32))
-    count = jax.device_put(zero, sharding.replicated(mesh))
-    done, sizes = 0, set()
-    for batch in batches:
-        if "label" not in batch:
-            raise UserError("this split has no labels to score against: choose another with --split")
-        sizes.add(f"{batch['label'].shape[2]}x{batch['label'].shape[1]}")
-        handovers.note(
-            "evaluation",
-            dataset=model.config["eval"]["dataset"],
-            input=handovers.size(batch["image"].shape[1:3]),
-            scales=scales,
-            flip=flip,
-            scored=handovers.size(batch["label"].shape[1:3]),
-        )
-        count = step(count, variables, sharding.put_batch({k: batch[k] for k in ("image", "label", "mask")}, mesh))
-        done += int(np.sum(batch["mask"]))
-        progress(done)
-    confusion, num_images = count
-    if not int(num_images):
-        raise UserError("no image to score in this split")
-    confusion = metrics.confusion_matrix(confusion)
-    return {
-        **metrics.scores(confusion, class_set),
-        "num_images": int(num_images),
-        "class_set": class_set.name,
-        "scored_at": ", ".join(sorted(sizes)),
-        "confusion": confusion.tolist(),
-    }
-
-
-def evaluate_stage(
-    workdir: str | Path,
-    *,
-    checkpoint: str = "last",
-    multi_scale: bool = False,
-    data_dir: str = "",
-    split: str = "",
-    dataset: str = "",
-    colour: str = "",
-    dtype: str = "auto",
-    show_progress: bool = False,
-) -> dict[str, Any]:
-    """Scores one checkpoint of a stage on the target it was configured for.
-
-    Args:
-      workdir: of a stage.
-      checkpoint: 'last' or a step.
-      multi_scale: the config's scales, each flipped, instead of the plain image.
-      data_dir, split, dataset: replace the config's.
-      colour: '' or a mode of ``colour_matching``: recolours the images to the source's statistics first.
-      dtype: compute type, see ``models.convolution.inference_dtype``.
-      show_progress: a line on stderr.
-
-    Returns:
-      the result of ``evaluate`` with ``multi_scale``, ``checkpoint_step``, ``dataset``, ``split``.
-    """
-    from fada_jax.input_pipeline import pipeline
-    from fada_jax.train import make_stream
-
-    model = checkpoints.in_dtype(checkpoints.load_model(workdir, checkpoint), dtype)
-    if not model.class_set:
-        raise UserError(f"{workdir}: these weights have no classifier to evaluate")
-    config = ConfigDict(model.config)
-    data_dir = data_dir or config.data_dir
-    if dataset:
-        config.eval.dataset = dataset
-    if split:
-        config.eval.split = split
-
-    def batches(stream: Any, **options: int) -> Iterable[Mapping[str, Any]]:
-        damaged = config.get("damaged_records", "fail")  # Checkpoints of earlier versions lack the key.
-        return pipeline.eval_batches(data_dir, stream, class_set=model.class_set, damaged_records=damaged, **options)
-
-    stream = make_stream(config.eval, augment=False)
-    total = pipeline.num_examples(data_dir, stream)
-    images = iter(
-        batches(
-            stream,
-            batch_size=config.eval_batch_size * len(jax.devices()),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-    )
-    if colour:
-        # Every process looks at the same images, whatever devices there are.
-        source, target = (
-            colour_matching.colour_statistics(
-                batches(
-                    make_stream(config[name], labels=False, augment=False, role="colours"),
-                    batch_size=1,
-                    limit=colour_matching.IMAGES,
-                )
-            )
-            for name in ("source", "target")
-        )
-        images = map(colour_matching.matcher(colour, source, target), images)
-    began = time.perf_counter()
-
-    def progress(done: int) -> None:
-        if show_progress and not jax.process_index():
-            done = min(done * jax.process_count(), total)
-            rate = done / (time.perf_counter() - began)
-            print(f"\r{done}/{total} images, {rate:.1f} images/s", end="", file=sys.stderr, flush=True)
-
-    scales = tuple(config.multi_scale) if multi_scale else inference.SINGLE_SCALE
-    result = evaluate(model, images, scales=scales, flip=multi_scale, progress=progress)
-    if show_progress:
-        print(file=sys.stderr)
-    return {
-        **result,
-        "multi_scale": multi_scale,
-        "checkpoint_step": model.step,
-        "dtype": compute_dtype(model.spec.dtype),
-        "dataset": config.eval.dataset,
-        "split": config.eval.split,
-    }
+from fada_jax.evaluation import colour_matching, scoring
+from fada_jax.files import write_text
+from fada_jax.stages.workdirs import stage_workdir
+from fada_jax.training import checkpoints
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -226,12 +46,6 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    with files.replacing(path) as partial:
-        partial.write_text(text)
-
-
 def to_csv(results: Iterable[Mapping[str, Any]]) -> str:
     """One row a checkpoint: step, mIoU, mIoU*, accuracy, IoU of each class."""
     buffer = io.StringIO()
@@ -246,6 +60,13 @@ def to_csv(results: Iterable[Mapping[str, Any]]) -> str:
     return buffer.getvalue()
 
 
+def show_progress(began: float, done: int, total: int) -> None:
+    """A line on stderr of process 0."""
+    if not jax.process_index():
+        rate = done / (time.perf_counter() - began)
+        print(f"\r{done}/{total} images, {rate:.1f} images/s", end="", file=sys.stderr, flush=True)
+
+
 def main(arguments: list[str]) -> None:
     if arguments:
         raise UserError(f"unexpected argument {arguments[0]!r}: this command takes flags only")
@@ -257,7 +78,7 @@ def main(arguments: list[str]) -> None:
     results = []
     for checkpoint in wanted:
         results.append(
-            evaluate_stage(
+            scoring.evaluate_stage(
                 workdir,
                 checkpoint=checkpoint,
                 multi_scale=options.multi_scale,
@@ -266,9 +87,10 @@ def main(arguments: list[str]) -> None:
                 split=options.split,
                 colour=options.colour_matching,
                 dtype=options.dtype,
-                show_progress=True,
+                progress=functools.partial(show_progress, time.perf_counter()),
             )
         )
+        print(file=sys.stderr)
         if options.checkpoint == "all":
             print(f"step {results[-1]['checkpoint_step']:>7}  mIoU {results[-1]['miou']:6.2f}")
     chosen = results[-1] if options.checkpoint != "best" else max(results, key=lambda r: r["miou"])

@@ -32,8 +32,8 @@ from absl import flags
 
 from fada_jax import api, classes, cli, images
 from fada_jax.errors import UserError
-from fada_jax.evaluate import write_text
-from fada_jax.predictor import Predictor
+from fada_jax.evaluation.predictor import Predictor
+from fada_jax.files import write_text
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _CITYSCAPES_NAME = re.compile(r"([a-z-]+_\d{6}_\d{6})(_.*)?")

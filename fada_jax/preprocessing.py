@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
+from fada_jax.ranges import Channels, Divisor, Divisors
+
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """``(channels in order * scale - mean) / std`` of uint8 RGB images.
+    """``(channels in order * scale - mean) / std`` of uint8 RGB images."""
 
-    Attributes:
-      channel_order: 'RGB' or 'BGR', the order the network expects.
-      scale: factor applied to 0-255 values first: 1/255 for networks trained on 0-1, 1 for 0-255.
-      mean, std: per channel in the network's order and range.
-    """
-
-    channel_order: str = "RGB"
-    scale: float = 1.0 / 255.0
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    channel_order: Literal["RGB", "BGR"] = "RGB"  # The order that the network expects.
+    scale: Divisor = 1.0 / 255.0  # Applied to 0-255 values first: 1/255 for networks trained on 0-1, 1 for 0-255.
+    mean: Channels = (0.485, 0.456, 0.406)  # In the network's order and range.
+    std: Divisors = (0.229, 0.224, 0.225)  # Likewise.
 
 
 IMAGENET = Preprocessing()

@@ -28,7 +28,7 @@ from fada_jax import files, handovers
 from fada_jax.classes import IGNORE, ClassSet, LabelEncoding, label_table
 from fada_jax.errors import UserError
 from fada_jax.input_pipeline import augmentation, builders, raw_datasets, sampling
-from fada_jax.input_pipeline.augmentation import Augment
+from fada_jax.input_pipeline.stream import Stream
 
 try:
     import cykooz_resizer
@@ -41,33 +41,6 @@ tf.config.set_visible_devices([], "GPU")
 _ENDLESS = np.iinfo(np.int64).max
 # What a stream does with a record whose checksum differs.
 ON_DAMAGE = ("fail", "skip")
-
-
-@dataclasses.dataclass(frozen=True)
-class Stream:
-    """A split of a data set as the network sees it.
-
-    Attributes:
-      dataset, split, city: which images.
-      size: (width, height) that whole images are resized to.
-      augment: random changes; training only.
-      sampling: one of ``sampling.KINDS``; training only. All but 'uniform' need the labels.
-      sampling_temperature: of 'rare'.
-      labels: yield labels.
-      pseudo_labels: file of ``write_pseudo_labels`` that replaces the labels; its maps hold class indices.
-      role: tells streams of one split apart, which would otherwise draw the same images in the same order.
-    """
-
-    dataset: str
-    split: str
-    size: tuple[int, int]
-    city: str = ""
-    augment: Augment = dataclasses.field(default_factory=Augment)
-    sampling: str = "uniform"
-    sampling_temperature: float = 0.01
-    labels: bool = True
-    pseudo_labels: str = ""
-    role: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

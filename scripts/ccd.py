@@ -17,23 +17,27 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict
 
-from fada_jax import checkpoints, cli, evaluate, figures, images, train
-from fada_jax import class_center_distance as ccd
+from fada_jax import cli, images
+from fada_jax import config as schema
 from fada_jax.classes import ClassSet
+from fada_jax.config import Config
 from fada_jax.errors import UserError
+from fada_jax.evaluation import class_center_distance as ccd
+from fada_jax.files import write_text
+from fada_jax.input_pipeline import pipeline
+from fada_jax.reporting import figures
+from fada_jax.stages import workdirs
+from fada_jax.training import checkpoints
 
-STAGES = ("source", "binary", "adversarial", "self_distillation")
+STAGES = ("source", "binary", "adaptation", "self_distillation")
 
 
 def labelled_examples(
-    config: ConfigDict, domain: str, data_dir: str, class_set: ClassSet, count: int, seed: int
+    config: Config, domain: str, data_dir: str, class_set: ClassSet, count: int, seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Random images of a domain at the network's input size, with their labels."""
-    from fada_jax.input_pipeline import pipeline
-
-    stream = train.make_stream(config[domain], augment=False)
+    stream = getattr(config, domain).stream(augment=False)
     total = pipeline.num_examples(data_dir, stream)
     numbers = np.random.default_rng(seed).permutation(total)[:count]
     for image, label in pipeline.examples(data_dir, stream, class_set, numbers):
@@ -47,7 +51,7 @@ def distances(stage: Path, data_dir: str, count: int, per_class: int, seed: int)
     model = checkpoints.in_dtype(checkpoints.load_model(stage), "auto")
     if not model.class_set:
         raise UserError(f"{stage}: these weights have no classifier, so no class set")
-    config = ConfigDict(model.config)
+    config = schema.stored(model.config, model.spec.num_classes)
     moments = {}
     for name, domain in (("source", "source"), ("target", "eval")):
         examples = labelled_examples(config, domain, data_dir or config.data_dir, model.class_set, count, seed)
@@ -74,7 +78,11 @@ def stage_names(stages: list[Path]) -> list[str]:
 def main(arguments: list[str]) -> None:
     options = flags.FLAGS
     workdir = Path(options.workdir)
-    stages = [Path(a) for a in arguments] or [workdir / s for s in STAGES if checkpoints.available_steps(workdir / s)]
+    stages = [Path(a) for a in arguments] or [
+        folder
+        for folder in (workdirs.stage_folder(workdir, stage) for stage in STAGES)
+        if checkpoints.available_steps(folder)
+    ]
     if not stages:
         raise UserError(f"{workdir} holds none of the stages {', '.join(STAGES)}: name the folders to measure")
     results = {}
@@ -86,7 +94,7 @@ def main(arguments: list[str]) -> None:
         raise UserError("the stages have different class sets: compare stages of one task")
     output = Path(options.output or workdir / "ccd")
     summary = {"images": options.images, "per_class": options.per_class, "seed": options.seed, "stages": results}
-    evaluate.write_text(output.with_name(output.name + ".json"), json.dumps(summary, indent=2) + "\n")
+    write_text(output.with_name(output.name + ".json"), json.dumps(summary, indent=2) + "\n")
     figure = figures.ccd_bars({name: result["both"] for name, result in results.items()})
     figures.save(figure, output.with_name(output.name + ".png"))
     print(f"written: {output}.json and .png")

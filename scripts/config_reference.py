@@ -1,4 +1,4 @@
-"""Writes docs/configs.md, the reference of config keys, from the comments of configs/base.py.
+"""Writes docs/configs.md, the reference of config keys, from the comments of fada_jax/config.py.
 
   python scripts/config_reference.py --output=docs/configs.md
 
@@ -7,70 +7,74 @@ A comment stands behind its key, or where it is longer above it.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 from typing import Any
 
 from absl import flags
 
-from fada_jax import cli, settings
+from fada_jax import cli
+from fada_jax.config import Config, StreamConfig
 from fada_jax.configs import base
 from fada_jax.errors import UserError
-from fada_jax.evaluate import write_text
+from fada_jax.files import write_text
+from fada_jax.training.optimizers import OptimizerSpec
 
-# Keys that several configs share, by the function that makes them.
+# Streams and optimizers share their keys.
 _SHARED = {
-    "source, target, eval": base.stream,
-    "generator_optimizer, discriminator_optimizer": base.optimizer,
+    "source, target, eval": StreamConfig,
+    "generator_optimizer, discriminator_optimizer": OptimizerSpec,
 }
 
 
-def comments(function: Any) -> dict[str, str]:
-    """Comments of a function's ``config.key = value`` lines, behind or else above them, by key; '' without any."""
-    found, above = {}, []
-    for line in inspect.getsource(function).splitlines():
-        match = re.match(r"\s+(?:\w+ = )?(config|model)\.([\w.]+) = (.*)$", line)
-        if match:
-            prefix = "model." if match[1] == "model" else ""
-            found[prefix + match[2]] = match[3].partition("  # ")[2] or " ".join(above)
+def comments(kind: type) -> dict[str, str]:
+    """Comments of a dataclass's fields, behind or else above them, by field; '' without any."""
+    texts, above = {}, []
+    for line in inspect.getsource(kind).splitlines():
+        if match := re.match(r"    (\w+): (.*)$", line):
+            texts[match[1]] = match[2].partition("  # ")[2] or " ".join(above)
         above = [*above, line.strip("# ")] if line.lstrip().startswith("#") else []
-    return found
+    return texts
 
 
-def _table(texts: dict[str, str], values: dict[str, Any], prefix: str = "") -> list[str]:
-    lines = ["| key | default | meaning |", "| --- | --- | --- |"]
-    for key, text in texts.items():
-        if key in values:
+def table(kind: type, default: Any, prefix: str = "") -> list[str]:
+    """Rows of a group's keys: name, default, meaning; groups inside it follow in their place."""
+    rows = []
+    for key, text in comments(kind).items():
+        if key not in {field.name for field in dataclasses.fields(kind)} - {"num_classes"}:
+            continue
+        value = getattr(default, key)
+        if not dataclasses.is_dataclass(value):
             cell = text.replace("|", "\\|")
-            lines.append(f"| `{prefix}{key}` | `{values[key]!r}` | {cell} |")
-    return lines
+            rows.append(f"| `{prefix}{key}` | `{value!r}` | {cell} |")
+        elif not any(isinstance(value, shared) for shared in _SHARED.values()):
+            rows += table(type(value), value, f"{key}.")
+    return rows
 
 
 def reference() -> str:
     """The page: arguments, then every key with its default and meaning."""
-    plain = base.get_config(base.parse("")).to_dict()
-    own = {key: value for key, value in plain.items() if key not in ("source", "target", "eval")}
+    head = ["| key | default | meaning |", "| --- | --- | --- |"]
     lines = [
         "# Configs",
         "",
-        "Written by `python scripts/config_reference.py` from the comments of `configs/base.py`; a test keeps it so.",
+        "Written by `python scripts/config_reference.py` from `fada_jax/config.py`; a test keeps it so.",
         "",
         "`--config=configs/TASK.py:argument=value,...` chooses a variant, `--config.key=value` then overrides any key.",
         "Unknown keys are refused. Defaults below are those of the released source stage with ResNet-101; the",
-        "adversarial stage, `size=miniature` and the task files change some of them.",
+        "adaptation stage, `size=miniature` and the task files change some of them.",
         "",
         "## Arguments",
         "",
         "| argument | default | values |",
         "| --- | --- | --- |",
     ]
-    allowed = {"stage": base.STAGES, "method": base.METHODS, "backbone": base.BACKBONES, "size": base.SIZES}
     for name, default in base.ARGUMENTS.items():
-        lines.append(f"| `{name}` | `{default}` | {', '.join(f'`{value}`' for value in allowed[name])} |")
-    lines += ["", "## Keys", "", *_table(comments(base.get_config), settings.flat(own))]
-    for name, function in _SHARED.items():
-        lines += ["", f"## Keys of {name}", "", (function.__doc__ or "").splitlines()[0].replace("``", "`"), ""]
-        lines += _table(comments(function), function().to_dict())
+        lines.append(f"| `{name}` | `{default}` | {', '.join(f'`{value}`' for value in base.VALUES[name])} |")
+    lines += ["", "## Keys", "", *head, *table(Config, Config())]
+    for name, kind in _SHARED.items():
+        lines += ["", f"## Keys of {name}", "", (kind.__doc__ or "").splitlines()[0], "", *head, *table(kind, kind())]
     return "\n".join(lines) + "\n"
 
 

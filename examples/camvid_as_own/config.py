@@ -19,10 +19,7 @@ def get_config(arguments: str = "") -> ConfigDict:
     config.source = base.stream("day", "train", size)
     config.target = base.stream("dusk", "train", size)
     config.eval = base.stream("dusk", "val", size)
-    base.released_augmentation(config)
-    if args.stage == "self_distillation":
-        config.target.update(size=size, crop=size)
-        config.eval.size = size
+    base.released_augmentation(config, size)
     if args.size == "miniature":
         base.miniature(config)
         base.miniature_streams(config, (192, 144), (192, 144))

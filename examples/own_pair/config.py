@@ -20,10 +20,7 @@ def get_config(arguments: str = "") -> ConfigDict:
     config.source = base.stream("rendered", "train", source)  # Labelled.
     config.target = base.stream("photos", "train", target)  # Needs no labels.
     config.eval = base.stream("photos", "val", target)  # Labelled, for the score alone.
-    base.released_augmentation(config)
-    if args.stage == "self_distillation":
-        config.target.update(size=target, crop=target)
-        config.eval.size = target
+    base.released_augmentation(config, target)
     if args.size == "miniature":
         base.miniature(config)
         base.miniature_streams(config, (128, 72), (128, 64))

@@ -1,52 +1,61 @@
-"""Adversarial methods, one file each: what the discriminator reads, and what class knowledge a pixel gives it.
+"""Systems by name, one file each: the networks that a method trains beside G, its states, and its pure step.
 
-Everything else is shared: L_seg, the two domain losses over ``[a; 0]`` and ``[0; a]`` (equations 5 and 6), the
-alternating step, D's convolutions. A new method is a frozen dataclass of the form of ``Method`` in a file of its own, a
-line in ``METHODS`` and its name in ``configs/base.py``; its fields are keys of ``config.knowledge``.
+A system is a frozen dataclass of the form of ``Method`` in a file of its own and a line in ``SYSTEMS``. Its fields are
+filled from the config's keys of the same names, and those that no key has from ``config.options``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import NamedTuple
 
-import jax
-
+from fada_jax.methods import stages
+from fada_jax.methods.adversarial import Adversarial
 from fada_jax.methods.binary import DomainLabels
 from fada_jax.methods.entropy import Entropy
-from fada_jax.methods.fine_grained import HardLabels, SoftLabels
+from fada_jax.methods.fada import HardLabels, SoftLabels
+from fada_jax.methods.interface import Batch, Method, Metrics, States, TrainingSpec
 from fada_jax.methods.output_space import OutputSpace
+from fada_jax.methods.supervised import Supervised
+
+__all__ = [
+    "SYSTEMS",
+    "Adversarial",
+    "Batch",
+    "DomainLabels",
+    "Entropy",
+    "HardLabels",
+    "Method",
+    "Metrics",
+    "OutputSpace",
+    "SoftLabels",
+    "States",
+    "Supervised",
+    "System",
+    "TrainingSpec",
+]
 
 
-class Method(Protocol):
-    """What distinguishes one adversarial method from another; hashable, so that it can be static under ``jax.jit``."""
+class System(NamedTuple):
+    """A method and the recipe that it is trained by."""
+
+    method: type[Method]
+    recipe: tuple[stages.Part, ...] = stages.ADAPTED
 
     @property
-    def temperature(self) -> float:
-        """T, divides the classifier's logits, in L_seg too."""
-
-    def num_outputs(self, num_classes: int) -> int:
-        """Channels of the discriminator: the first half stands for the source, the second for the target."""
-
-    def discriminator_input(self, logits: jax.Array, features: jax.Array) -> jax.Array:
-        """What D reads, [N, h, w, C], from logits [N, h, w, K] and features; L_adv reaches G through it."""
-
-    def class_knowledge(self, logits: jax.Array) -> jax.Array:
-        """Class knowledge ``a`` of each pixel, gradient stopped; all zeros where a pixel shall not count.
-
-        Args:
-          logits: float32 [N, H, W, K].
-
-        Returns:
-          float32 [N, H, W, num_outputs(K) / 2].
-        """
+    def adapts(self) -> bool:
+        """Whether it learns from target images in its adaptation stage."""
+        return "target" in self.method.streams
 
 
-# By ``config.method``. What is no key here (control, source_only, oracle) trains without a discriminator.
-METHODS: Mapping[str, type[Method]] = {
-    "fada": SoftLabels,
-    "hard": HardLabels,
-    "binary": DomainLabels,
-    "output_space": OutputSpace,
-    "entropy": Entropy,
+# By ``config.method``.
+SYSTEMS: Mapping[str, System] = {
+    "fada": System(SoftLabels),
+    "hard": System(HardLabels),
+    "binary": System(DomainLabels),
+    "output_space": System(OutputSpace),
+    "entropy": System(Entropy),
+    "control": System(Supervised, stages.CONTROL),
+    "source_only": System(Supervised, stages.SOURCE_ALONE),
+    "oracle": System(Supervised, stages.SOURCE_ALONE),
 }

@@ -4,27 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
+from fada_jax.methods.adversarial import Adversarial
 
 
 @dataclasses.dataclass(frozen=True)
-class DomainLabels:
-    """Binary domain labels [1, 0] and [0, 1] on features.
-
-    Attributes:
-      temperature: T, divides the logits of L_seg.
-    """
-
-    temperature: float = 1.8
-
-    def num_outputs(self, num_classes: int) -> int:
-        del num_classes
-        return 2
-
-    def discriminator_input(self, logits: jax.Array, features: jax.Array) -> jax.Array:
-        del logits
-        return features
-
-    def class_knowledge(self, logits: jax.Array) -> jax.Array:
-        return jnp.ones((*logits.shape[:-1], 1), jnp.float32)
+class DomainLabels(Adversarial):
+    """Binary domain labels [1, 0] and [0, 1] on features, with FADA's discriminator."""

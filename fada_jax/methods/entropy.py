@@ -11,11 +11,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from fada_jax.methods.binary import DomainLabels
+from fada_jax.methods.adversarial import Adversarial
 
 
 @dataclasses.dataclass(frozen=True)
-class Entropy(DomainLabels):
+class Entropy(Adversarial):
     """Binary domain labels on ``-p log p / log K`` with ``p = softmax(z / T)``, which sums to the entropy, 0 to 1."""
 
     def discriminator_input(self, logits: jax.Array, features: jax.Array) -> jax.Array:

@@ -11,11 +11,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from fada_jax.methods.binary import DomainLabels
+from fada_jax.methods.adversarial import Adversarial
 
 
 @dataclasses.dataclass(frozen=True)
-class OutputSpace(DomainLabels):
+class OutputSpace(Adversarial):
     """Binary domain labels on ``softmax(z / T)``."""
 
     def discriminator_input(self, logits: jax.Array, features: jax.Array) -> jax.Array:

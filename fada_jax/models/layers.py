@@ -15,8 +15,6 @@ from fada_jax.models.convolution import convolve, platform
 
 Dtype = Any
 
-NORMS = ("frozen", "live", "group")
-
 # PyTorch's default for the kernel of a convolution: uniform in +-1 / sqrt(fan_in), which has variance 1 / (3 fan_in).
 torch_kernel_init = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
 
@@ -186,7 +184,7 @@ class GroupNorm(nn.Module):
 
 
 def norm_layer(kind: str, dtype: Dtype) -> functools.partial:
-    """Constructor of the normalisation called ``kind``, one of ``NORMS``."""
+    """Constructor of a normalisation: 'frozen' or 'live' batch norm, or 'group' norm."""
     return functools.partial({"frozen": FrozenBatchNorm, "live": LiveBatchNorm, "group": GroupNorm}[kind], dtype=dtype)
 
 

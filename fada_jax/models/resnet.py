@@ -65,7 +65,7 @@ class ResNet(nn.Module):
       stem_width: channels of the 7x7 stem.
       stem_pool: max-pool after the stem; small images are better off without it.
       output_stride: input pixels per feature pixel.
-      norm: one of ``layers.NORMS``.
+      norm: see ``layers.norm_layer``.
       remat: keep only the blocks' outputs for the backward pass and compute their insides again.
     """
 

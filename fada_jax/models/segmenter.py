@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args, get_type_hints
 
 import flax.linen as nn
 import jax
@@ -14,40 +14,31 @@ from fada_jax.models import layers
 from fada_jax.models.convolution import compute_dtype
 from fada_jax.models.resnet import DEPTHS, ResNet
 from fada_jax.models.vgg import VGG16
+from fada_jax.ranges import Positive, Rates, Widths
 
-DTYPES = ("auto", "float32", "bfloat16")
 BACKBONES = (*(f"resnet{depth}" for depth in DEPTHS), "vgg16")
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """Everything that determines the shapes of G; it is stored in checkpoints.
+    """Everything that determines the shapes of G; it is stored in checkpoints."""
 
-    Attributes:
-      backbone: one of ``BACKBONES``.
-      num_classes: K.
-      norm: normalisation of a ResNet, one of ``layers.NORMS``.
-      stage_sizes: blocks per ResNet stage; empty: those of the backbone's depth.
-      widths: channels per stage; empty: the backbone's own.
-      stem_width: channels of the ResNet stem.
-      stem_pool: whether the ResNet stem ends in a max-pool.
-      output_stride: input pixels per feature pixel (ResNet).
-      aspp_rates: dilations of the classifier's parallel convolutions.
-      dtype: compute type, one of ``DTYPES``; parameters stay float32. 'auto' is resolved where the program runs.
-      remat: keep only the outputs of ResNet blocks for the backward pass.
-    """
+    backbone: str  # One of BACKBONES.
+    num_classes: int  # K.
+    # Self-distillation from GTA5 trains batch norm; every other released stage keeps it frozen.
+    norm: Literal["frozen", "live", "group"] = "frozen"
+    stage_sizes: Widths = ()  # ResNet blocks per stage; empty: the backbone's own.
+    widths: Widths = ()  # Channels per stage; empty: the backbone's own.
+    stem_width: Positive = 64  # Channels of the ResNet stem.
+    stem_pool: bool = True  # Max-pool after the ResNet stem.
+    output_stride: Literal[4, 8, 16, 32] = 8  # Input pixels per feature pixel (ResNet).
+    aspp_rates: Rates = (6, 12, 18, 24)  # Dilations of the classifier's parallel convolutions.
+    # Compute type; 'auto' is bfloat16 on accelerators and float32 on CPUs. Parameters stay float32.
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    remat: bool = False  # ResNet: compute the insides of blocks again in the backward pass instead of keeping them.
 
-    backbone: str
-    num_classes: int
-    norm: str = "frozen"
-    stage_sizes: tuple[int, ...] = ()
-    widths: tuple[int, ...] = ()
-    stem_width: int = 64
-    stem_pool: bool = True
-    output_stride: int = 8
-    aspp_rates: tuple[int, ...] = (6, 12, 18, 24)
-    dtype: str = "float32"
-    remat: bool = False
+
+DTYPES: tuple[str, ...] = get_args(get_type_hints(ModelSpec)["dtype"])
 
 
 def interchange(theirs: ModelSpec, ours: ModelSpec) -> list[tuple[str, Any, Any]]:

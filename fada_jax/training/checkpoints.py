@@ -7,7 +7,6 @@ prediction need nothing but a workdir. ``SHA256SUMS``, as ``sha256sum -c`` reads
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import hashlib
@@ -27,18 +26,18 @@ from flax import serialization
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from fada_jax import __version__, classes, files, sharding, steps
+from fada_jax import __version__, classes, distributed, files
 from fada_jax.errors import UserError, storage_fault
 from fada_jax.models import ModelSpec, compute_dtype
 from fada_jax.models.convolution import inference_dtype
-from fada_jax.optim import OptimizerSpec
 from fada_jax.preprocessing import Preprocessing
+from fada_jax.training import checksums
+from fada_jax.training.optimizers import OptimizerSpec
+from fada_jax.training.states import TrainState, create_generator, replace_weights
 
-States = dict[str, steps.TrainState]
+# Pytrees by name; ``generator`` is the TrainState of G.
+States = dict[str, Any]
 FORMAT = 1
-CHECKPOINTS, SUMS = "checkpoints", "SHA256SUMS"
-# orbax stamps these with the time when it commits a checkpoint, after the checksums are taken.
-_STAMPED = ("_CHECKPOINT_METADATA", "commit_success.txt")
 # What decides the last bits of a result.
 _LIBRARIES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow"),
@@ -80,13 +79,13 @@ class Model:
     @property
     def variables(self) -> dict[str, Any]:
         """Collections for ``Segmenter(spec).apply``."""
-        state = jax.eval_shape(lambda: steps.create_generator(self.spec, OptimizerSpec(), jax.random.key(0)))
-        return steps.replace_weights(state, self.params, self.batch_stats).variables
+        state = jax.eval_shape(lambda: create_generator(self.spec, OptimizerSpec(), jax.random.key(0)))
+        return replace_weights(state, self.params, self.batch_stats).variables
 
 
 def directory(workdir: str | Path) -> Path:
     """Folder of the checkpoints of a stage."""
-    return files.local(workdir, "workdir").absolute() / CHECKPOINTS
+    return files.local(workdir, "workdir").absolute() / checksums.FOLDER
 
 
 def library_versions() -> dict[str, str]:
@@ -130,77 +129,39 @@ def make_meta(
     return json.loads(json.dumps(meta))
 
 
-class _SummedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
-    """A checkpoint in the making: its checksums are written before the rename that completes it."""
-
-    async def finalize(self) -> None:
-        path = Path(self.get())
-        if path.parent.name == CHECKPOINTS:  # Not one of its items.
-            await asyncio.to_thread(_write_sums, path)
-        await super().finalize()
-
-
-def _write_sums(path: Path) -> None:
-    (path / SUMS).write_text("".join(f"{_digest(path / name)}  {name}\n" for name in _summed(path)))
-
-
-def _summed(path: Path) -> list[str]:
-    files = (str(f.relative_to(path)) for f in path.rglob("*") if f.is_file())
-    return sorted(name for name in files if name not in (*_STAMPED, SUMS))
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def damage(path: Path, items: tuple[str, ...] = ()) -> str:
-    """What is wrong with the files of a checkpoint; '' where they are as they were written.
-
-    Args:
-      path: ``checkpoints/<step>``.
-      items: look at these of its items alone; empty: at all of it.
-    """
-    try:
-        lines = (path / SUMS).read_text().splitlines()
-    except (OSError, UnicodeDecodeError):
-        return f"{SUMS} is missing or cannot be read"
-    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    for name in sorted(sums.keys() | set(_summed(path))):
-        if items and name.partition("/")[0] not in items:
-            continue
-        try:
-            if _digest(path / name) != sums.get(name):
-                return f"{name} is not as it was written"
-        except OSError as error:
-            return f"{name}: {error.strerror}"
-    return ""
-
-
 def last_good(workdir: str | Path, log: Callable[[str], None]) -> int | None:
     """The last checkpoint of a stage whose files are as they were written; None: there is none.
 
     An imported model is a checkpoint at step 0. Damaged ones after the last good one are renamed to
     ``<step>.damaged``, and said so. In several processes all get the same answer.
     """
-    found = -1
+    good = -1
     if jax.process_index() == 0:
         for step in reversed(available_steps(workdir)):
             path = directory(workdir) / str(step)
-            problem = damage(path)
+            problem = checksums.damage(path)
             if not problem:
-                found = step
+                good = step
                 break
             aside = path.with_name(f"{step}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(path, aside)
             log(f"checkpoint {path} is damaged ({problem}): kept as {aside.name}, the one before it is taken")
-    step = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
+    step = int(multihost_utils.broadcast_one_to_all(np.int32(good)))
     return step if step >= 0 else None
 
 
 def _miou(scores: Mapping[str, float]) -> float:
     return scores["miou"]
+
+
+def _preserved(keep: int | None, keep_every: int) -> checkpoint_managers.PreservationPolicy:
+    """The last ``keep``, the best by mIoU, and those at multiples of ``keep_every``."""
+    best = checkpoint_managers.BestN(get_metric_fn=_miou, n=1, keep_checkpoints_without_metrics=False)
+    policies = [checkpoint_managers.LatestN(n=keep), best]
+    if keep_every:
+        policies.append(checkpoint_managers.EveryNSteps(interval_steps=keep_every))
+    return checkpoint_managers.AnyPreservationPolicy(policies)
 
 
 Save = Callable[[int, States, Mapping[str, float] | None], None]
@@ -233,20 +194,12 @@ def writing(
     Raises:
       UserError: a checkpoint cannot be written; those before it stay.
     """
-    kept = [
-        checkpoint_managers.LatestN(n=keep),
-        checkpoint_managers.BestN(
-            get_metric_fn=lambda scores: scores["miou"], n=1, keep_checkpoints_without_metrics=False
-        ),
-    ]
-    if keep_every:
-        kept.append(checkpoint_managers.EveryNSteps(interval_steps=keep_every))
     options = ocp.CheckpointManagerOptions(
         best_fn=_miou if scored else None,  # Scores are written because of it; the policy decides what is kept.
-        preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
+        preservation_policy=_preserved(keep, keep_every),
         cleanup_tmp_directories=True,
         enable_async_checkpointing=not wait,
-        temporary_path_class=_SummedPath,
+        temporary_path_class=checksums.SummedPath,
     )
     with _storage(workdir):
         writer = ocp.CheckpointManager(directory(workdir), options=options)
@@ -291,10 +244,14 @@ def _storage(workdir: str | Path) -> Iterator[None]:
 
 
 def _training_tree(states: States) -> dict:
-    tree: dict = {"generator": {"opt_state": states["generator"].opt_state, "step": states["generator"].step}}
-    if "discriminator" in states:
-        d = states["discriminator"]
-        tree["discriminator"] = {"params": d.params, "opt_state": d.opt_state, "step": d.step}
+    """All of the states but the weights of G, which are the item ``model``, as nested dicts."""
+    tree = {}
+    for name, state in states.items():
+        tree[name] = state
+        if isinstance(state, TrainState):
+            tree[name] = {"opt_state": state.opt_state, "step": state.step}
+            if name != "generator":
+                tree[name] |= {"params": state.params, **state.collections}
     return serialization.to_state_dict(tree)
 
 
@@ -308,8 +265,8 @@ def available_steps(workdir: str | Path) -> list[int]:
 
 def recorded_scores(workdir: str | Path) -> dict[int, float]:
     """mIoU in percent by step of the checkpoints that were scored while training."""
-    files = {step: directory(workdir) / str(step) / "metrics" / "metrics" for step in available_steps(workdir)}
-    return {step: json.loads(file.read_text())["miou"] for step, file in files.items() if file.is_file()}
+    paths = {step: directory(workdir) / str(step) / "metrics" / "metrics" for step in available_steps(workdir)}
+    return {step: json.loads(file.read_text())["miou"] for step, file in paths.items() if file.is_file()}
 
 
 def resolve_step(workdir: str | Path, checkpoint: str = "last") -> int:
@@ -318,26 +275,24 @@ def resolve_step(workdir: str | Path, checkpoint: str = "last") -> int:
     Raises:
       UserError: no checkpoint there, or not this one.
     """
-    steps_there = available_steps(workdir)
-    if not steps_there:
+    steps = available_steps(workdir)
+    if not steps:
         raise UserError(f"no checkpoint in {directory(workdir)}: train that stage first or correct the path")
     if checkpoint == "last":
-        return steps_there[-1]
+        return steps[-1]
     if checkpoint == "best":
         scores = recorded_scores(workdir)
         if not scores:
             raise UserError(f"no checkpoint in {directory(workdir)} was scored while training (config.eval_every)")
         return max(scores, key=lambda step: (scores[step], step))
-    if not checkpoint.isdigit() or int(checkpoint) not in steps_there:
-        raise UserError(
-            f"checkpoint {checkpoint!r} is not in {directory(workdir)}: last, best, all or one of {steps_there}"
-        )
+    if not checkpoint.isdigit() or int(checkpoint) not in steps:
+        raise UserError(f"checkpoint {checkpoint!r} is not in {directory(workdir)}: last, best, all or one of {steps}")
     return int(checkpoint)
 
 
 def _restore(workdir: str | Path, step: int, item: str, args: Any) -> Any:
     path = directory(workdir) / str(step)
-    problem = damage(path, (item,))
+    problem = checksums.damage(path, (item,))
     if problem:
         others = ", ".join(str(other) for other in available_steps(workdir) if other != step)
         raise UserError(f"checkpoint {path} is damaged ({problem}): choose another ({others or 'there is none'})")
@@ -382,7 +337,7 @@ def load_model(workdir: str | Path, checkpoint: str = "last") -> Model:
     step = resolve_step(workdir, checkpoint)
     meta = read_meta(workdir, step)
     spec, preprocessing, predicted = describe(meta)
-    state = jax.eval_shape(lambda: steps.create_generator(spec, OptimizerSpec(), jax.random.key(0)))
+    state = jax.eval_shape(lambda: create_generator(spec, OptimizerSpec(), jax.random.key(0)))
     abstract = _on_one_device({"params": state.params, "batch_stats": state.collections.get("batch_stats", {})})
     tree = jax.device_get(_restore(workdir, step, "model", ocp.args.StandardRestore(abstract)))
     return Model(spec, preprocessing, predicted, tree["params"], tree["batch_stats"], meta["config"], step)
@@ -396,7 +351,7 @@ def in_dtype(model: Model, dtype: str) -> Model:
 
 def _on_one_device(tree: Any) -> Any:
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return sharding.placed(tree, jax.tree.map(lambda x: device, tree))
+    return distributed.placed(tree, jax.tree.map(lambda x: device, tree))
 
 
 def restore_states(workdir: str | Path, step: int, states: States, shardings: Any) -> States:
@@ -406,14 +361,21 @@ def restore_states(workdir: str | Path, step: int, states: States, shardings: An
       states: arrays or their shapes.
       shardings: where each array goes, of the same structure.
     """
-    states = sharding.placed(states, shardings)
+    states = distributed.placed(states, shardings)
     generator = states["generator"]
     tree = {"params": generator.params, "batch_stats": generator.collections.get("batch_stats", {})}
     model = _restore(workdir, step, "model", ocp.args.StandardRestore(tree))
     training = _restore(workdir, step, "training", ocp.args.StandardRestore(_training_tree(states)))
-    restored = {}
-    for name, state in states.items():
-        fields = {key: serialization.from_state_dict(getattr(state, key), v) for key, v in training[name].items()}
-        restored[name] = state.replace(**fields)
-    restored["generator"] = steps.replace_weights(restored["generator"], model["params"], model["batch_stats"])
+    restored = {name: _restored(state, training[name]) for name, state in states.items()}
+    restored["generator"] = replace_weights(restored["generator"], model["params"], model["batch_stats"])
     return jax.device_put(restored, shardings)
+
+
+def _restored(state: Any, tree: Any) -> Any:
+    if not isinstance(state, TrainState):
+        return serialization.from_state_dict(state, tree)
+    fields = {key: serialization.from_state_dict(getattr(state, key), tree[key]) for key in tree if hasattr(state, key)}
+    collections = dict(state.collections)
+    for key in tree.keys() & collections:
+        collections[key] = serialization.from_state_dict(collections[key], tree[key])
+    return state.replace(**fields, collections=collections)

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fada_jax.checkpoints import Model
 from fada_jax.classes import IGNORE
 from fada_jax.models import Segmenter
 from fada_jax.preprocessing import normalise
+from fada_jax.training.checkpoints import Model
 
 
 @dataclasses.dataclass(frozen=True)

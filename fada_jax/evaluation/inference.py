@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fada_jax import handovers, metrics
+from fada_jax import handovers
+from fada_jax.evaluation import metrics
 from fada_jax.models import resize_align_corners
 from fada_jax.preprocessing import Preprocessing, normalise
 

@@ -1,4 +1,4 @@
-"""A workdir belongs to one run at a time."""
+"""Folders of stages and recipes: which stage a folder means, and that it belongs to one run at a time."""
 
 from __future__ import annotations
 
@@ -12,6 +12,29 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from fada_jax.errors import UserError
+from fada_jax.methods.stages import RENAMED, STAGES
+from fada_jax.training import checkpoints
+
+
+def stage_folder(workdir: str | Path, name: str) -> Path:
+    """The folder of a stage in a recipe's workdir; one of an earlier version keeps its old name."""
+    folder = Path(workdir) / name
+    for old, new in RENAMED.items():
+        if new == name and not folder.exists() and (folder.parent / old).exists():
+            return folder.parent / old
+    return folder
+
+
+def stage_workdir(workdir: str | Path) -> Path:
+    """``workdir`` itself when it holds checkpoints, otherwise its last stage that has one.
+
+    Raises:
+      UserError: neither.
+    """
+    for folder in (Path(workdir), *(stage_folder(workdir, name) for name in reversed(STAGES))):
+        if checkpoints.available_steps(folder):
+            return folder
+    raise UserError(f"no checkpoint in {checkpoints.directory(workdir)} or in a stage folder of {workdir}")
 
 
 @contextlib.contextmanager

@@ -1,19 +1,23 @@
-"""Where arrays live: a mesh with the axes ``data``, ``fsdp`` and ``spatial``, and the sharding of batches and states.
+"""Processes and devices: how a run joins and ends together, and where its arrays live.
 
-Batches are split over ``data`` and ``fsdp``, and image rows over ``spatial``; large parameters and their optimizer
-state are split over ``fsdp``, everything else is replicated. The compiler inserts the communication, so every mesh
-that is not refused computes what one device does, to rounding.
+A mesh has the axes ``data``, ``fsdp`` and ``spatial``. Batches are split over ``data`` and ``fsdp``, image rows over
+``spatial``; large parameters and their optimizer state are split over ``fsdp``, everything else is replicated. The
+compiler inserts the communication, so every mesh that is not refused computes what one device does, to rounding.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fada_jax.errors import UserError
@@ -158,3 +162,59 @@ def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
         for key, value in arrays.items()
         if value.dtype.kind in "biuf"
     }
+
+
+def join(coordinator: str = "", num_processes: int = 0, process_id: int = -1, *, deterministic: bool = False) -> None:
+    """Joins the other processes of the run, before anything touches a device.
+
+    Args:
+      coordinator: HOST:PORT of process 0; empty: of the cluster, which JAX detects.
+      num_processes, process_id: with a coordinator.
+      deterministic: the same run gives the same bits on GPUs, too.
+
+    Raises:
+      UserError: the others cannot be reached.
+    """
+    if deterministic:
+        # XLA reads the flag when the first device is touched. It excludes nondeterministic kernels and autotuning,
+        # which may choose other kernels at every start.
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
+    if num_processes == 1 and not coordinator:
+        return
+    given = {"num_processes": num_processes, "process_id": process_id} if coordinator else {}
+    try:
+        jax.distributed.initialize(coordinator or None, **given)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"cannot join the other processes: {error}") from error
+    # They meet while none is ahead: on CPUs the first meeting fails when one comes 30 seconds after the other.
+    multihost_utils.sync_global_devices("joined")
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Callable[[int], bool]]:
+    """While open, SIGTERM and SIGINT only set a flag, so that the loop can save before it leaves.
+
+    Several processes leave after the same step: JAX passes a SIGTERM that one of them gets to all.
+
+    Yields:
+      whether the loop shall stop after a step.
+    """
+    together, seen = jax.process_count() > 1, []
+
+    def note(number: int, _: Any) -> None:
+        seen.append(number)
+        if together:
+            signal.raise_signal(signal.SIGTERM)
+
+    # In several processes SIGTERM is JAX's own, and Ctrl-C is passed on as one.
+    ours = (signal.SIGINT,) if together else (signal.SIGINT, signal.SIGTERM)
+    try:
+        previous = {number: signal.signal(number, note) for number in ours}
+    except ValueError:  # Not the main thread, in a notebook for instance: signals stay as they are.
+        previous = {}
+
+    try:
+        yield lambda step: multihost_utils.reached_preemption_sync_point(step) if together else bool(seen)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,82 +1,42 @@
-"""The training steps as pure functions over TrainState: ``(state, batch) -> (state, metrics)``.
+"""The shared parts of training steps as pure functions over TrainState: ``(state, batch) -> (state, metrics)``.
 
-``supervised_step`` trains G on labels (source stage, self-distillation, the lambda = 0 control);
-``adversarial_step`` is one alternating FADA iteration.
+``supervised_step`` trains G on labels; ``adversarial_step`` is one alternating iteration of G and D. Methods are made
+of them (``fada_jax.methods``).
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import struct
-from flax.training import train_state
 
-from fada_jax import losses, optim
 from fada_jax.classes import IGNORE
-from fada_jax.methods import Method
-from fada_jax.models import Discriminator, ModelSpec, Segmenter, fold_batch_norm
-from fada_jax.pixels import pixel_sums
 from fada_jax.preprocessing import Preprocessing, normalise
+from fada_jax.training import losses
+from fada_jax.training.pixels import pixel_sums
+from fada_jax.training.states import TrainState
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
-class TrainState(train_state.TrainState):
-    """Flax's TrainState plus what the network holds beside its parameters.
-
-    Attributes:
-      collections: ``batch_stats`` and ``folded`` of the frozen or live batch norms; empty without them.
-    """
-
-    collections: Any = struct.field(default_factory=dict)
+class Alignment(Protocol):
+    """What distinguishes one adversarial method from another, see ``methods.adversarial``."""
 
     @property
-    def variables(self) -> dict[str, Any]:
-        """All collections, as ``apply_fn`` takes them."""
-        return {"params": self.params, **self.collections}
+    def temperature(self) -> float:
+        """Divides the logits of L_seg."""
 
+    def discriminator_input(self, logits: jax.Array, features: jax.Array) -> jax.Array:
+        """What D reads, [N, h, w, C]."""
 
-def create_generator(spec: ModelSpec, optimizer: optim.OptimizerSpec, rng: jax.Array) -> TrainState:
-    """Freshly initialised G with its optimizer state; traceable, so ``jax.eval_shape`` gives its shapes."""
-    model = Segmenter(spec)
-    # Parameters do not depend on the image size: a small one keeps initialisation cheap.
-    variables = dict(model.init(rng, jnp.zeros((1, 32, 32, 3))))
-    params = variables.pop("params")
-    return TrainState.create(
-        apply_fn=model.apply, params=params, tx=optim.generator_optimizer(optimizer), collections=variables
-    )
-
-
-def create_discriminator(
-    num_outputs: int,
-    features: int,
-    optimizer: optim.OptimizerSpec,
-    rng: jax.Array,
-    *,
-    widths: tuple[int, ...] = (256, 128),
-    dtype: str = "float32",
-) -> TrainState:
-    """Freshly initialised D for maps of ``features`` channels, with its optimizer state."""
-    model = Discriminator(num_outputs, widths, jnp.dtype(dtype))
-    params = model.init(rng, jnp.zeros((1, 8, 8, features)))["params"]
-    return TrainState.create(apply_fn=model.apply, params=params, tx=optim.discriminator_optimizer(optimizer))
-
-
-def replace_weights(state: TrainState, params: Any, batch_stats: Any) -> TrainState:
-    """``state`` with the weights of a checkpoint and a fresh fold of its frozen batch norms; optimizer untouched."""
-    collections = dict(state.collections)
-    if "batch_stats" in collections:
-        collections["batch_stats"] = batch_stats
-    if "folded" in collections:
-        collections["folded"] = fold_batch_norm(batch_stats)
-    return state.replace(params=params, collections=collections)
+    def class_knowledge(self, logits: jax.Array) -> jax.Array:
+        """Class knowledge of each pixel, float32 [N, H, W, outputs of D / 2]."""
 
 
 def _forward(state: TrainState, params: Any, collections: Any, images: jax.Array) -> tuple[jax.Array, jax.Array, Any]:
@@ -104,7 +64,7 @@ def _segmentation(
 def _domains(
     d_logits: jax.Array,
     logits: jax.Array,
-    method: Method,
+    method: Alignment,
     domains: tuple[int, ...],
     size: tuple[int, int],
     block_rows: int,
@@ -189,6 +149,71 @@ def supervised_step(
     return state, {"loss_seg": losses.mean(total, count), "grad_norm": optax.tree.norm(grads)}
 
 
+class _Alternation(NamedTuple):
+    """What one alternating iteration is made of; see ``adversarial_step``."""
+
+    generator: TrainState
+    discriminator: TrainState
+    preprocessing: Preprocessing
+    method: Alignment
+    block_rows: int
+
+    def domain_sums(
+        self, d_params: Any, d_input: jax.Array, logits: jax.Array, domains: tuple[int, ...], size: tuple[int, int]
+    ) -> tuple[jax.Array, jax.Array]:
+        """Sums of the domain losses of D with parameters ``d_params`` at ``size``, and the pixels that count."""
+        d_logits = self.discriminator.apply_fn({"params": d_params}, d_input)
+        return _domains(d_logits, logits, self.method, domains, size, self.block_rows)
+
+    def source_sums(self, collections: Any, batch: Batch) -> tuple[dict[str, tuple], Any]:
+        """Sum, gradient and pixels of L_seg and of D's loss on the source, and the updated collections."""
+        images = normalise(batch["image"], self.preprocessing)
+
+        def seg_loss(params: Any) -> tuple[jax.Array, Any]:
+            logits, features, updated = _forward(self.generator, params, collections, images)
+            total, count = _segmentation(logits, batch["label"], self.method.temperature, self.block_rows)
+            return total, (count, logits, self.method.discriminator_input(logits, features), updated)
+
+        (seg, (seg_count, logits, d_input, updated)), seg_grads = jax.value_and_grad(seg_loss, has_aux=True)(
+            self.generator.params
+        )
+        d_loss, pullback, count = jax.vjp(
+            lambda d_params: self.domain_sums(d_params, d_input, logits, (0,), images.shape[1:3]),
+            self.discriminator.params,
+            has_aux=True,
+        )
+        (d_grads,) = pullback(jnp.ones(1))
+        return {"seg": (seg, seg_grads, seg_count), "d_source": (d_loss[0], d_grads, count)}, updated
+
+    def target_sums(self, collections: Any, images: jax.Array) -> tuple[dict[str, tuple], Any]:
+        """Sum, gradient and pixels of L_adv and of D's loss on the target, and the updated collections."""
+        images = normalise(images, self.preprocessing)
+
+        def extract(params: Any) -> tuple[jax.Array, Any]:
+            logits, features, updated = _forward(self.generator, params, collections, images)
+            return self.method.discriminator_input(logits, features), (logits, updated)
+
+        d_input, input_pullback, (logits, updated) = jax.vjp(extract, self.generator.params, has_aux=True)
+        # One forward of D serves both losses: taken for source the target moves G, taken for target it moves D.
+        losses_of_d, pullback, count = jax.vjp(
+            lambda d_params, d_input: self.domain_sums(d_params, d_input, logits, (0, 1), images.shape[1:3]),
+            self.discriminator.params,
+            d_input,
+            has_aux=True,
+        )
+        (adv_grads,) = input_pullback(pullback(jnp.array([1.0, 0.0]))[1])
+        d_grads = pullback(jnp.array([0.0, 1.0]))[0]
+        return {"adv": (losses_of_d[0], adv_grads, count), "d_target": (losses_of_d[1], d_grads, count)}, updated
+
+    def sums(self, collections: Any, batch: tuple[Batch, Batch]) -> tuple[dict[str, tuple], Any]:
+        """Both domains of a (micro-)batch, the source first."""
+        source, target = batch
+        sums, collections = self.source_sums(collections, source)
+        source_grads = sums["seg"][1], sums["d_source"][1]
+        target_sums, collections = self.target_sums(collections, _after(target["image"], source_grads))
+        return {**sums, **target_sums}, collections
+
+
 def adversarial_step(
     generator: TrainState,
     discriminator: TrainState,
@@ -196,7 +221,7 @@ def adversarial_step(
     target: Batch,
     *,
     preprocessing: Preprocessing,
-    method: Method,
+    method: Alignment,
     lambda_adv: float,
     accumulate_steps: int = 1,
     block_rows: int = 0,
@@ -204,8 +229,8 @@ def adversarial_step(
     """One alternating iteration of FADA (section 3.2, order of the released code).
 
     G steps on ``L_seg + lambda_adv * L_adv`` with D constant; then D steps on ``L_D`` of the same, pre-update features
-    with their gradient stopped. D's forward on the target features serves both L_adv and L_D. The target's forward
-    waits for the source's backward, so that the activations of the two domains never live together.
+    with their gradient stopped. The target's forward waits for the source's backward, so that the activations of the
+    two domains never live together.
 
     Args:
       generator: G.
@@ -220,55 +245,8 @@ def adversarial_step(
     Returns:
       updated G and D, and ``loss_seg``, ``loss_adv``, ``loss_d``, ``grad_norm``.
     """
-
-    def discriminate(d_params: Any, read: jax.Array, logits: jax.Array, domains: Any, size: Any) -> Any:
-        d_logits = discriminator.apply_fn({"params": d_params}, read)
-        return _domains(d_logits, logits, method, domains, size, block_rows)
-
-    def part(collections: Any, batch: tuple[Batch, Batch]) -> tuple[Any, Any]:
-        source, target = batch
-        source_images = normalise(source["image"], preprocessing)
-
-        def seg_loss(params: Any) -> tuple[jax.Array, Any]:
-            logits, features, updated = _forward(generator, params, collections, source_images)
-            total, count = _segmentation(logits, source["label"], method.temperature, block_rows)
-            return total, (count, logits, method.discriminator_input(logits, features), updated)
-
-        (seg, (seg_count, logits, read, collections_)), seg_grads = jax.value_and_grad(seg_loss, has_aux=True)(
-            generator.params
-        )
-        on_source, pull, source_count = jax.vjp(
-            lambda p: discriminate(p, read, logits, (0,), source_images.shape[1:3]),
-            discriminator.params,
-            has_aux=True,
-        )
-        (d_source_grads,) = pull(jnp.ones(1))
-
-        target_images = normalise(_after(target["image"], (seg_grads, d_source_grads)), preprocessing)
-
-        def extract(params: Any) -> tuple[jax.Array, Any]:
-            logits, features, updated = _forward(generator, params, collections_, target_images)
-            return method.discriminator_input(logits, features), (logits, updated)
-
-        read, pull_read, (logits, updated) = jax.vjp(extract, generator.params, has_aux=True)
-        # Each of the two losses of the target reaches one network: as source it moves F, as target D.
-        on_target, pull, target_count = jax.vjp(
-            lambda p, r: discriminate(p, r, logits, (0, 1), target_images.shape[1:3]),
-            discriminator.params,
-            read,
-            has_aux=True,
-        )
-        (adv_grads,) = pull_read(pull(jnp.array([1.0, 0.0]))[1])
-        d_target_grads = pull(jnp.array([0.0, 1.0]))[0]
-        sums = {
-            "seg": (seg, seg_grads, seg_count),
-            "adv": (on_target[0], adv_grads, target_count),
-            "d_source": (on_source[0], d_source_grads, source_count),
-            "d_target": (on_target[1], d_target_grads, target_count),
-        }
-        return sums, updated
-
-    sums, collections = _accumulate(part, generator.collections, (source, target), accumulate_steps)
+    alternation = _Alternation(generator, discriminator, preprocessing, method, block_rows)
+    sums, collections = _accumulate(alternation.sums, generator.collections, (source, target), accumulate_steps)
     value, grads = {}, {}
     for name, (total, total_grads, count) in sums.items():
         value[name] = losses.mean(total, count)

@@ -13,11 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fada_jax import checkpoints, handovers, images, inference, metrics
+from fada_jax import handovers, images
 from fada_jax.classes import ClassSet
 from fada_jax.errors import UserError
+from fada_jax.evaluation import inference, metrics
 from fada_jax.models import Segmenter, compute_dtype
 from fada_jax.preprocessing import normalise
+from fada_jax.training import checkpoints
 
 Image = np.ndarray | str | Path
 

@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import optax
+
+from fada_jax.ranges import NonNegative, Share, Whole
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSpec:
-    """One network's optimizer.
+    """Optimizer of one network; the defaults are those of the released source stage."""
 
-    Attributes:
-      kind: 'sgd' (torch: decay added to the gradient, then momentum, then the rate) or 'adam'.
-      learning_rate: rate at step 0.
-      schedule_steps: length of the poly decay. The released code decays over more steps than it runs, so the rate
-        never reaches 0.
-      power: exponent of the poly decay.
-      weight_decay: L2 coefficient, added to the gradient of every trainable tensor.
-      momentum: of SGD.
-      b1, b2, eps: of Adam.
-      classifier_multiplier: factor on the rate of the classifier C.
-    """
-
-    kind: str = "sgd"
-    learning_rate: float = 2.5e-4
-    schedule_steps: int = 62_500
-    power: float = 0.9
-    weight_decay: float = 5e-4
-    momentum: float = 0.9
-    b1: float = 0.9
-    b2: float = 0.99
-    eps: float = 1e-8
-    classifier_multiplier: float = 10.0
+    kind: Literal["sgd", "adam"] = "sgd"  # 'sgd' as in PyTorch, or 'adam'.
+    learning_rate: NonNegative = 5e-4  # At step 0. Paper: 2.5e-4 in every stage.
+    schedule_steps: Whole = 31_250  # Length of the poly decay, longer than the run: the rate never reaches 0.
+    power: NonNegative = 0.9  # Exponent of the poly decay.
+    weight_decay: NonNegative = 5e-4  # L2, added to the gradient of every trainable tensor. Paper: 1e-4.
+    momentum: Share = 0.9  # SGD.
+    b1: Share = 0.9  # Adam, decay of the mean.
+    b2: Share = 0.99  # Adam, decay of the variance.
+    eps: NonNegative = 1e-8  # Adam.
+    classifier_multiplier: NonNegative = 10.0  # The classifier's rate over the feature extractor's.
 
 
 def poly_schedule(learning_rate: float, schedule_steps: int, power: float) -> optax.Schedule:
@@ -48,6 +39,7 @@ def _transform(spec: OptimizerSpec, multiplier: float) -> optax.GradientTransfor
         direction = optax.scale_by_adam(b1=spec.b1, b2=spec.b2, eps=spec.eps)
     parts = [direction, optax.scale_by_learning_rate(schedule)]
     if spec.weight_decay:
+        # As in PyTorch: decay joins the gradient before momentum.
         parts.insert(0, optax.add_decayed_weights(spec.weight_decay))
     return optax.chain(*parts)
 

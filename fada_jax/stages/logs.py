@@ -24,12 +24,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tensorboardX import SummaryWriter
+from tensorboardX.summary import hparams
 
-from fada_jax import evaluate, images, inference, loop, settings, sharding
-from fada_jax.classes import ClassSet
+from fada_jax import distributed, files, images
+from fada_jax.config import Config, flat
 from fada_jax.errors import UserError
-from fada_jax.models import ModelSpec, Segmenter
-from fada_jax.preprocessing import Preprocessing
+from fada_jax.evaluation import inference
+from fada_jax.input_pipeline import pipeline
+from fada_jax.models import Segmenter
+from fada_jax.training import loop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,40 +60,44 @@ def memory() -> dict[str, float]:
 
 
 def target_pictures(
-    data_dir: str,
-    stream: Any,
-    spec: ModelSpec,
-    class_set: ClassSet,
-    preprocessing: Preprocessing,
-    count: int,
-    mesh: jax.sharding.Mesh,
-) -> Callable[[Any], np.ndarray]:
-    """A function from the variables of G to a picture: the first ``count`` images of a stream above their predictions.
+    config: Config, mesh: jax.sharding.Mesh, log: Callable[[str], None]
+) -> Callable[[Any], np.ndarray] | None:
+    """A function from the variables of G to a picture: the first images of the target above their predictions.
 
     Args:
-      stream: ``pipeline.Stream`` without labels and augmentation.
+      config: of the stage.
       mesh: of the training states; every process must call the function.
+      log: told why there is none.
 
-    Raises:
-      UserError: the data set is not there.
+    Returns:
+      None where no images are wanted or the data set is not there.
     """
-    from fada_jax.input_pipeline import pipeline
+    if not config.log_images:
+        return None
+    stream, class_set = config.target.stream(labels=False, augment=False, role="pictures"), config.classes
+    try:
+        pipeline.check(config.data_dir, stream, class_set)
+    except UserError as error:
+        log(f"TensorBoard gets no target images: {error}")
+        return None
+    batches = pipeline.eval_batches(config.data_dir, stream, class_set=class_set, batch_size=1)
+    shown = np.concatenate([batch["image"] for batch in itertools.islice(batches, config.log_images)])
 
-    pipeline.check(data_dir, stream, class_set)
-    batches = pipeline.eval_batches(data_dir, stream, class_set=class_set, batch_size=1)
-    shown = np.concatenate([batch["image"] for batch in itertools.islice(batches, count)])
-
-    @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
+    @functools.partial(jax.jit, out_shardings=distributed.replicated(mesh))
     def predict(variables: Any, image: jax.Array) -> jax.Array:
         probabilities = inference.class_probabilities(
-            Segmenter(spec).apply, variables, image, preprocessing=preprocessing, size=image.shape[1:3]
+            Segmenter(config.model).apply,
+            variables,
+            image,
+            preprocessing=config.preprocessing,
+            size=image.shape[1:3],
         )
         return jnp.argmax(probabilities, axis=-1).astype(jnp.uint8)
 
     def picture(variables: Any) -> np.ndarray:
         columns = []
         for image in shown:
-            label = jax.device_get(predict(variables, jax.device_put(image[None], sharding.replicated(mesh))))[0]
+            label = jax.device_get(predict(variables, jax.device_put(image[None], distributed.replicated(mesh))))[0]
             columns.append(np.vstack([image, images.colorize(label, class_set)]))
         return np.hstack(columns)
 
@@ -109,14 +117,12 @@ def open_log(workdir: Path, plan: loop.Plan, config: Mapping[str, Any], log: Cal
     Raises:
       UserError: ``config["wandb"]`` is set and Weights & Biases is not installed.
     """
-    from tensorboardX import SummaryWriter
-
     if jax.process_index():
         yield RunLog(lambda step, values: None, lambda step, picture: None)
         return
     path = workdir / "metrics.jsonl"
     kept = path.read_text().splitlines(keepends=True) if path.exists() else []
-    evaluate.write_text(path, "".join(line for line in kept if _step_of(line) <= plan.start))
+    files.write_text(path, "".join(line for line in kept if _step_of(line) <= plan.start))
     began = time.perf_counter()
     with contextlib.ExitStack() as stack:
         board = stack.enter_context(SummaryWriter(str(workdir), purge_step=plan.start + 1))
@@ -156,9 +162,7 @@ def _step_of(line: str) -> float:
 
 
 def _write_hyperparameters(board: Any, config: Mapping[str, Any]) -> None:
-    from tensorboardX.summary import hparams
-
-    values = {key: v if isinstance(v, bool | int | float | str) else str(v) for key, v in settings.flat(config).items()}
+    values = {key: v if isinstance(v, bool | int | float | str) else str(v) for key, v in flat(config).items()}
     # SummaryWriter.add_hparams would open another run; these belong to this one.
     for summary in hparams(values, {"loss_seg": 0.0}):
         board.file_writer.add_summary(summary)

@@ -7,25 +7,18 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from fada_jax.methods.adversarial import Adversarial
+
 
 @dataclasses.dataclass(frozen=True)
-class _FineGrained:
-    """What soft and hard labels share.
-
-    Attributes:
-      temperature: T, divides the logits before the softmax.
-    """
-
-    temperature: float = 1.8
+class _FineGrained(Adversarial):
+    """What soft and hard labels share."""
 
     def num_outputs(self, num_classes: int) -> int:
         return 2 * num_classes
 
-    def discriminator_input(self, logits: jax.Array, features: jax.Array) -> jax.Array:
-        del logits
-        return features
-
     def probabilities(self, logits: jax.Array) -> jax.Array:
+        """``softmax(z / T)`` of the classifier, gradient stopped."""
         return jax.nn.softmax(jax.lax.stop_gradient(logits.astype(jnp.float32)) / self.temperature)
 
 

@@ -1,0 +1,433 @@
+"""The schema of a config, and the one door from a ConfigDict to what the library takes.
+
+``Config`` holds every key with its meaning, its default (the released source stage with ResNet-101) and its range.
+``defaults`` gives experiments a ConfigDict to fill in, and ``read`` makes a checked ``Config`` of it. Sizes are (width,
+height) in pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import runpy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from ml_collections import ConfigDict
+from pydantic import TypeAdapter, ValidationError
+
+from fada_jax import classes, files
+from fada_jax.errors import UserError
+from fada_jax.input_pipeline.stream import Augment, Stream
+from fada_jax.methods import SYSTEMS, Method, Supervised, TrainingSpec
+from fada_jax.methods.stages import STAGES, Stage, current_name
+from fada_jax.models import BACKBONES, ModelSpec, compute_dtype
+from fada_jax.preprocessing import Preprocessing
+from fada_jax.ranges import (
+    Crop,
+    Divisor,
+    Finite,
+    HalfTurn,
+    NonNegative,
+    Pair,
+    Positive,
+    Scale,
+    Scales,
+    Seed,
+    Share,
+    Size,
+    Whole,
+)
+from fada_jax.training.optimizers import OptimizerSpec
+from fada_jax.training.selection import Selection
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamConfig:
+    """One stream of images, without augmentation."""
+
+    dataset: str = ""  # Data set under data_dir.
+    split: str = ""  # Its split.
+    city: str = ""  # Cross-City only: Rome, Rio, Tokyo or Taipei.
+    size: Size = (8, 8)  # The whole image is resized to this: bicubic with antialiasing, labels nearest.
+    sampling: str = "uniform"  # 'uniform' epochs, 'balanced' by class as released, or 'rare' classes first.
+    sampling_temperature: Finite = 0.01  # Of 'rare': the lower, the rarer the classes.
+    flip: bool = False  # Random horizontal flips.
+    scale: Scale = ()  # (low, high) of a random scale after resizing; empty: none.
+    crop: Crop = ()  # Random crop after scaling, padded with black and ignored labels; empty: none.
+    brightness: NonNegative = 0.0  # Colour jitter, by torchvision's definition.
+    contrast: NonNegative = 0.0  # Likewise.
+    saturation: NonNegative = 0.0  # Likewise.
+    hue: HalfTurn = 0.0  # Likewise, in turns of the colour circle.
+    # Colours change before resizing and cropping, as released. False: after both, for less time (docs/data.md).
+    jitter_first: bool = True
+
+    def stream(self, *, labels: bool = True, augment: bool = True, pseudo_labels: str = "", role: str = "") -> Stream:
+        """What the input pipeline reads; without ``augment`` plain images in uniform order."""
+        augmentation = Augment(
+            flip=self.flip,
+            scale=self.scale or None,
+            crop=self.crop or None,
+            brightness=self.brightness,
+            contrast=self.contrast,
+            saturation=self.saturation,
+            hue=self.hue,
+            jitter_first=self.jitter_first,
+        )
+        return Stream(
+            self.dataset,
+            self.split,
+            self.size,
+            city=self.city,
+            augment=augmentation if augment else Augment(),
+            sampling=self.sampling if augment else "uniform",
+            sampling_temperature=self.sampling_temperature if augment else 1.0,
+            labels=labels and not pseudo_labels,
+            pseudo_labels=pseudo_labels,
+            role=role,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How devices share the work; all that these leave multiply to data parallelism."""
+
+    fsdp: int = 1  # Devices that share each large parameter and its optimizer state; they split the batch too.
+    spatial: int = 1  # Devices that share the rows of an image.
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscriminatorConfig:
+    """The discriminator D."""
+
+    widths: Pair = (256, 128)  # Hidden channels of D.
+
+
+@dataclasses.dataclass(frozen=True)
+class KnowledgeConfig:
+    """Class knowledge that a pixel gives to D."""
+
+    temperature: Divisor = 1.8  # T, divides the logits, in L_seg too.
+    clip: Share = 0.9  # Confidence clipping of soft labels (table 6).
+    threshold: Share = 0.9  # Hard labels of pixels below this confidence are ignored.
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One stage of training."""
+
+    data_dir: str = "data"  # Where scripts/convert_dataset.py put the TFRecords.
+    damaged_records: Literal["fail", "skip"] = "fail"  # A record whose checksum differs: 'skip' says so on stderr.
+    seed: Seed = 0  # Determines initialisation and every random choice of the input.
+    task: str = ""  # Name of the config file.
+    stage: str = "source"  # source, adaptation or self_distillation.
+    method: str = "fada"  # What is adapted and how, or a baseline without adaptation: of fada_jax/methods.
+    size: str = "released"  # 'released' or 'miniature'.
+    class_set: str = "cityscapes19"  # Classes trained and scored: of fada_jax/classes.py, or a class map (.json).
+    total_steps: Positive = 20_000  # Steps of the stage.
+    batch_size: Positive = 8  # Global; adaptation stage: half source, half target.
+    accumulate_steps: Positive = 1  # Micro-batches that a batch is worked through in, where it does not fit at once.
+    loss_block_rows: Whole = 32  # Rows of full-resolution pixels that a loss holds at a time; 0: all.
+    checkpoint_every: Positive = 2_000  # Steps between checkpoints.
+    keep_checkpoints: Positive = 5  # The last ones that are kept.
+    keep_every: Whole = 0  # Checkpoints at multiples of these steps are kept, too; 0: none.
+    # Steps between scores on config.eval, of which the best by mIoU is kept, too; 0: never. Choosing a model by the
+    # very labels that are reported flatters it: name another eval.split, or say so.
+    eval_every: Whole = 0
+    on_non_finite: Literal["stop", "skip"] = "stop"  # A step that makes a NaN or an infinity: 'skip' counts it.
+    log_every: Positive = 50  # Steps between log lines; nothing is fetched from the device in between.
+    log_images: Whole = 4  # Target images whose predictions TensorBoard shows at each checkpoint; 0: none.
+    wandb: str = ""  # Project of Weights & Biases that receives the logs too; empty: none.
+    init_from: str = ""  # Workdir whose weights start the stage; empty: random initialisation.
+    teacher_from: str = ""  # Self-distillation: workdir of the adapted model that labels the target images.
+    num_devices: Whole = 0  # Devices in all; 0: every one there is.
+    mesh: MeshConfig = MeshConfig()
+    model: ModelSpec = ModelSpec("resnet101", 0, dtype="auto")
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    preprocessing: Preprocessing = Preprocessing()
+    generator_optimizer: OptimizerSpec = OptimizerSpec()
+    discriminator_optimizer: OptimizerSpec = OptimizerSpec(
+        "adam", 1e-4, 62_500, weight_decay=0.0, classifier_multiplier=1.0
+    )
+    lambda_adv: NonNegative = 0.001  # Weight of L_adv; 0 is the control without adaptation.
+    knowledge: KnowledgeConfig = KnowledgeConfig()
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # Fields of the method that no key here has.
+    pseudo_labels: Selection = Selection()
+    student_from: str = "init_from"  # In a recipe the student starts from 'init_from', 'source' or 'adaptation'.
+    source: StreamConfig = StreamConfig()  # Labelled images.
+    target: StreamConfig = StreamConfig()  # Images without labels; the student trains on them with pseudo labels.
+    eval: StreamConfig = StreamConfig()  # What the model is scored on, at the label's own size.
+    eval_batch_size: Positive = 1  # Images on each device in evaluation.
+    multi_scale: Scales = (0.7, 1.0, 1.3)  # Scales of multi-scale testing, each also flipped.
+
+    @property
+    def kind(self) -> Stage:
+        """What the stage trains on."""
+        return STAGES[self.stage]
+
+    @property
+    def classes(self) -> classes.ClassSet:
+        """The classes of ``class_set``."""
+        return classes.get_class_set(self.class_set)
+
+    @property
+    def training_method(self) -> Method:
+        """What the stage trains. With lambda 0 a discriminator has no effect on G, and the control leaves it out."""
+        if not self.kind.adapts:
+            return Supervised()
+        method = SYSTEMS[self.method if self.lambda_adv else "control"].method
+        given = {**dataclasses.asdict(self.knowledge), "lambda_adv": self.lambda_adv, **self.options}
+        fields = {field.name for field in dataclasses.fields(method)}  # type: ignore[arg-type]
+        return method(**{name: value for name, value in given.items() if name in fields})
+
+    @property
+    def training_spec(self) -> TrainingSpec:
+        """What the method is given."""
+        return TrainingSpec(
+            self.model,
+            self.preprocessing,
+            self.generator_optimizer,
+            self.discriminator_optimizer,
+            self.discriminator.widths,
+            self.accumulate_steps,
+            # Where devices share the rows of an image, each holds a block of them already.
+            self.loss_block_rows if self.mesh.spatial == 1 else 0,
+        )
+
+    def plain(self) -> dict[str, Any]:
+        """The config in JSON types, with the keys of ``defaults``."""
+        values = json.loads(json.dumps(dataclasses.asdict(self)))
+        del values["model"]["num_classes"]
+        return values
+
+    def replace(self, **values: Any) -> Config:
+        """A copy with other values."""
+        return dataclasses.replace(self, **values)
+
+
+# Keys that may differ between the run that wrote a checkpoint and the one that goes on from it.
+FREE_ON_RESUME = (
+    *("checkpoint_every", "keep_checkpoints", "keep_every", "eval_every", "on_non_finite", "log_every", "data_dir"),
+    *("damaged_records", "num_devices", "mesh", "eval_batch_size", "log_images", "wandb"),
+)
+
+
+# What an experiment's ``get_config`` returns.
+Experiment = ConfigDict
+
+
+def defaults() -> ConfigDict:
+    """Every key with its default, to be filled in by ``configs/``."""
+    values = dataclasses.asdict(Config())
+    del values["model"]["num_classes"]
+    return ConfigDict(values)
+
+
+def read(config: ConfigDict) -> Config:
+    """The checked config.
+
+    Raises:
+      UserError: naming the key, its value and what is allowed.
+    """
+    _same_keys(config, defaults())
+    try:
+        num_classes = classes.get_class_set(config.class_set).num_classes
+    except ValueError as error:
+        raise UserError(f"config.class_set: {error}") from error
+    return _checked(config.to_dict(), num_classes)
+
+
+def stored(values: Mapping[str, Any], num_classes: int) -> Config:
+    """The config in the metadata of a checkpoint; keys that its version did not have get the values of then.
+
+    Args:
+      values: as ``Config.plain`` gave them.
+      num_classes: of the model; a class map that the config names may have moved.
+
+    Raises:
+      UserError: it does not fit this version.
+    """
+    # Earlier versions jittered last, and had no such key.
+    old = {name: {"jitter_first": False, **values[name]} for name in ("source", "target", "eval")}
+    return _checked(_merged(defaults().to_dict(), {**values, **old}), num_classes)
+
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    result = {**under, **over}
+    for key in under.keys() & over.keys():
+        if isinstance(under[key], Mapping) and isinstance(over[key], Mapping):
+            result[key] = _merged(under[key], over[key])
+    return result
+
+
+def _same_keys(config: Any, wanted: Any, prefix: str = "config") -> None:
+    """Refuses keys that the schema does not have, and lacks of them."""
+    for key in [*config, *wanted]:
+        name = f"{prefix}.{key}"
+        if name == "config.options":
+            continue
+        if key not in wanted:
+            raise UserError(f"{name} is no key of fada_jax/config.py: correct its spelling or take it out")
+        if key not in config:
+            raise UserError(f"{name} is missing: start from configs/base.py")
+        if isinstance(wanted[key], ConfigDict):
+            if not isinstance(config[key], ConfigDict):
+                raise UserError(f"{name}={config[key]!r} must be a group of keys, as in configs/base.py")
+            _same_keys(config[key], wanted[key], name)
+
+
+def _checked(values: dict[str, Any], num_classes: int) -> Config:
+    values = {**values, "stage": current_name(values["stage"]), "student_from": current_name(values["student_from"])}
+    for key in ("data_dir", "init_from", "teacher_from"):
+        files.local(values[key], f"config.{key}")
+    values["model"] = {**values["model"], "num_classes": num_classes}
+    try:
+        # JSON, in which a list serves as a tuple and nothing else serves as anything else.
+        config = _schema().validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        raise UserError(_message(error.errors()[0], values)) from error
+    _check_together(config)
+    return config
+
+
+@functools.cache
+def _schema() -> TypeAdapter[Config]:
+    return TypeAdapter(Config)
+
+
+def _message(error: Mapping[str, Any], values: Any, prefix: str = "config") -> str:
+    """One line of what pydantic found."""
+    keys = [key for key in error["loc"] if isinstance(key, str) and not key.startswith("function-")]
+    name = ".".join([prefix, *keys])
+    for key in keys:
+        values = values[key]
+    limits = {
+        "greater_than_equal": "at least {ge:g}",
+        "less_than_equal": "at most {le:g}",
+        "greater_than": "above {gt:g}",
+    }
+    kind, context = error["type"], error.get("ctx", {})
+    if kind in limits:
+        what = "must be " + limits[kind].format(**context)
+    elif kind == "literal_error":
+        what = "must be one of " + context["expected"].replace("'", "").replace(" or ", ", ")
+    elif kind == "value_error":
+        what = str(context["error"])
+    elif kind == "finite_number":
+        what = "must be a finite number"
+    else:
+        what = f"must be of type {kind.removesuffix('_type')}"
+    return f"{name}={tuple(values) if isinstance(values, list) else values!r} {what}"
+
+
+def _one_of(name: str, value: str, allowed: Any) -> None:
+    if value not in allowed:
+        raise UserError(f"config.{name}={value!r} must be one of {', '.join(allowed)}")
+
+
+def _check_together(config: Config) -> None:
+    """Refuses values that only others tell to be wrong."""
+    _one_of("stage", config.stage, STAGES)
+    _one_of("method", config.method, SYSTEMS)
+    _one_of("model.backbone", config.model.backbone, BACKBONES)
+    _one_of("student_from", config.student_from, ("init_from", "source", "adaptation"))
+    if config.model.remat and config.model.backbone == "vgg16":
+        raise UserError("config.model.remat=True needs a ResNet: VGG-16 has no blocks to compute again")
+    if config.batch_size % config.kind.parts:
+        raise UserError(f"config.batch_size={config.batch_size} must be even: half source, half target")
+    if config.kind.adapts and config.lambda_adv:
+        _one_of("method", config.method, [name for name, system in SYSTEMS.items() if system.adapts])
+    _check_options(config)
+    if config.eval_every % config.checkpoint_every:
+        raise UserError(
+            f"config.eval_every={config.eval_every} must be a multiple of config.checkpoint_every="
+            f"{config.checkpoint_every}: what is scored is a checkpoint"
+        )
+    stages = 6 if config.model.backbone == "vgg16" else 4
+    for key in ("stage_sizes", "widths"):
+        value = getattr(config.model, key)
+        if len(value) not in (0, stages):
+            raise UserError(f"config.model.{key}={value} must be 0 or {stages} numbers of at least 1")
+    for name in ("source", "target", "eval"):
+        scale = getattr(config, name).scale
+        if scale and scale[0] > scale[1]:
+            raise UserError(f"config.{name}.scale={scale} must be (low, high)")
+    for name in ("generator_optimizer", "discriminator_optimizer"):
+        steps = getattr(config, name).schedule_steps
+        if steps < config.total_steps:
+            raise UserError(
+                f"config.{name}.schedule_steps={steps} is less than config.total_steps={config.total_steps}: the "
+                "learning rate would be 0 before the end"
+            )
+
+
+def method_options(name: str) -> dict[str, Any]:
+    """Fields of a method that no key of the config has, with their defaults: its ``config.options``."""
+    keys = {field.name for field in dataclasses.fields(KnowledgeConfig)} | {"lambda_adv"}
+    return {key: value for key, value in dataclasses.asdict(SYSTEMS[name].method()).items() if key not in keys}
+
+
+def _check_options(config: Config) -> None:
+    """Refuses options that the method does not have, and values of another type."""
+    allowed = method_options(config.method)
+    for name in config.options.keys() - allowed.keys():
+        known = ", ".join(allowed) or "none"
+        raise UserError(f"config.options.{name} is no option of method={config.method!r}: {known}")
+    try:
+        TypeAdapter(SYSTEMS[config.method].method).validate_json(json.dumps(config.options), strict=True)
+    except ValidationError as error:
+        raise UserError(_message(error.errors()[0], config.options, "config.options")) from error
+
+
+def refuse_other_config(old: Mapping[str, Any], new: Mapping[str, Any], where: str | Path) -> None:
+    """Refuses to go on in a workdir that belongs to another config.
+
+    Args:
+      old, new: as ``Config.plain`` gives them.
+      where: the workdir.
+
+    Raises:
+      UserError: naming every key that matters, with both values.
+    """
+    before, now = flat(old), flat(new)
+    for values in (before, now):
+        # 'auto' and what it means here are the same, and so are both names of a stage.
+        values["model.dtype"] = compute_dtype(values.get("model.dtype", "auto"))
+        for key in ("stage", "student_from"):
+            values[key] = current_name(values.get(key, ""))
+    changed = [
+        f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
+        # A key that an earlier version did not have is no contradiction.
+        for key in sorted(before)
+        if before.get(key) != now.get(key) and key.split(".")[0] not in FREE_ON_RESUME
+    ]
+    if changed:
+        raise UserError(f"{where} belongs to another config ({'; '.join(changed)}): use another --workdir")
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested config as ``{"model.norm": ..., ...}``."""
+    result: dict[str, Any] = {}
+    for key, value in tree.items():
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return result
+
+
+def load(path: str, overrides: Mapping[str, Any], **arguments: str) -> Config:
+    """The checked config of a file.
+
+    Args:
+      path: of the file, with its arguments after a colon.
+      overrides: by flattened key.
+      **arguments: replace those of the path.
+
+    Raises:
+      UserError: an impossible value.
+    """
+    file, _, text = path.partition(":")
+    given = dict(item.partition("=")[::2] for item in filter(None, text.split(",")))
+    values = runpy.run_path(file)["get_config"](",".join(f"{k}={v}" for k, v in {**given, **arguments}.items()))
+    values.update_from_flattened_dict(overrides)
+    return read(values)

@@ -1,0 +1,198 @@
+"""Scores of a model on a split: every image once, at the label's own size, on all devices."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fada_jax import config as schema
+from fada_jax import distributed, handovers
+from fada_jax.classes import ClassSet
+from fada_jax.errors import UserError
+from fada_jax.evaluation import colour_matching, inference, metrics
+from fada_jax.input_pipeline import pipeline
+from fada_jax.input_pipeline.stream import Stream
+from fada_jax.models import ModelSpec, Segmenter, compute_dtype
+from fada_jax.preprocessing import Preprocessing
+from fada_jax.training import checkpoints
+from fada_jax.training.states import TrainState
+
+
+@functools.lru_cache(16)
+def compiled_step(
+    spec: ModelSpec, preprocessing: Preprocessing, scales: tuple[float, ...], flip: bool, mesh: jax.sharding.Mesh
+) -> Callable[..., Any]:
+    """``inference.evaluation_step`` of a network on a mesh, jitted: scored again, it is not compiled again."""
+    step = functools.partial(
+        inference.evaluation_step,
+        apply_fn=Segmenter(spec).apply,
+        preprocessing=preprocessing,
+        scales=scales,
+        flip=flip,
+    )
+    return jax.jit(step, donate_argnums=0, out_shardings=distributed.replicated(mesh))
+
+
+def evaluate(
+    model: checkpoints.Model,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    scales: tuple[float, ...] = inference.SINGLE_SCALE,
+    flip: bool = False,
+    mesh: jax.sharding.Mesh | None = None,
+    variables: Any = None,
+    progress: Callable[[int], None] = lambda images: None,
+) -> dict[str, Any]:
+    """Scores a model on an iterator of batches; nothing leaves the device until the end.
+
+    Args:
+      model: of ``checkpoints.load_model``.
+      batches: ``image`` uint8 [N, H, W, 3], ``label`` uint8 [N, h, w] in the model's class set, ``mask`` bool [N];
+        N a multiple of the devices.
+      scales, flip: see ``inference.class_probabilities``.
+      mesh: devices that share a batch; None: all.
+      variables: weights on the mesh that take the place of the model's.
+      progress: called with the number of images that this process has handed over.
+
+    Returns:
+      scores of ``metrics.scores`` with ``confusion`` (nested list), ``num_images``, ``scored_at`` (label sizes).
+    """
+    mesh = mesh or distributed.make_mesh()
+    class_set = model.class_set
+    step = compiled_step(model.spec, model.preprocessing, scales, flip, mesh)
+    if variables is None:
+        variables = jax.device_put(model.variables, distributed.replicated(mesh))
+    zero = (metrics.empty_confusion(class_set.num_classes), jnp.zeros((), jnp.int32))
+    count = jax.device_put(zero, distributed.replicated(mesh))
+    done, sizes = 0, set()
+    for batch in batches:
+        if "label" not in batch:
+            raise UserError("this split has no labels to score against: choose another with --split")
+        sizes.add(f"{batch['label'].shape[2]}x{batch['label'].shape[1]}")
+        handovers.note(
+            "evaluation",
+            dataset=model.config["eval"]["dataset"],
+            input=handovers.size(batch["image"].shape[1:3]),
+            scales=scales,
+            flip=flip,
+            scored=handovers.size(batch["label"].shape[1:3]),
+        )
+        count = step(count, variables, distributed.put_batch({k: batch[k] for k in ("image", "label", "mask")}, mesh))
+        done += int(np.sum(batch["mask"]))
+        progress(done)
+    confusion, num_images = count
+    if not int(num_images):
+        raise UserError("no image to score in this split")
+    confusion = metrics.confusion_matrix(confusion)
+    return {
+        **metrics.scores(confusion, class_set),
+        "num_images": int(num_images),
+        "class_set": class_set.name,
+        "scored_at": ", ".join(sorted(sizes)),
+        "confusion": confusion.tolist(),
+    }
+
+
+def evaluate_stage(
+    workdir: str | Path,
+    *,
+    checkpoint: str = "last",
+    multi_scale: bool = False,
+    data_dir: str = "",
+    split: str = "",
+    dataset: str = "",
+    colour: str = "",
+    dtype: str = "auto",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Scores one checkpoint of a stage on the target it was configured for.
+
+    Args:
+      workdir: of a stage.
+      checkpoint: 'last' or a step.
+      multi_scale: the config's scales, each flipped, instead of the plain image.
+      data_dir, split, dataset: replace the config's.
+      colour: '' or a mode of ``colour_matching``: recolours the images to the source's statistics first.
+      dtype: compute type, see ``models.convolution.inference_dtype``.
+      progress: called with the number of images that all processes have handed over, and that of all images.
+
+    Returns:
+      the result of ``evaluate`` with ``multi_scale``, ``checkpoint_step``, ``dataset``, ``split``.
+    """
+    model = checkpoints.in_dtype(checkpoints.load_model(workdir, checkpoint), dtype)
+    if not model.class_set:
+        raise UserError(f"{workdir}: these weights have no classifier to evaluate")
+    config = schema.stored(model.config, model.spec.num_classes)
+    config = dataclasses.replace(config, data_dir=data_dir or config.data_dir)
+    given = {key: value for key, value in (("dataset", dataset), ("split", split)) if value}
+    stream = dataclasses.replace(config.eval, **given).stream(augment=False)
+    total = pipeline.num_examples(config.data_dir, stream)
+    images: Iterable[Mapping[str, Any]] = eval_batches(config, stream, model.class_set, len(jax.devices()))
+    if colour:
+        images = map(_colour_matcher(config, model.class_set, colour), images)
+    result = evaluate(
+        model,
+        images,
+        scales=config.multi_scale if multi_scale else inference.SINGLE_SCALE,
+        flip=multi_scale,
+        progress=lambda done: progress(min(done * jax.process_count(), total), total),
+    )
+    return {
+        **result,
+        "multi_scale": multi_scale,
+        "checkpoint_step": model.step,
+        "dtype": compute_dtype(model.spec.dtype),
+        "dataset": stream.dataset,
+        "split": stream.split,
+    }
+
+
+def eval_batches(config: schema.Config, stream: Stream, class_set: ClassSet, devices: int) -> Iterator[dict[str, Any]]:
+    """This process's share of the batches of a split for so many devices."""
+    return pipeline.eval_batches(
+        config.data_dir,
+        stream,
+        class_set=class_set,
+        batch_size=config.eval_batch_size * devices,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        damaged_records=config.damaged_records,
+    )
+
+
+def _colour_matcher(
+    config: schema.Config, class_set: ClassSet, mode: str
+) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """Recolours batches of the target to the source; whatever devices there are, the same images are looked at."""
+    source, target = (
+        colour_matching.colour_statistics(
+            pipeline.eval_batches(
+                config.data_dir,
+                stream.stream(labels=False, augment=False, role="colours"),
+                class_set=class_set,
+                batch_size=1,
+                limit=colour_matching.IMAGES,
+                damaged_records=config.damaged_records,
+            )
+        )
+        for stream in (config.source, config.target)
+    )
+    return colour_matching.matcher(mode, source, target)
+
+
+def validate(config: schema.Config, generator: TrainState, step: int, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """Scores of a stage in training on ``config.eval``, single scale.
+
+    Raises:
+      UserError: missing data, or a split without labels.
+    """
+    model = checkpoints.Model(config.model, config.preprocessing, config.classes, None, None, config.plain(), step)
+    batches = eval_batches(config, config.eval.stream(augment=False), config.classes, mesh.size)
+    return evaluate(model, batches, mesh=mesh, variables=generator.variables)

@@ -1,0 +1,67 @@
+"""What a method is: its states and its pure step, over networks that the config chooses."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
+
+import jax
+
+from fada_jax.models import ModelSpec
+from fada_jax.preprocessing import Preprocessing
+from fada_jax.training.optimizers import OptimizerSpec
+
+# ``{"source": {"image": uint8 [N, H, W, 3], "label": uint8 [N, H, W]}, "target": {"image": ...}}``
+Batch = Mapping[str, Mapping[str, jax.Array]]
+Metrics = dict[str, jax.Array]
+# Pytrees by name. ``generator`` is the TrainState of G, which is tested; others may be discriminators or a teacher.
+States = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSpec:
+    """What every method is given; hashable.
+
+    Attributes:
+      model: shapes of G.
+      preprocessing: input normalisation.
+      generator_optimizer, discriminator_optimizer: of G, and of each discriminator.
+      discriminator_widths: hidden channels of a discriminator.
+      accumulate_steps: micro-batches that a batch is worked through in.
+      block_rows: rows of full-resolution pixels that a loss holds at a time, see ``training.pixels``; 0: all.
+    """
+
+    model: ModelSpec
+    preprocessing: Preprocessing = Preprocessing()
+    generator_optimizer: OptimizerSpec = OptimizerSpec()
+    discriminator_optimizer: OptimizerSpec = OptimizerSpec()
+    discriminator_widths: tuple[int, ...] = (256, 128)
+    accumulate_steps: int = 1
+    block_rows: int = 0
+
+
+class Method(Protocol):
+    """A frozen, hashable dataclass; both functions are pure and traceable."""
+
+    # Streams of its batch: ``source`` with labels, ``target`` without.
+    streams: ClassVar[tuple[str, ...]]
+
+    def init(self, rng: jax.Array, spec: TrainingSpec) -> States:
+        """States before the first step."""
+
+    def step(
+        self, states: States, batch: Batch, rng: jax.Array, progress: jax.Array, spec: TrainingSpec
+    ) -> tuple[States, Metrics]:
+        """One iteration.
+
+        Args:
+          states: of ``init``.
+          batch: of the streams.
+          rng: key of this step, folded from the seed and the number of the step.
+          progress: share of the steps that are done, float32 from 0 to 1.
+          spec: as given to ``init``.
+
+        Returns:
+          the updated states, and scalars to log.
+        """

@@ -1,0 +1,72 @@
+"""Stages and recipes as data: which images a stage trains on, and which stages follow one another.
+
+A stage is named by ``config.stage``; ``Part`` puts it into a recipe, in a folder of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One kind of stage.
+
+    Attributes:
+      images: the config's stream whose images carry the labels that G is trained on.
+      pseudo_labels: these labels are a teacher's.
+      adapts: trains the config's method; otherwise G learns from labels alone.
+      parts: equal parts that the batch is cut into, one for each domain.
+    """
+
+    images: str
+    pseudo_labels: bool = False
+    adapts: bool = False
+    parts: int = 1
+
+
+STAGES: Mapping[str, Stage] = {
+    "source": Stage("source"),
+    "adaptation": Stage("source", adapts=True, parts=2),
+    "self_distillation": Stage("target", pseudo_labels=True),
+}
+# Names of earlier versions: configs, folders and checkpoints that have them stay readable.
+RENAMED: Mapping[str, str] = {"adversarial": "adaptation"}
+
+
+def current_name(stage: str) -> str:
+    """The name of today of a stage."""
+    return RENAMED.get(stage, stage)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A stage in a recipe.
+
+    Attributes:
+      folder: of its own in the recipe's workdir.
+      stage: key of ``STAGES``.
+      method: replaces the config's; empty: the config's own.
+      init_from: folder of the stage whose weights it starts from; ``STUDENT``: as ``config.student_from`` says; empty:
+        ``config.init_from``.
+      teacher_from: folder of the stage that labels its images.
+    """
+
+    folder: str
+    stage: str
+    method: str = ""
+    init_from: str = ""
+    teacher_from: str = ""
+
+
+STUDENT = "student_from"
+_SOURCE = Part("source", "source")
+_ADAPTATION = Part("adaptation", "adaptation", init_from="source")
+_CONTROL = Part("control", "adaptation", "control", init_from="source")
+_DISTILLATION = Part("self_distillation", "self_distillation", init_from=STUDENT, teacher_from="adaptation")
+
+SOURCE_ALONE = (_SOURCE,)
+CONTROL = (_SOURCE, _ADAPTATION)
+# Adapted and distilled as in the paper, with the control beside it.
+ADAPTED = (_SOURCE, _CONTROL, _ADAPTATION, _DISTILLATION)

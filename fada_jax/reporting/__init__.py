@@ -1,0 +1,1 @@
+"""Figures, tables and the numbers of the paper."""

@@ -1,0 +1,184 @@
+"""Tables of an ablation as data, and what they say over seeds beside the paper's numbers."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from fada_jax.reporting import paper, rows
+
+# Scores of one seed by row: ``miou``, ``iou`` by class and, where the class set has one, ``miou_13``; percent.
+Scores = Mapping[str, Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One row: a stage by its method and overrides; without a method it has the config's own.
+
+    Attributes:
+      label: in the table.
+      method: config argument; empty: the config's own.
+      overrides: config keys; that of lambda_adv is a factor on the config's value.
+      paper: the paper's mIoU by task.
+      stage: adaptation, or self_distillation, which has a second row with multi-scale testing.
+    """
+
+    label: str
+    method: str = ""
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    paper: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    stage: str = "adaptation"
+
+
+def _knowledge(name: str) -> dict[str, float]:
+    return {task: values[name] for task, values in paper.KNOWLEDGE.items()}
+
+
+_BINARY = {"binary": Variant("binary (global alignment)", "binary", paper=_knowledge("binary"))}
+_SOFT = {"fada": Variant("soft labels (FADA)", "fada", paper=_knowledge("soft"))}
+# Rows of each table by name; the recipe's own rows come first in 'components'.
+TABLES: Mapping[str, Mapping[str, Variant]] = {
+    "components": _BINARY,
+    "knowledge": {**_BINARY, "hard": Variant("hard labels", "hard", paper=_knowledge("hard")), **_SOFT},
+    "clipping": {
+        f"clip_{clip}": Variant(f"clip {clip}", "fada", {"knowledge.clip": clip}, {"gta5_to_cityscapes": value})
+        for clip, value in paper.CLIPPING.items()
+    },
+    "alignment": {
+        **_BINARY,
+        "output_space": Variant("output space (as AdaptSegNet)", "output_space"),
+        "entropy": Variant("entropy (as ADVENT)", "entropy"),
+        **_SOFT,
+    },
+    "lambda": {
+        f"lambda_x{factor:g}": Variant(f"lambda_adv times {factor:g}", overrides={"lambda_adv": factor})
+        for factor in (0.1, 0.3, 1.0, 3.0, 10.0)
+    },
+    "temperature": {
+        f"temperature_{t}": Variant(f"T = {t}", overrides={"knowledge.temperature": t}) for t in (1.0, 1.8, 3.0)
+    },
+    "distillation": {
+        name: Variant(label, overrides=overrides, stage="self_distillation")
+        for name, label, overrides in (
+            ("keep_1", "SD, every pixel", {"pseudo_labels.keep": 1.0}),
+            ("keep_0.8", "SD, surest 80% of each class", {"pseudo_labels.keep": 0.8}),
+            ("keep_0.5", "SD, surest half of each class", {"pseudo_labels.keep": 0.5}),
+            ("keep_0.3", "SD, surest 30% of each class", {"pseudo_labels.keep": 0.3}),
+            ("relative_0.5", "SD, class-balanced", {"pseudo_labels.keep": 0.5, "pseudo_labels.relative": True}),
+            ("teacher_multi_scale", "SD, multi-scale teacher", {"pseudo_labels.multi_scale": True}),
+            ("student_from_adaptation", "SD, student from the teacher", {"student_from": "adaptation"}),
+        )
+    },
+}
+MULTI_SCALE = "_multi_scale"
+# Rows of 'components' that no variant is behind.
+LABELS = {
+    **rows.LABELS,
+    "colour_matching_global": "colour matching, global (no training)",
+    "colour_matching_image": "colour matching, per image (no training)",
+    "adapted_colour_matching": "F-Adv tested on matched colours",
+    "oracle": "oracle (trained on target labels)",
+}
+# What gains are paired against, where a table has it.
+BASELINES = ("source_only", "control", "colour_matching_global", "colour_matching_image", "binary", "adapted")
+
+
+def difference(values: Sequence[float], baseline: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Mean of the paired differences and the half width of its t confidence interval (NaN for a single pair)."""
+    gains = np.subtract(values, baseline)
+    if len(gains) < 2:
+        return float(gains.mean()), float("nan")
+    error = gains.std(ddof=1) / np.sqrt(len(gains))
+    return float(gains.mean()), float(stats.t.ppf(0.5 + level / 2, len(gains) - 1) * error)
+
+
+def _paper(table: str, task: str, name: str) -> float | None:
+    if name in TABLES[table]:
+        return TABLES[table][name].paper.get(task)
+    return paper.COMPONENTS.get(name) if task == "gta5_to_cityscapes" else None
+
+
+def label(table: str, name: str) -> str:
+    """What a row is called."""
+    labels = LABELS | {key: variant.label for key, variant in TABLES[table].items()}
+    return labels[name] if name in labels else f"{labels[name.removesuffix(MULTI_SCALE)]} + MST"
+
+
+def markdown(table: str, task: str, scores: Mapping[int, Scores]) -> str:
+    """Rows with mean and standard deviation over seeds, then gains paired by seed with 95% t intervals."""
+    miou = by_row(scores, "miou")
+    miou_13 = by_row(scores, "miou_13")
+    head = [f"{task}, {table}", "mIoU", *(["mIoU* (13)"] if miou_13 else []), *(f"seed {s}" for s in scores), "paper"]
+    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
+    for name, values in miou.items():
+        printed = _paper(table, task, name)
+        cells = [label(table, name), _spread(values), *([_spread(miou_13[name])] if miou_13 else [])]
+        cells += [*(f"{v:.1f}" for v in values), "" if printed is None else f"{printed:.1f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    baselines = [name for name in BASELINES if name in miou]
+    lines += [
+        "",
+        "| gain, 95% interval | over " + " | over ".join(label(table, name) for name in baselines) + " |",
+        "| --- |" + " ---: |" * len(baselines),
+    ]
+    for name, values in miou.items():
+        cells = []
+        for baseline in baselines:
+            mean, half = difference(values, miou[baseline])
+            interval = "" if np.isnan(half) else f" [{mean - half:+.1f}, {mean + half:+.1f}]"
+            cells.append("" if name == baseline else f"{mean:+.1f}{interval}")
+        lines.append(f"| {label(table, name)} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *_by_class(table, scores, list(miou))]) + "\n"
+
+
+def _by_class(table: str, scores: Mapping[int, Scores], names: Sequence[str]) -> list[str]:
+    """IoU of each class by row; a class in no label and no prediction of a seed has none there."""
+    lines = [
+        "| class | " + " | ".join(label(table, name) for name in names) + " |",
+        "| --- |" + " ---: |" * len(names),
+    ]
+    for class_name in next(iter(next(iter(scores.values())).values()))["iou"]:
+        cells = []
+        for name in names:
+            present = [s[name]["iou"][class_name] for s in scores.values() if s[name]["iou"][class_name] is not None]
+            cells.append(_spread(present) if present else "-")
+        lines.append(f"| {class_name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def by_row(scores: Mapping[int, Scores], key: str) -> dict[str, list[float]]:
+    """One score of every seed, by row; empty where the rows do not have it."""
+    first = next(iter(scores.values()))
+    return {name: [s[name][key] for s in scores.values()] for name, row in first.items() if key in row}
+
+
+def across_tasks(table: str, scores: Mapping[str, Mapping[int, Scores]]) -> str:
+    """One column a task, as in the paper's table 5: mean and standard deviation, and the paper's number."""
+    miou = {task: by_row(seeds, "miou") for task, seeds in scores.items()}
+    lines = [f"| {table} | {' | '.join(scores)} |", "| --- |" + " ---: |" * len(scores)]
+    for name in next(iter(miou.values())):
+        cells = []
+        for task, values in miou.items():
+            printed = _paper(table, task, name)
+            cells.append(_spread(values[name]) + ("" if printed is None else f" (paper {printed:.1f})"))
+        lines.append(f"| {label(table, name)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
+
+
+def to_csv(scores: Mapping[int, Scores]) -> str:
+    """mIoU: one row a seed, one column a row of the table."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, ["seed", *next(iter(scores.values()))], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({"seed": seed} | {name: row["miou"] for name, row in s.items()} for seed, s in scores.items())
+    return buffer.getvalue()

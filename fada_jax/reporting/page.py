@@ -1,0 +1,255 @@
+"""The HTML page about recipes, made of the files that they left."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from matplotlib.figure import Figure
+from PIL import Image
+
+from fada_jax import images
+from fada_jax.errors import UserError
+from fada_jax.methods.stages import RENAMED
+from fada_jax.reporting import figures, paper
+from fada_jax.reporting.panels import COLUMNS
+from fada_jax.reporting.rows import LABELS, label
+from fada_jax.stages import workdirs
+
+TEMPLATE = Path(__file__).with_name("page.html")
+STAGES = ("source", "control", "adaptation", "self_distillation")
+# Rows that have bars and a confusion matrix.
+SHOWN = ("source_only", "adapted", "self_distilled")
+# Pixels that a panel's image is wide at most.
+PANEL_WIDTH = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a recipe left in its workdir.
+
+    Attributes:
+      name: shown.
+      results: of results.json.
+      configs: config of each stage.
+      metrics: lines of metrics.jsonl by stage.
+      confusions: confusion matrix by row name; may be empty.
+      ccd: of ccd.json; None where it was not measured.
+      panels: rows of PNG files by column of ``panels.COLUMNS``.
+    """
+
+    name: str
+    results: Mapping[str, Any]
+    configs: Mapping[str, Mapping[str, Any]]
+    metrics: Mapping[str, Sequence[Mapping[str, float]]]
+    confusions: Mapping[str, Any]
+    ccd: Mapping[str, Any] | None
+    panels: Sequence[Mapping[str, Path]]
+
+    @property
+    def rows(self) -> dict[str, Mapping[str, Any]]:
+        return {row["name"]: row for row in self.results["rows"]}
+
+    @property
+    def task(self) -> str:
+        return self.configs["source"]["task"]
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file.
+
+    Raises:
+      UserError: it cannot be read, or is no JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+
+
+def read_run(workdir: Path, name: str) -> Run:
+    """What is there of a recipe.
+
+    Raises:
+      UserError: no finished recipe, or a file of it that cannot be used.
+    """
+    path = workdir / "results.json"
+    if not path.is_file():
+        seeds = sorted(str(p.parent) for p in workdir.glob("seed*/results.json"))
+        hint = f": it is an ablation's, name its seeds {', '.join(seeds)}" if seeds else ""
+        raise UserError(f"{path} is not there{hint or ': finish the recipe with scripts/run_recipe.py first'}")
+    results = read_json(path)
+    if not isinstance(results, dict) or not results.get("rows") or not {"config", "seed"} <= results.keys():
+        raise UserError(f"{path} is not of a recipe: it has no rows, config and seed")
+    folders = {stage: workdirs.stage_folder(workdir, stage) for stage in STAGES}
+    folders = {stage: folder for stage, folder in folders.items() if (folder / "config.json").is_file()}
+    if "source" not in folders:
+        raise UserError(f"{workdir / 'source' / 'config.json'} is not there: the stage folders belong to the results")
+    optional = {
+        key: read_json(workdir / f"{key}.json") if (workdir / f"{key}.json").is_file() else None
+        for key in ("confusion", "ccd")
+    }
+    configs = {stage: read_json(folder / "config.json") for stage, folder in folders.items()}
+    metrics = {stage: read_metrics(folder / "metrics.jsonl") for stage, folder in folders.items()}
+    return Run(name, results, configs, metrics, optional["confusion"] or {}, optional["ccd"], read_panels(workdir))
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Lines of a stage's log that hold losses.
+
+    Raises:
+      UserError: it is not made of JSON lines.
+    """
+    lines = path.read_text().splitlines() if path.is_file() else []
+    try:
+        parsed = [json.loads(line) for line in lines if line]
+    except ValueError as error:
+        raise UserError(f"{path} is not made of JSON lines: {error}") from error
+    return [line for line in parsed if "loss_seg" in line]
+
+
+def read_panels(workdir: Path) -> list[dict[str, Path]]:
+    """Rows of a recipe's panels that are complete; earlier versions called a column by the old name of its stage."""
+    rows = []
+    for image in sorted((workdir / "panels").glob("*_image.png")):
+        files = {name: image.with_name(image.name.replace("_image", f"_{name}")) for name in (*COLUMNS, *RENAMED)}
+        files |= {new: files[old] for old, new in RENAMED.items() if files[old].is_file()}
+        row = {name: files[name] for name in COLUMNS}
+        if all(file.is_file() for file in row.values()):
+            rows.append(row)
+    return rows
+
+
+def data_url(data: bytes, kind: str) -> str:
+    """Bytes inside the page."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def picture(figure: Figure) -> str:
+    """A figure inside the page."""
+    return data_url(figures.to_svg(figure).encode(), "svg+xml")
+
+
+def panel_image(path: Path) -> str:
+    """A panel's image inside the page.
+
+    Raises:
+      UserError: not an image.
+    """
+    image = images.read_image(path)
+    size = min(PANEL_WIDTH, image.shape[1]), round(image.shape[0] * min(1, PANEL_WIDTH / image.shape[1]))
+    # Colours of classes must not mix.
+    method = Image.Resampling.BICUBIC if path.stem.endswith("_image") else Image.Resampling.NEAREST
+    buffer = io.BytesIO()
+    Image.fromarray(image).resize(size, method).save(buffer, "PNG")
+    return data_url(buffer.getvalue(), "png")
+
+
+def class_table(run: Run) -> tuple[list[str], list[dict[str, Any]]]:
+    """IoU by class of a run's rows and of the paper's, in the layout of tables 1 to 3.
+
+    Returns:
+      class names, and rows with ``label``, ``iou`` (in the order of the names), ``miou``, ``miou_13``, ``ours`` and
+      ``note`` (what to mind of a row of the paper's).
+    """
+    names = list(next(iter(run.rows.values()))["iou"])
+    ours = [(label(row), row["iou"], row["miou"], row.get("miou_13"), True, "") for row in run.rows.values()]
+    city = run.configs["source"]["target"]["city"]
+    printed = [row for row in paper.rows(run.task) if list(row.iou) == names and row.group == (city or row.group)]
+    theirs = [(f"{row.method} ({row.group})", row.iou, row.miou, row.miou_13, False, row.note) for row in printed]
+    keys = ("label", "iou", "miou", "miou_13", "ours", "note")
+    rows = [dict(zip(keys, row, strict=True)) for row in (*ours, *theirs)]
+    return names, [{**row, "iou": [row["iou"][name] for name in names]} for row in rows]
+
+
+def notes(table: list[dict[str, Any]]) -> dict[str, str]:
+    """Notes on the rows of a class table -> the labels of the rows that each is about."""
+    labels: dict[str, list[str]] = {}
+    for row in table:
+        if row["note"]:
+            labels.setdefault(row["note"], []).append(row["label"])
+    return {note: ", ".join(rows) for note, rows in labels.items()}
+
+
+def section(run: Run) -> dict[str, Any]:
+    """Everything that the template shows of one run."""
+    rows, first = run.rows, next(iter(run.rows.values()))
+    names, table = class_table(run)
+    bars = {label(row): row["iou"] for row in rows.values() if row["name"] in SHOWN}
+    ccd = {name: stage["both"] for name, stage in run.ccd["stages"].items()} if run.ccd else {}
+    scored = f"{first['num_images']} images of {first['dataset']}/{first['split']}"
+    return {
+        "name": run.name,
+        "config": run.results["config"],
+        "seed": run.results["seed"],
+        "overrides": dict(sorted(run.results.get("overrides", {}).items())),
+        "scored": f"{scored}, {first['class_set']}, scored at the label's size {first['scored_at']}, last checkpoints",
+        "stages": [
+            {"name": stage, "steps": config["total_steps"], "batch": config["batch_size"], "method": config["method"]}
+            for stage, config in run.configs.items()
+        ],
+        "rows": [
+            {
+                "label": label(row),
+                "miou": row["miou"],
+                "miou_13": row.get("miou_13"),
+                "gain": row["miou"] - first["miou"],
+                "accuracy": row.get("accuracy"),
+                "paper": paper.COMPONENTS.get(row["name"]) if run.task == "gta5_to_cityscapes" else None,
+            }
+            for row in rows.values()
+        ],
+        "star": any(row.get("miou_13") is not None for row in rows.values()),
+        "names": names,
+        "class_table": table,
+        "notes": notes(table),
+        "curves": {s: picture(figures.training_curves(s, lines)) for s, lines in run.metrics.items() if lines},
+        "bars": picture(figures.iou_bars(bars)),
+        "confusions": [
+            (label(rows[name]), picture(figures.confusion_matrix(run.confusions[name], names)))
+            for name in SHOWN
+            if name in run.confusions
+        ],
+        "ccd": picture(figures.ccd_bars(ccd)) if ccd else "",
+        "panels": [{column: panel_image(path) for column, path in panel.items()} for panel in run.panels],
+        "full_config": json.dumps(run.configs, indent=1, sort_keys=True),
+    }
+
+
+def compared(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """mIoU of every row in all runs that have it, and its mean."""
+    names = list(dict.fromkeys(name for run in runs for name in run.rows))
+    result = []
+    for name in names:
+        values = [run.rows[name]["miou"] if name in run.rows else None for run in runs]
+        scored = [value for value in values if value is not None]
+        result.append({"label": LABELS.get(name, name), "values": values, "mean": sum(scored) / len(scored)})
+    return result
+
+
+def run_names(workdirs: Sequence[Path]) -> list[str]:
+    """Shortest names that tell the workdirs apart."""
+    short = [path.absolute().name for path in workdirs]
+    return short if len(set(short)) == len(short) else [str(path) for path in workdirs]
+
+
+def page(workdirs: Sequence[Path]) -> str:
+    """The page of all workdirs.
+
+    Raises:
+      UserError: one of them is not a finished recipe.
+    """
+    runs = [read_run(path, name) for path, name in zip(workdirs, run_names(workdirs), strict=True)]
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    template = environment.from_string(TEMPLATE.read_text())
+    return template.render(runs=[section(run) for run in runs], compared=compared(runs) if len(runs) > 1 else [])

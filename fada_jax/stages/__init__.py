@@ -1,0 +1,1 @@
+"""A stage of training from its config to its last checkpoint."""

@@ -1,0 +1,98 @@
+"""Batches of a stage: its streams, their shapes, and the iterator that reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fada_jax import distributed, handovers
+from fada_jax.config import Config
+from fada_jax.input_pipeline import pipeline
+from fada_jax.input_pipeline.stream import Stream
+
+
+def streams(config: Config, pseudo_labels: str = "") -> dict[str, Stream]:
+    """Streams of a stage's batch by name; each has the share ``stream_batch_size`` of it."""
+    kind, labelled = config.kind, getattr(config, config.kind.images)
+    result = {"source": labelled.stream(pseudo_labels=pseudo_labels if kind.pseudo_labels else "")}
+    if "target" in config.training_method.streams:
+        result["target"] = config.target.stream(labels=False, role="target")
+    return result
+
+
+def stream_batch_size(config: Config) -> int:
+    """Images of each stream in a global batch."""
+    return config.batch_size // config.kind.parts
+
+
+def batch_shapes(config: Config) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """Shapes of a stage's batch, without data."""
+    result, count = {}, stream_batch_size(config)
+    for name, stream in streams(config).items():
+        width, height = stream.augment.crop or stream.size
+        result[name] = {"image": jax.ShapeDtypeStruct((count, height, width, 3), jnp.uint8)}
+        if stream.labels:
+            result[name]["label"] = jax.ShapeDtypeStruct((count, height, width), jnp.uint8)
+    return result
+
+
+def check_streams(config: Config, pseudo_labels: str, mesh: jax.sharding.Mesh) -> dict[str, int]:
+    """Refuses streams of a stage that cannot be read or that the mesh cannot split.
+
+    Returns:
+      images of each stream by name.
+
+    Raises:
+      UserError: see above.
+    """
+    images = {}
+    for name, stream in streams(config, pseudo_labels).items():
+        size = stream_batch_size(config)
+        distributed.check_batch("config.batch_size (per stream)", size, mesh, config.accumulate_steps)
+        distributed.check_height(f"{stream.dataset}/{stream.split}", (stream.augment.crop or stream.size)[1], mesh)
+        pipeline.check(config.data_dir, stream, config.classes)
+        images[name] = pipeline.num_examples(config.data_dir, stream)
+    if config.eval_every:
+        pipeline.check(config.data_dir, config.eval.stream(augment=False), config.classes)
+    return images
+
+
+def read_batches(config: Config, pseudo_labels: str, start: int) -> Iterator[dict[str, Any]]:
+    """This process's share of the stage's batches from step ``start`` on."""
+    iterators = {
+        name: pipeline.train_batches(
+            config.data_dir,
+            stream,
+            class_set=config.classes,
+            batch_size=stream_batch_size(config),
+            seed=config.seed,
+            start_step=start,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            damaged_records=config.damaged_records,
+        )
+        for name, stream in streams(config, pseudo_labels).items()
+    }
+    for parts in zip(*iterators.values(), strict=False):
+        batch = dict(zip(iterators, parts, strict=True))
+        for name, part in batch.items():
+            handovers.note("batch", stream=name, **{key: handovers.size(x.shape[1:3]) for key, x in part.items()})
+        yield batch
+
+
+def batch_names(config: Config, pseudo_labels: str, step: int) -> dict[str, list[str]]:
+    """Names of the images of each stream in the global batch of a step, from 0."""
+    return {
+        name: pipeline.batch_names(
+            config.data_dir,
+            stream,
+            class_set=config.classes,
+            batch_size=stream_batch_size(config),
+            seed=config.seed,
+            step=step,
+        )
+        for name, stream in streams(config, pseudo_labels).items()
+    }

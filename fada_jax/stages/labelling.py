@@ -1,0 +1,240 @@
+"""A teacher's labels for self-distillation: made by all devices, in a file that says where they come from.
+
+The teacher sees the images at the size that it is tested at, and its softmax is upsampled to the size of the student's
+images, as released.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from fada_jax import distributed, handovers
+from fada_jax.config import Config
+from fada_jax.errors import UserError
+from fada_jax.evaluation import inference
+from fada_jax.input_pipeline import pipeline
+from fada_jax.input_pipeline.stream import Stream
+from fada_jax.models import Segmenter
+from fada_jax.stages.parents import load_teacher
+from fada_jax.training import checkpoints, selection
+
+
+def pseudo_label_file(config: Config, workdir: Path) -> str:
+    """Where a stage keeps what its teacher saw; '' in stages without one."""
+    return str(workdir / "pseudo_labels.tfrecord") if config.kind.pseudo_labels else ""
+
+
+def provenance(config: Config, teacher: checkpoints.Model) -> dict[str, Any]:
+    """All that decides the pseudo labels of a stage, in JSON types."""
+    values = {
+        "teacher": teacher.digest,
+        "teacher_step": teacher.step,
+        "classes": teacher.class_set.names,
+        "selection": dataclasses.asdict(config.pseudo_labels),
+        "scales": config.multi_scale if config.pseudo_labels.multi_scale else (1.0,),
+        "teacher_size": teacher.config["eval"]["size"],
+        "label_size": config.target.size,
+        "images": [config.target.dataset, config.target.city, config.target.split],
+        "num_images": pipeline.num_examples(config.data_dir, _teacher_stream(config, teacher)),
+    }
+    return json.loads(json.dumps(values))
+
+
+def _teacher_stream(config: Config, teacher: checkpoints.Model) -> Stream:
+    stream = config.target.stream(labels=False, augment=False, role="teacher")
+    return dataclasses.replace(stream, size=tuple(teacher.config["eval"]["size"]))
+
+
+def ensure_pseudo_labels(
+    config: Config,
+    workdir: Path,
+    meta: Mapping[str, Any],
+    teacher: checkpoints.Model | None,
+    mesh: jax.sharding.Mesh,
+    log: Callable[[str], None],
+) -> dict[str, Any]:
+    """Sees to it that the file of pseudo labels exists and holds the labels that the stage is to learn.
+
+    Args:
+      config: of the stage.
+      workdir: of the stage.
+      meta: of the checkpoint that training goes on from; {} where it begins.
+      teacher: if it is loaded already.
+      mesh: that shares the work.
+      log: receives what is done.
+
+    Returns:
+      provenance of the labels.
+
+    Raises:
+      UserError: the stage has begun with other labels, or there is no teacher to make them.
+    """
+    path, begun_with = Path(pseudo_label_file(config, workdir)), meta.get("pseudo_labels")
+    in_file = pipeline.pseudo_label_provenance(path) if path.exists() else None
+    if begun_with is not None and in_file is not None:
+        if in_file != begun_with:
+            raise UserError(
+                f"{path} does not hold the labels that {workdir} was trained on "
+                f"({_differing(begun_with, in_file)}): put the old file back or use another --workdir"
+            )
+        return in_file
+    if meta and in_file == {}:
+        log(f"{path} is of an earlier version, which did not write down where its labels came from")
+        return in_file
+    teacher = teacher or load_teacher(config)
+    wanted = provenance(config, teacher)
+    if begun_with and wanted != begun_with:
+        raise UserError(
+            f"{path} is gone and cannot be made again as it was ({_differing(begun_with, wanted)}): "
+            "use another --workdir"
+        )
+    if in_file != wanted:
+        if in_file is not None:
+            log(f"{path} holds other labels ({_differing(in_file, wanted)}): they are made again")
+        with handovers.within(stage="pseudo labels"):
+            make_pseudo_labels(config, teacher, path, wanted, mesh, log)
+    return wanted
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Keys of two provenances that differ, with both values where they are short."""
+    if not before:
+        return "of an earlier version, which did not write down where its labels came from"
+    keys = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    shown = (f"{key}: {str(before.get(key))[:40]} there, {str(now.get(key))[:40]} wanted" for key in keys)
+    return "; ".join(shown)
+
+
+def make_pseudo_labels(
+    config: Config,
+    teacher: checkpoints.Model,
+    path: Path,
+    origin: Mapping[str, Any],
+    mesh: jax.sharding.Mesh,
+    log: Callable[[str], None],
+) -> None:
+    """Labels the target training images with ``teacher`` in the file ``path``; every process takes part.
+
+    Args:
+      config: of the stage.
+      teacher: the model that labels.
+      path: file to write.
+      origin: ``provenance``, which goes into the file.
+      mesh: that shares the work.
+      log: receives what is done.
+    """
+    stream = _teacher_stream(config, teacher)
+    teacher = checkpoints.in_dtype(teacher, "auto")
+    read = functools.partial(
+        pipeline.eval_batches,
+        config.data_dir,
+        stream,
+        class_set=teacher.class_set,
+        batch_size=config.eval_batch_size * mesh.size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        damaged_records=config.damaged_records,
+    )
+    labelled = pseudo_labels(
+        teacher,
+        read,
+        pipeline.names(config.data_dir, stream),
+        size=config.target.size[::-1],
+        mesh=mesh,
+        chosen=config.pseudo_labels,
+        scales=config.multi_scale,
+        log=log,
+    )
+    if jax.process_index():
+        collections.deque(labelled, maxlen=0)
+    else:
+        count = pipeline.write_pseudo_labels(path, labelled, origin)
+        sizes = "{}x{}, seen at {}x{}".format(*config.target.size, *stream.size)
+        log(f"labelled {count} target images ({sizes}) with step {teacher.step} of {config.teacher_from}: {path}")
+    multihost_utils.sync_global_devices("pseudo labels")
+
+
+def pseudo_labels(
+    model: checkpoints.Model,
+    read: Callable[[], Iterable[Mapping[str, Any]]],
+    names: Sequence[str],
+    *,
+    size: tuple[int, int],
+    mesh: jax.sharding.Mesh,
+    chosen: selection.Selection = selection.Selection(),
+    scales: tuple[float, ...] = inference.MULTI_SCALE,
+    log: Callable[[str], None] = print,
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Labels of every image by name, uint8 [H, W]; all devices of all processes share the work.
+
+    Args:
+      model: the teacher.
+      read: starts one pass over this process's share of batches with ``image`` uint8 [N, h, w, 3] at the size that the
+        teacher is tested at, ``number`` int32 [N] and ``mask`` bool [N]; called twice where thresholds are needed.
+      names: of the images, by number.
+      size: (H, W) of the labels, which the teacher's softmax is upsampled to.
+      mesh: that splits the batches.
+      chosen: which pixels are labelled.
+      scales: of multi-scale testing.
+      log: receives the thresholds.
+
+    Yields:
+      the same in every process: each must take all.
+    """
+    probabilities = functools.partial(
+        inference.class_probabilities,
+        Segmenter(model.spec).apply,
+        preprocessing=model.preprocessing,
+        size=size,
+        scales=scales if chosen.multi_scale else inference.SINGLE_SCALE,
+        flip=chosen.multi_scale,
+    )
+    variables = jax.device_put(model.variables, distributed.replicated(mesh))
+
+    def batches() -> Iterator[dict[str, jax.Array]]:
+        for batch in read():
+            handovers.note("teacher", input=handovers.size(batch["image"].shape[1:3]), labels=handovers.size(size))
+            yield distributed.put_batch({key: batch[key] for key in ("image", "number", "mask")}, mesh)
+
+    thresholds = np.zeros(model.class_set.num_classes, np.float32)
+    if chosen.needs_thresholds:
+        thresholds = _thresholds(probabilities, variables, batches(), chosen.keep, mesh)
+        named = zip(model.class_set.names, thresholds, strict=True)
+        log("confidence thresholds: " + ", ".join(f"{name} {value:.3f}" for name, value in named))
+
+    @functools.partial(jax.jit, out_shardings=distributed.replicated(mesh))
+    def label(variables: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, ...]:
+        labels = selection.select(probabilities(variables, batch["image"]), thresholds, relative=chosen.relative)
+        return labels, batch["number"], batch["mask"]
+
+    for batch in batches():
+        labels, numbers, mask = jax.device_get(label(variables, batch))
+        yield from ((names[number], x) for x, number, real in zip(labels, numbers, mask, strict=True) if real)
+
+
+def _thresholds(
+    probabilities: Callable[..., jax.Array],
+    variables: Any,
+    batches: Iterable[Mapping[str, jax.Array]],
+    keep: float,
+    mesh: jax.sharding.Mesh,
+) -> np.ndarray:
+    """``selection.class_thresholds`` over one pass, float32 [K]."""
+    count = jax.jit(
+        lambda variables, images, mask: selection.confidence_counts(probabilities(variables, images), mask),
+        out_shardings=distributed.replicated(mesh),
+    )
+    total = np.zeros((), np.int64)
+    for batch in batches:
+        total = total + np.asarray(count(variables, batch["image"], batch["mask"]))
+    return selection.class_thresholds(total, keep)

@@ -1,0 +1,149 @@
+"""The models that a stage is made from: loaded, refused where they do not fit, and brought into its layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from fada_jax import classes, distributed
+from fada_jax.config import Config
+from fada_jax.errors import UserError
+from fada_jax.methods import States
+from fada_jax.models import interchange
+from fada_jax.stages.step import fresh_states
+from fada_jax.training import checkpoints
+from fada_jax.training.states import TrainState, replace_weights
+
+
+def load_parents(config: Config, *, needs_teacher: bool) -> dict[str, checkpoints.Model]:
+    """The models that a stage is made from, by the config key that names them.
+
+    Args:
+      config: of the stage.
+      needs_teacher: the stage labels its images with ``teacher_from``, which must then be named.
+
+    Raises:
+      UserError: one is missing or does not fit the config.
+    """
+    parents = {}
+    if config.init_from:
+        parents["init_from"] = load_compatible(config, config.init_from, "config.init_from", any_head=True)
+    if needs_teacher or (config.kind.pseudo_labels and config.teacher_from):
+        parents["teacher_from"] = load_teacher(config)
+    return parents
+
+
+def load_teacher(config: Config) -> checkpoints.Model:
+    """The adapted model of ``teacher_from``.
+
+    Raises:
+      UserError: none is named, or it does not fit the config.
+    """
+    if not config.teacher_from:
+        raise UserError("config.teacher_from is empty: name the workdir of the adaptation stage that labels the target")
+    return load_compatible(config, config.teacher_from, "config.teacher_from")
+
+
+def load_compatible(config: Config, workdir: str, key: str, *, any_head: bool = False) -> checkpoints.Model:
+    """The last model of ``workdir``, refused where it cannot serve this config.
+
+    Args:
+      config: of the stage.
+      workdir: of the model.
+      key: config key to name in errors.
+      any_head: accept weights without a trained classifier.
+
+    Raises:
+      UserError: no checkpoint, or another class set, preprocessing or network; both values are named.
+    """
+    try:
+        model = checkpoints.load_model(workdir)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
+    pairs = [("preprocessing", model.preprocessing, config.preprocessing)]
+    if model.class_set or not any_head:
+        theirs, ours = model.class_set or classes.ClassSet("", (), ()), config.classes
+        pairs += [("class set", theirs.name, ours.name), ("classes", theirs.names, ours.names)]
+    pairs += interchange(model.spec, config.model)
+    for name, theirs, ours in pairs:
+        if theirs != ours:
+            raise UserError(f"{key}={workdir}: its {name} is {theirs!r}, this config's is {ours!r}")
+    return model
+
+
+def same_parents(config: Config, meta: Mapping[str, Any], workdir: Path) -> dict[str, str]:
+    """Refuses to go on from weights or labels whose origin has changed since the workdir began.
+
+    Args:
+      config: of the stage.
+      meta: of a checkpoint in ``workdir``.
+      workdir: of the stage.
+
+    Returns:
+      the config's keys whose folders hold the weights that the workdir began with, spelled as they were then.
+
+    Raises:
+      UserError: other weights lie there now.
+    """
+    same = {}
+    for key, parent in meta.get("parents", {}).items():
+        folder = getattr(config, key)
+        if not folder or not checkpoints.available_steps(folder):
+            continue  # What is gone cannot be compared, and what is renamed differs from the stored config.
+        model = checkpoints.load_model(folder)
+        if model.digest != parent["digest"]:
+            raise UserError(
+                f"{workdir} was made from step {parent['step']} of config.{key}={folder}, where other weights lie "
+                f"now (step {model.step}): remove {workdir} to have it made again, or use another --workdir"
+            )
+        same[key] = meta["config"][key]
+    return same
+
+
+def initial_states(config: Config, mesh: jax.sharding.Mesh, model: checkpoints.Model | None = None) -> States:
+    """States at step 0 on the mesh: random, then the weights of ``model`` or else of ``init_from``.
+
+    Raises:
+      UserError: the weights do not fit the config.
+    """
+    if model is None and config.init_from:
+        model = load_compatible(config, config.init_from, "config.init_from", any_head=True)
+    states = fresh_states(config, mesh)
+    if model is None:
+        return states
+    params = dict(model.params)
+    if not model.class_set:
+        params["classifier"] = states["generator"].params["classifier"]
+    weights = _in_layout(states["generator"], params, model.batch_stats)
+    shardings = distributed.by_size(mesh, states)
+    states["generator"] = replace_weights(states["generator"], *weights)
+    return jax.device_put(states, shardings)
+
+
+def _in_layout(state: TrainState, params: Any, batch_stats: Any) -> tuple[Any, Any]:
+    """Weights in the layout of ``state``: live batch norm has its scale and bias among the parameters."""
+    wanted = jax.tree.structure({"params": state.params, "batch_stats": state.collections.get("batch_stats", {})})
+    if wanted == jax.tree.structure({"params": params, "batch_stats": batch_stats}):
+        return params, batch_stats
+    extractor, statistics = _move_norms(
+        params["feature_extractor"], batch_stats["feature_extractor"], live="folded" not in state.collections
+    )
+    return {**params, "feature_extractor": extractor}, {"feature_extractor": statistics}
+
+
+def _move_norms(params: Any, statistics: Any, *, live: bool) -> tuple[dict, dict]:
+    """Moves ``scale`` and ``bias`` of every batch norm into (live) or out of (frozen) the parameters."""
+    params, moved = dict(params), {}
+    for name, value in statistics.items():
+        if "var" in value:
+            tensors = {**value, **params.pop(name, {})}
+            names = ("mean", "var") if live else ("scale", "bias", "mean", "var")
+            moved[name] = {key: tensors[key] for key in names}
+            if live:
+                params[name] = {key: tensors[key] for key in ("scale", "bias")}
+        else:
+            params[name], moved[name] = _move_norms(params[name], value, live=live)
+    return params, moved

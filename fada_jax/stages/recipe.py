@@ -1,0 +1,94 @@
+"""A system's whole recipe: its stages one after the other, then a row of scores for each result."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fada_jax import config as schema
+from fada_jax import handovers
+from fada_jax.config import Config
+from fada_jax.evaluation import colour_matching, scoring
+from fada_jax.methods import SYSTEMS
+from fada_jax.methods.stages import STUDENT, Part
+from fada_jax.stages import run, workdirs
+
+Row = dict[str, Any]
+
+
+def configs(path: str, overrides: Mapping[str, Any], workdir: Path, method: str = "") -> dict[str, Config]:
+    """Configs of the stages of a recipe by the name of their folder, in the order they run.
+
+    Args:
+      path: config file with the user's arguments.
+      overrides: ``--config.key=value`` of the command line, by flattened key.
+      workdir: of the recipe.
+      method: replaces that of the config.
+
+    Raises:
+      UserError: an impossible value.
+    """
+    method = method or schema.load(path, overrides).method
+    return {part.folder: _part(part, path, overrides, workdir, method) for part in SYSTEMS[method].recipe}
+
+
+def _part(part: Part, path: str, overrides: Mapping[str, Any], workdir: Path, method: str) -> Config:
+    if part.method:  # A lambda on the command line is that of the method, not of the control beside it.
+        overrides = {**overrides, "lambda_adv": 0.0}
+    config = schema.load(path, overrides, stage=part.stage, method=part.method or method)
+    folders = {"init_from": part.init_from, "teacher_from": part.teacher_from}
+    if part.init_from == STUDENT:
+        folders["init_from"] = "" if config.student_from == "init_from" else config.student_from
+    parents = {key: str(workdirs.stage_folder(workdir, folder)) for key, folder in folders.items() if folder}
+    return dataclasses.replace(config, **parents)
+
+
+def train(stages: Mapping[str, Config], workdir: Path) -> None:
+    """Trains every stage; what is finished already is not done again.
+
+    Raises:
+      UserError: anything the user can mend; a later stage's mistake shows before the first has run for a day.
+    """
+    folders = {name: workdirs.stage_folder(workdir, name) for name in stages}
+    for name, config in stages.items():
+        run.check(config, folders[name])
+    for name, config in stages.items():
+        run.train(config, folders[name])
+
+
+def score(stages: Mapping[str, Config], workdir: Path, split: str = "") -> list[Row]:
+    """Scores of every row of the table on the target's evaluation split or another one, last checkpoints.
+
+    Returns:
+      ``name`` and the result of ``scoring.evaluate_stage`` of each.
+    """
+    data_dir = stages["source"].data_dir
+
+    def row(name: str, stage: str, **options: Any) -> Row:
+        print(f"scoring {name}", flush=True)
+        folder = workdirs.stage_folder(workdir, stage)
+        with handovers.within(row=name):
+            return {"name": name, **scoring.evaluate_stage(folder, data_dir=data_dir, split=split, **options)}
+
+    rows = [row("source_only", "source")]
+    if "control" in stages:
+        rows.append(row("control", "control"))
+    if stages["source"].method != "oracle":
+        # The better of the two is reported, chosen by the reported labels: in the baseline's favour.
+        tried = {mode: row("colour_matching", "source", colour=mode) for mode in colour_matching.MODES}
+        best = max(tried, key=lambda mode: tried[mode]["miou"])
+        by_mode = {mode: only_scores(result) for mode, result in tried.items()}
+        rows.append({**tried[best], "mode": best, "by_mode": by_mode})
+    if "adaptation" in stages:
+        rows.append(row("adapted", "adaptation"))
+    if "self_distillation" in stages:
+        rows.append(row("self_distilled", "self_distillation"))
+        rows.append(row("self_distilled_multi_scale", "self_distillation", multi_scale=True))
+    return rows
+
+
+def only_scores(result: Mapping[str, Any]) -> Row:
+    """The numbers of a row that tables are made of."""
+    return {key: result[key] for key in ("miou", "miou_13", "iou") if key in result}

@@ -1,0 +1,246 @@
+"""One stage from its config to its last checkpoint; the same call goes on where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from fada_jax import distributed, files, handovers
+from fada_jax.config import Config, flat, refuse_other_config
+from fada_jax.errors import UserError
+from fada_jax.evaluation import scoring
+from fada_jax.methods import States
+from fada_jax.models import compute_dtype
+from fada_jax.stages import data, labelling, logs, parents, step, workdirs
+from fada_jax.training import checkpoints, checksums, loop
+
+Log = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Begun:
+    """What a workdir holds already.
+
+    Attributes:
+      meta: of its last checkpoint; {} without one.
+      images: of each stream of the batch.
+    """
+
+    meta: Mapping[str, Any]
+    images: Mapping[str, int]
+
+
+def check(config: Config, workdir: Path, *, data_sets: bool = True) -> Begun:
+    """Refuses what can be refused about a stage while nothing is written.
+
+    Args:
+      config: of the stage.
+      workdir: of the stage, absolute.
+      data_sets: look at the config's data sets, too.
+
+    Raises:
+      UserError: a workdir of another config, missing data or other data than it began with.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir} is a file: the workdir must be a folder")
+    mesh = make_mesh(config)
+    meta: dict[str, Any] = {}
+    for number in reversed(checkpoints.available_steps(workdir)):
+        if not checksums.damage(checkpoints.directory(workdir) / str(number), ("meta",)):
+            meta = checkpoints.read_meta(workdir, number)
+            # A class map may have moved; what counts is the classes in it. ImageNet weights have none of their own.
+            before = {"class_set": list((checkpoints.class_set(meta) or config.classes).names)}
+            now = {"class_set": list(config.classes.names), **parents.same_parents(config, meta, workdir)}
+            refuse_other_config(meta["config"] | before, config.plain() | now, workdir)
+            break
+    images = data.check_streams(config, labelling.pseudo_label_file(config, workdir), mesh) if data_sets else {}
+    stored = meta.get("images") or images
+    if stored != images:
+        raise UserError(
+            f"{workdir} was trained on {stored} images, config.data_dir={config.data_dir} holds {images}: give it the "
+            "data it began with or use another --workdir"
+        )
+    return Begun(meta, images)
+
+
+def make_mesh(config: Config) -> jax.sharding.Mesh:
+    """The mesh of a stage."""
+    return distributed.make_mesh(config.num_devices, config.mesh.fsdp, config.mesh.spatial)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What the parts of ``train`` share.
+
+    Attributes:
+      config, workdir, mesh, log: of the stage.
+      data_sets: batches come from the config's data sets.
+    """
+
+    config: Config
+    workdir: Path
+    mesh: jax.sharding.Mesh
+    log: Log
+    data_sets: bool
+
+    @property
+    def pseudo_labels(self) -> str:
+        return labelling.pseudo_label_file(self.config, self.workdir)
+
+
+def train(
+    config: Config,
+    workdir: str | Path,
+    *,
+    batches: Iterable[Mapping[str, Any]] | None = None,
+    log: Log = print,
+) -> States:
+    """Trains a stage to ``config.total_steps`` in ``workdir``, from its last good checkpoint where there is one.
+
+    Args:
+      config: of the stage.
+      workdir: receives ``checkpoints/``, ``config.json``, ``metrics.jsonl``, TensorBoard events, ``lock``, and
+        ``non_finite.jsonl`` where a step made a NaN or an infinity.
+      batches: one batch a step from step 0 on, shaped like ``data.batch_shapes``, instead of the config's data sets;
+        those that a resumed run has used already are passed over. Self-distillation finds its pseudo labels in them.
+      log: receives the progress lines.
+
+    Returns:
+      the final states.
+
+    Raises:
+      UserError: anything the user can mend; the last checkpoint is kept.
+    """
+    workdir = files.local(workdir, "--workdir").absolute()
+
+    # ---- Refused before anything is written
+    begun = check(config, workdir, data_sets=batches is None)
+    run, models, states = _Run(config, workdir, make_mesh(config), log, batches is None), {}, None
+    if not begun.meta:
+        models = parents.load_parents(config, needs_teacher=run.data_sets and config.kind.pseudo_labels)
+        states = parents.initial_states(config, run.mesh, models.get("init_from"))
+
+    with workdirs.hold(workdir), handovers.within(stage=config.stage, method=config.method):
+        # ---- States
+        last = checkpoints.last_good(workdir, log)
+        if last is not None:
+            shapes = jax.eval_shape(lambda: step.create_states(config))
+            states = checkpoints.restore_states(workdir, last, shapes, distributed.by_size(run.mesh, shapes))
+        elif states is None:
+            states = parents.initial_states(config, run.mesh)
+        start = last or 0
+        if start >= config.total_steps:
+            log(f"{config.stage}: finished, {start} steps in {workdir}")
+            return states
+
+        # ---- Workdir, labels and what a checkpoint says of itself
+        _announce(run, begun.meta, begins=last is None)
+        if jax.process_index() == 0:
+            files.write_text(workdir / "config.json", json.dumps(config.plain(), indent=2) + "\n")
+        meta = _meta(run, begun, models, begins=last is None)
+        multihost_utils.sync_global_devices("workdir")
+
+        # ---- Data, step and loop
+        read = data.read_batches(config, run.pseudo_labels, start) if batches is None else batches
+        read = itertools.islice(read, 0 if run.data_sets else start, None)
+        put = functools.partial(distributed.put_batch, mesh=run.mesh)
+        placed = loop.prefetch(read, lambda batch: {name: put(part) for name, part in batch.items()})
+        states, done = _fit(run, states, placed, start, meta)
+    if done < config.total_steps:
+        raise UserError(f"stopped at step {done} of {config.total_steps}, saved: run the same command again to go on")
+    return states
+
+
+def _announce(run: _Run, meta: Mapping[str, Any], *, begins: bool) -> None:
+    """Says what a run goes on with that differs from what it began with, and what a new one starts from."""
+    config, log = run.config, run.log
+    written, now = meta.get("versions", {}), checkpoints.library_versions()
+    if other := [f"{name} {written[name]}" for name in written if written[name] != now.get(name)]:
+        log(f"begun with {', '.join(other)}: with what is installed now the last bits may differ")
+    dtype, dtype_now = meta.get("compute_dtype"), compute_dtype(config.model.dtype)
+    if dtype and dtype != dtype_now:
+        log(f"begun in {dtype}, goes on in {dtype_now} here (config.model.dtype={config.model.dtype})")
+    added = flat(config.plain()).keys() - flat(meta.get("config", {})).keys()
+    if meta and added:
+        log(f"begun by an earlier version without {', '.join(sorted(added))}: this config's values hold from here on")
+    if begins and not config.init_from:
+        log(f"{config.stage}: config.init_from is empty, so it starts from random weights")
+
+
+def _meta(run: _Run, begun: Begun, models: Mapping[str, checkpoints.Model], *, begins: bool) -> dict[str, Any]:
+    """``meta`` of the checkpoints to come; a teacher's labels are made first where they are missing."""
+    config, origin = run.config, {}
+    if begun.meta:
+        origin["parents"] = begun.meta.get("parents", {})
+    else:
+        origin["parents"] = {key: {"step": model.step, "digest": model.digest} for key, model in models.items()}
+    if run.data_sets and config.kind.pseudo_labels:
+        origin["pseudo_labels"] = labelling.ensure_pseudo_labels(
+            config, run.workdir, {} if begins else begun.meta, models.get("teacher_from"), run.mesh, run.log
+        )
+    return checkpoints.make_meta(
+        config.plain(), config.model, config.preprocessing, config.classes, begun.images, **origin
+    )
+
+
+def _fit(run: _Run, states: States, batches: Iterable[Any], start: int, meta: Mapping[str, Any]) -> tuple[States, int]:
+    """The loop with its logs, checkpoints, scores and pictures; returns the states and the steps done."""
+    config, mesh, workdir, log = run.config, run.mesh, run.workdir, run.log
+    plan = loop.Plan(start, config.total_steps, config.log_every, config.checkpoint_every)
+    jitted = step.jit_step(config, mesh, jax.tree.map(lambda x: x.sharding, states))
+    picture = logs.target_pictures(config, mesh, log) if run.data_sets else None
+    log(
+        f"{config.stage} ({config.method}): steps {start} to {config.total_steps}, global batch {config.batch_size} on "
+        f"{mesh.size} {jax.default_backend()} device(s) in {compute_dtype(config.model.dtype)}"
+    )
+    kept = {"keep": config.keep_checkpoints, "keep_every": config.keep_every, "scored": bool(config.eval_every)}
+    with contextlib.ExitStack() as stack:
+        should_stop = stack.enter_context(distributed.stop_signals())
+        written = stack.enter_context(logs.open_log(workdir, plan, config.plain(), log))
+        save = stack.enter_context(checkpoints.writing(workdir, meta, **kept))
+
+        def on_checkpoint(number: int, states: States) -> None:
+            scores = None
+            if config.eval_every and (number % config.eval_every == 0 or number == config.total_steps):
+                scores = {"miou": scoring.validate(config, states["generator"], number, mesh)["miou"]}
+                name = f"{config.eval.dataset}/{config.eval.split}"
+                log(f"{config.stage} {number:>6}/{plan.total}  mIoU {scores['miou']:.2f} on {name}")
+            save(number, states, scores)
+            if picture:
+                written.picture(number, picture(states["generator"].variables))
+
+        return loop.fit(
+            states,
+            distributed.on_mesh(mesh, jitted),
+            batches,
+            plan,
+            on_log=written.metrics,
+            on_checkpoint=on_checkpoint,
+            on_non_finite=functools.partial(_note_non_finite, run),
+            should_stop=should_stop,
+        )
+
+
+def _note_non_finite(run: _Run, number: int, metrics: list[str]) -> None:
+    """Appends a step that made a NaN or an infinity to ``non_finite.jsonl``, with the names of its images.
+
+    Args:
+      run: of the stage.
+      number: of the step, from 1.
+      metrics: those that are not finite; none where only the update is.
+    """
+    images = data.batch_names(run.config, run.pseudo_labels, number - 1) if run.data_sets else {}
+    path = run.workdir / "non_finite.jsonl"
+    if jax.process_index() == 0:
+        with path.open("a") as file:
+            file.write(json.dumps({"step": number, "metrics": metrics, "images": images}) + "\n")
+    run.log(f"step {number} made a NaN or an infinity: its images are listed in {path}")

@@ -1,0 +1,1 @@
+"""What every system shares: losses, shared steps, optimizers, states, the loop, and checkpoints."""

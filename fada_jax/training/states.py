@@ -1,0 +1,71 @@
+"""TrainStates: the parameters of a network with its optimizer state and what it holds beside them."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from flax.training import train_state
+
+from fada_jax.models import Discriminator, ModelSpec, Segmenter, fold_batch_norm
+from fada_jax.training import optimizers
+
+
+class TrainState(train_state.TrainState):
+    """Flax's TrainState plus what the network holds beside its parameters.
+
+    Attributes:
+      collections: ``batch_stats`` and ``folded`` of the frozen or live batch norms; empty without them.
+    """
+
+    collections: Any = struct.field(default_factory=dict)
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """All collections, as ``apply_fn`` takes them."""
+        return {"params": self.params, **self.collections}
+
+
+def create_generator(spec: ModelSpec, optimizer: optimizers.OptimizerSpec, rng: jax.Array) -> TrainState:
+    """Freshly initialised G with its optimizer state; traceable, so ``jax.eval_shape`` gives its shapes."""
+    model = Segmenter(spec)
+    # Parameters do not depend on the image size: a small one keeps initialisation cheap.
+    variables = dict(model.init(rng, jnp.zeros((1, 32, 32, 3))))
+    params = variables.pop("params")
+    return TrainState.create(
+        apply_fn=model.apply, params=params, tx=optimizers.generator_optimizer(optimizer), collections=variables
+    )
+
+
+def create_discriminator(
+    num_outputs: int,
+    features: int,
+    optimizer: optimizers.OptimizerSpec,
+    rng: jax.Array,
+    *,
+    widths: tuple[int, ...] = (256, 128),
+    dtype: str = "float32",
+) -> TrainState:
+    """Freshly initialised D for maps of ``features`` channels, with its optimizer state."""
+    model = Discriminator(num_outputs, widths, jnp.dtype(dtype))
+    params = model.init(rng, jnp.zeros((1, 8, 8, features)))["params"]
+    return TrainState.create(apply_fn=model.apply, params=params, tx=optimizers.discriminator_optimizer(optimizer))
+
+
+def replace_weights(state: TrainState, params: Any, batch_stats: Any) -> TrainState:
+    """``state`` with the weights of a checkpoint and a fresh fold of its frozen batch norms; optimizer untouched."""
+    collections = dict(state.collections)
+    if "batch_stats" in collections:
+        collections["batch_stats"] = batch_stats
+    if "folded" in collections:
+        collections["folded"] = fold_batch_norm(batch_stats)
+    return state.replace(params=params, collections=collections)
+
+
+def output_shapes(generator: TrainState, images: tuple[int, ...] = (1, 64, 64, 3)) -> tuple[Any, Any]:
+    """Shapes of the logits and features that G gives for images of shape [N, H, W, 3]."""
+    apply = functools.partial(generator.apply_fn, train=False)
+    return jax.eval_shape(apply, generator.variables, jax.ShapeDtypeStruct(images, jnp.float32))
