@@ -11,9 +11,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from fada_jax import checkpoints, export, files, predictor
+from fada_jax import checkpoints, files, predictor
 from fada_jax.errors import UserError
 from fada_jax.evaluate import stage_workdir
+from fada_jax.interop import stablehlo
 from fada_jax.models import DTYPES
 
 
@@ -40,8 +41,8 @@ def load(path: str | Path, *, checkpoint: str = "last", dtype: str = "auto") -> 
         return predictor.from_model(convert_weights.read_model(path), dtype)
     if not path.is_dir():
         raise UserError(f"{path}: no such workdir, checkpoint, weight file or artifact")
-    if export.is_artifact(path):
-        artifact = export.load_artifact(path)
+    if stablehlo.is_artifact(path):
+        artifact = stablehlo.load_artifact(path)
         if dtype not in ("auto", artifact.dtype):
             raise UserError(f"{path} computes in {artifact.dtype} here: export it again with --dtype={dtype}")
         return artifact

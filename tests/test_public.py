@@ -19,10 +19,11 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix, jaccard_score
 
 import fada_jax
-from fada_jax import checkpoints, classes, convert_weights, export, optim, predictor, steps, torch_weights
+from fada_jax import checkpoints, classes, convert_weights, optim, predictor, steps, torch_weights
 from fada_jax import settings as project_settings
 from fada_jax.configs import gta5_to_cityscapes
 from fada_jax.errors import UserError
+from fada_jax.interop import pillow_resize, stablehlo
 
 TINY = {
     "total_steps": 2, "batch_size": 4, "checkpoint_every": 1, "log_every": 1, "eval.size": (64, 32),
@@ -70,7 +71,7 @@ def live(workdir):
 
 @pytest.fixture(scope="module")
 def artifact(workdir, tmp_path_factory):
-    return export.export_model(checkpoints.load_model(workdir), tmp_path_factory.mktemp("artifact") / "model")
+    return stablehlo.export_model(checkpoints.load_model(workdir), tmp_path_factory.mktemp("artifact") / "model")
 
 
 def run_examples(workdir, tmp_path, first_heading, last_heading):
@@ -135,7 +136,7 @@ def test_what_is_no_image_or_no_model_is_refused(live, workdir, tmp_path):
     with pytest.raises(UserError, match=r"no readable artifact of fada_jax\.export"):
         fada_jax.load(tmp_path)
     with pytest.raises(UserError, match="exists already"):
-        export.export_model(checkpoints.load_model(workdir), tmp_path)
+        stablehlo.export_model(checkpoints.load_model(workdir), tmp_path)
 
 
 @settings(max_examples=40, deadline=None)
@@ -190,7 +191,7 @@ def test_scores_are_those_of_scikit_learn(live):
 def test_the_exported_resize_is_pillows_bit_for_bit(height, width, size):
     image = picture(height, width)
     with jax.enable_x64(True):
-        got = jax.jit(export.resize_like_pillow, static_argnums=1)(image[None], size)[0]
+        got = jax.jit(pillow_resize.resize_like_pillow, static_argnums=1)(image[None], size)[0]
     np.testing.assert_array_equal(got, Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
 
@@ -238,7 +239,7 @@ def test_the_artifact_runs_with_jax_alone(live, artifact, tmp_path):
 @pytest.mark.slow
 def test_the_saved_model_agrees_with_the_live_model(live, workdir, tmp_path):
     """TensorFlow runs in a process of its own, without jax."""
-    output = export.export_model(checkpoints.load_model(workdir), tmp_path / "model", tensorflow=True)
+    output = stablehlo.export_model(checkpoints.load_model(workdir), tmp_path / "model", tensorflow=True)
     images = np.stack([picture(45, 77, i) for i in range(2)])
     np.save(tmp_path / "images.npy", images)
     code = (
