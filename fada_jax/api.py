@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from fada_jax import checkpoints, files, predictor
 from fada_jax.errors import UserError
 from fada_jax.evaluate import stage_workdir
-from fada_jax.interop import stablehlo
+from fada_jax.interop import reading, stablehlo
 from fada_jax.models import DTYPES
 
 
@@ -36,9 +36,7 @@ def load(path: str | Path, *, checkpoint: str = "last", dtype: str = "auto") -> 
         raise UserError(f"dtype={dtype!r}: one of {', '.join(DTYPES)}")
     path = files.local(path)
     if path.suffix in (".pth", ".safetensors"):
-        from fada_jax import convert_weights
-
-        return predictor.from_model(convert_weights.read_model(path), dtype)
+        return predictor.from_model(reading.read_model(path), dtype)
     if not path.is_dir():
         raise UserError(f"{path}: no such workdir, checkpoint, weight file or artifact")
     if stablehlo.is_artifact(path):

@@ -19,11 +19,11 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix, jaccard_score
 
 import fada_jax
-from fada_jax import checkpoints, classes, convert_weights, optim, predictor, steps, torch_weights
+from fada_jax import checkpoints, classes, convert_weights, optim, predictor, steps
 from fada_jax import settings as project_settings
 from fada_jax.configs import gta5_to_cityscapes
 from fada_jax.errors import UserError
-from fada_jax.interop import pillow_resize, stablehlo
+from fada_jax.interop import exporting, pillow_resize, stablehlo, torch_files
 
 TINY = {
     "total_steps": 2, "batch_size": 4, "checkpoint_every": 1, "log_every": 1, "eval.size": (64, 32),
@@ -58,7 +58,7 @@ def workdir(tmp_path_factory):
     safetensors.numpy.save_file(
         {key: value.astype(np.float32) for key, value in flat.items()},
         folder / "model.safetensors",
-        {torch_weights.METADATA: json.dumps({**meta, "checkpoint_step": 0})},
+        {torch_files.METADATA: json.dumps({**meta, "checkpoint_step": 0})},
     )
     convert_weights.import_file(str(folder / "model.safetensors"), str(folder / "source"))
     return folder / "source"
@@ -117,7 +117,7 @@ def test_importing_the_package_is_light_and_names_what_is_public():
 def test_every_source_gives_the_same_segmenter(workdir, live, artifact, tmp_path):
     image = picture(45, 77)
     expected = live.probabilities(image)
-    convert_weights.export_file(workdir, tmp_path / "model.safetensors")
+    exporting.export_file(workdir, tmp_path / "model.safetensors")
     for path in (workdir / "checkpoints" / "0", tmp_path / "model.safetensors", artifact):
         other = fada_jax.load(path)
         assert (other.step, other.class_set, other.input_size) == (0, live.class_set, (64, 32))
