@@ -13,7 +13,7 @@ from fada_jax import config as schema
 from fada_jax import files
 from fada_jax.errors import UserError
 from fada_jax.evaluation import predictor
-from fada_jax.interop import importing, stablehlo
+from fada_jax.interop import reading, stablehlo
 from fada_jax.models import DTYPES
 from fada_jax.stages import run
 from fada_jax.stages.workdirs import stage_workdir
@@ -38,7 +38,7 @@ def load(path: str | Path, *, checkpoint: str = "last", dtype: str = "auto") -> 
         raise UserError(f"dtype={dtype!r}: one of {', '.join(DTYPES)}")
     path = files.local(path)
     if path.suffix in (".pth", ".safetensors"):
-        return predictor.from_model(importing.read_model(path), dtype)
+        return predictor.from_model(reading.read_model(path), dtype)
     if not path.is_dir():
         raise UserError(f"{path}: no such workdir, checkpoint, weight file or artifact")
     if stablehlo.is_artifact(path):

@@ -1,7 +1,7 @@
 """Scores a trained stage (or the last stage of a recipe's workdir) at the label's own size.
 
   python -m fada_jax.evaluate --workdir=W
-  python -m fada_jax.evaluate --workdir=W/adversarial --checkpoint=all --multi_scale --output=scores.json
+  python -m fada_jax.evaluate --workdir=W/adaptation --checkpoint=all --multi_scale --output=scores.json
 
 Class set, preprocessing, network and input size come from the checkpoint. --checkpoint=all also writes a CSV beside
 the JSON, one row a checkpoint; --checkpoint=best scores all of them and reports the best, which on labelled target

@@ -17,19 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fada_jax.models.resnet import RESNETS, WIDTHS
 from fada_jax.preprocessing import IMAGENET
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import torch_reference as reference
-
-DEPTHS = {
-    "resnet18": ("basic", (2, 2, 2, 2)),
-    "resnet34": ("basic", (3, 4, 6, 3)),
-    "resnet50": ("bottleneck", (3, 4, 6, 3)),
-    "resnet101": ("bottleneck", (3, 4, 23, 3)),
-}
-WIDTHS = (64, 128, 256, 512)
 
 
 class FusedFrozenBatchNorm(reference.FrozenBatchNorm):
@@ -46,7 +39,7 @@ def networks(work: Any) -> tuple[torch.nn.Module, torch.nn.Module, torch.nn.Modu
         widths = (64, 128, 256, 512, 512, 1024)
         f, channels = reference.vgg_body(widths), widths[5]
     else:
-        f = reference.ResNetBody(*DEPTHS[work.backbone], WIDTHS, 64, FusedFrozenBatchNorm)
+        f = reference.ResNetBody(*RESNETS[work.backbone], WIDTHS, 64, FusedFrozenBatchNorm)
         channels = f.channels
     c = reference.Classifier(channels, work.classes)
     return f, c, reference.PixelDiscriminator(channels, work.classes)

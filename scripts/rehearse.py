@@ -37,8 +37,9 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from fada_jax import checkpoints, cli, convert_weights, files
+from fada_jax import checkpoints, cli, files
 from fada_jax.errors import UserError
+from fada_jax.interop import exporting
 from fada_jax.scripts.rehearsal_inputs import CITY, SMALL, caffe_vgg, make_raw, raw_files, torchvision_resnet
 from fada_jax.scripts.rehearsal_table import (
     BACKBONES,
@@ -339,7 +340,7 @@ def check_weights(rehearsal: Rehearsal, run: Run) -> dict[str, Any]:
         first, second = (flat(models[name].batch_stats) for name in ("imagenet", stage))
         same = [np.array_equal(first[key], second[key]) for key in first.keys() & second.keys()]
         require(all(same) if frozen else not any(same), f"{workdir / stage}: statistics of {stage} (frozen: {frozen})")
-    sections = convert_weights.export_sections(workdir / "adversarial")
+    sections = exporting.export_sections(workdir / "adversarial")
     for key, value in sections["model_D"].items():
         require(np.any(value), f"{workdir}/adversarial: {key} of the discriminator is all zero")
     for moments in sections["optimizer_D"]["state"].values():

@@ -27,9 +27,10 @@ from bad_files import RunsCode
 from hypothesis import strategies as st
 from PIL import Image
 
-from fada_jax import classes, convert_weights, images, torch_weights
+from fada_jax import classes, convert_weights, images
 from fada_jax.errors import UserError
 from fada_jax.input_pipeline import raw_datasets
+from fada_jax.interop import reading, torch_files, torch_tables
 from fada_jax.models import ModelSpec
 
 
@@ -57,7 +58,7 @@ def image_files():
 def weight_files(canary):
     """A small model as users bring it, and pickles with code in them, by suffix."""
     released = {"iteration": 3}
-    for entry in torch_weights.generator_table(SPEC):
+    for entry in torch_tables.generator_table(SPEC):
         released.setdefault(entry.section, {})[entry.key] = torch.ones(entry.shape)
     state = {key.removeprefix("backbone."): value for key, value in released["feature_extractor"].items()}
     files = []
@@ -119,12 +120,12 @@ def read_weights(path):
     """What the import does with a file before it initialises anything."""
 
     def read():
-        file = torch_weights.read_file(path)
-        convert_weights.guess_format(file)
-        torch_weights.import_generator(file, SPEC)
+        file = torch_files.read_file(path)
+        torch_tables.is_released(file)
+        torch_tables.import_generator(file, SPEC)
 
     def guess():
-        convert_weights.guess_config(torch_weights.read_file(path), str(path))
+        convert_weights.released_config(reading.released_model(torch_files.read_file(path), str(path)))
 
     _refuses_in_one_line(read)
     _refuses_in_one_line(guess)

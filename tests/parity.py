@@ -21,10 +21,11 @@ import numpy as np
 import torch
 import torch_reference as reference
 
-from fada_jax import inference, optim, steps, torch_weights
+from fada_jax import inference, optim, steps
+from fada_jax.interop import torch_optimizers, torch_tables
 from fada_jax.methods import DomainLabels, HardLabels, Method, SoftLabels
 from fada_jax.models import Discriminator, ModelSpec, Segmenter, fold_batch_norm, resize_align_corners
-from fada_jax.models.resnet import DEPTHS
+from fada_jax.models.resnet import RESNETS, WIDTHS
 from fada_jax.preprocessing import IMAGENET, normalise
 
 RESNET101 = ModelSpec("resnet101", 19)
@@ -89,9 +90,9 @@ def _networks(spec: ModelSpec, half: int, d_widths: tuple[int, ...], seed: int) 
         body = reference.vgg_body(spec.widths or (64, 128, 256, 512, 512, 1024))
         channels = spec.widths[5] if spec.widths else 1024
     else:
-        kind, sizes = DEPTHS[int(spec.backbone.removeprefix("resnet"))]
+        kind, sizes = RESNETS[spec.backbone]
         norm = {"frozen": reference.FrozenBatchNorm, "live": torch.nn.BatchNorm2d}[spec.norm]
-        widths = spec.widths or (64, 128, 256, 512)
+        widths = spec.widths or WIDTHS
         body = reference.ResNetBody(kind, spec.stage_sizes or sizes, widths, spec.stem_width, norm)
         channels = body.channels
     f, c = reference.FeatureExtractor(body), reference.Classifier(channels, spec.num_classes)
@@ -124,7 +125,7 @@ def checkpoint(nets: Networks) -> dict[str, dict[str, np.ndarray]]:
 
 def generator_variables(nets: Networks, spec: ModelSpec) -> dict[str, Any]:
     """Our variables of G with the reference's weights."""
-    params, batch_stats, _ = torch_weights.import_generator(checkpoint(nets), spec)
+    params, batch_stats, _ = torch_tables.import_generator(checkpoint(nets), spec)
     params, batch_stats = jax.tree.map(lambda x: x.astype(spec.dtype), (params, batch_stats))
     folded = fold_batch_norm(batch_stats) if batch_stats and spec.norm == "frozen" else {}
     collections = {"batch_stats": batch_stats, "folded": folded}
@@ -136,7 +137,7 @@ def discriminator_params(nets: Networks, dtype: str = "float32") -> dict[str, An
     d = nets[2]
     widths = (d.D[0].out_channels, d.D[2].out_channels)
     shape = (2 * d.cls1.out_channels, d.D[0].in_channels, widths)
-    return jax.tree.map(lambda x: x.astype(dtype), torch_weights.import_discriminator(checkpoint(nets), *shape)[0])
+    return jax.tree.map(lambda x: x.astype(dtype), torch_tables.import_discriminator(checkpoint(nets), *shape)[0])
 
 
 def nhwc(x: torch.Tensor) -> np.ndarray:
@@ -310,8 +311,8 @@ def _errors(ours: Any, single: Any, truth: Any) -> tuple[float, float]:
 def slots(pair: Pair) -> dict[str, tuple[dict, dict, dict]]:
     """Moments of each network by name, in PyTorch's layout: ours, PyTorch's float32, PyTorch's float64."""
     g_optimizer, d_optimizer = specs_of(pair.truth.settings)
-    ours = torch_weights.export_generator_optimizer(pair.generator.opt_state, pair.spec, g_optimizer, 0)
-    ours |= torch_weights.export_discriminator_optimizer(
+    ours = torch_optimizers.export_generator_optimizer(pair.generator.opt_state, pair.spec, g_optimizer, 0)
+    ours |= torch_optimizers.export_discriminator_optimizer(
         pair.discriminator.opt_state, pair.discriminator.params, d_optimizer, 0
     )
     found = {}
@@ -331,8 +332,8 @@ def slots(pair: Pair) -> dict[str, tuple[dict, dict, dict]]:
 def weights(pair: Pair) -> tuple[dict, dict, dict]:
     """Sections of weights: ours, PyTorch's float32, PyTorch's float64."""
     stats = pair.generator.collections.get("batch_stats", {})
-    ours = torch_weights.export_generator(pair.generator.params, stats, pair.spec)
-    ours["model_D"] = torch_weights.export_discriminator(pair.discriminator.params)
+    ours = torch_tables.export_generator(pair.generator.params, stats, pair.spec)
+    ours["model_D"] = torch_tables.export_discriminator(pair.discriminator.params)
     return ours, *(checkpoint((t.f, t.c, t.d)) for t in (pair.single, pair.truth))
 
 

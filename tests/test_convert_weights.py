@@ -1,5 +1,6 @@
 """The import and export command on files in the released and in torchvision's layout."""
 
+import itertools
 import pickle
 import zipfile
 
@@ -12,10 +13,16 @@ torch = pytest.importorskip("torch")
 import parity  # noqa: E402
 from commands import command_here, one_error  # noqa: E402
 
-from fada_jax import checkpoints, convert_weights, preprocessing, train  # noqa: E402
-from fada_jax.configs import gta5_to_cityscapes, synthia_to_cityscapes  # noqa: E402
+from fada_jax import checkpoints, classes, convert_weights, preprocessing, settings, train  # noqa: E402
+from fada_jax.configs import (  # noqa: E402
+    camvid_day_to_dusk,
+    cityscapes_to_crosscity,
+    gta5_to_cityscapes,
+    synthia_to_cityscapes,
+)
 from fada_jax.errors import UserError  # noqa: E402
-from fada_jax.models import ModelSpec  # noqa: E402
+from fada_jax.interop import exporting, reading, torch_tables  # noqa: E402
+from fada_jax.models import BACKBONES, ModelSpec  # noqa: E402
 
 
 def released(backbone="resnet101", num_classes=19, prefix=""):
@@ -58,11 +65,11 @@ def test_released_checkpoint_makes_the_round_trip_bit_for_bit(backbone, prefix, 
     model = checkpoints.load_model(tmp_path / "w")
     assert (model.step, model.class_set.name, model.spec.backbone) == (1000, "cityscapes19", backbone)
     assert model.preprocessing == (preprocessing.CAFFE if backbone == "vgg16" else preprocessing.IMAGENET)
-    direct = convert_weights.read_model(tmp_path / "in.pth")
+    direct = reading.read_model(tmp_path / "in.pth")
     assert (direct.step, direct.class_set, direct.preprocessing) == (1000, model.class_set, model.preprocessing)
     jax.tree.map(np.testing.assert_array_equal, direct.params, model.params)
 
-    convert_weights.export_file(tmp_path / "w", tmp_path / "out.pth")
+    exporting.export_file(tmp_path / "w", tmp_path / "out.pth")
     back = torch.load(tmp_path / "out.pth", weights_only=True)
     nets = parity.networks(ModelSpec(backbone, 19), d_widths=(256, 128))
     for name, net in zip(("feature_extractor", "classifier", "model_D"), nets, strict=True):
@@ -73,11 +80,48 @@ def test_released_checkpoint_makes_the_round_trip_bit_for_bit(backbone, prefix, 
         for index, moments in contents[name]["state"].items():
             assert_same({k: v for k, v in back[name]["state"][index].items()}, dict(moments))
 
-    convert_weights.export_file(tmp_path / "w", tmp_path / "out.safetensors")
+    exporting.export_file(tmp_path / "w", tmp_path / "out.safetensors")
     convert_weights.import_file(str(tmp_path / "out.safetensors"), str(tmp_path / "w2"))
     again = checkpoints.load_model(tmp_path / "w2")
     for a, b in zip(jax.tree.leaves(model.params), jax.tree.leaves(again.params), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def names_of(spec, adversarial, prefix=""):
+    """A released file in which every tensor has its shape, and no memory behind it."""
+    file = {"iteration": 3, **({"model_D": {}} if adversarial else {})}
+    for entry in torch_tables.generator_table(spec):
+        array = np.broadcast_to(np.float32(1), entry.shape)
+        file.setdefault(entry.section, {})[prefix + entry.key] = array
+        if spec.norm == "live" and entry.key.endswith("running_var"):
+            file[entry.section][prefix + entry.key.replace("running_var", "num_batches_tracked")] = np.int64(7)
+    return file
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize(
+    "task", [gta5_to_cityscapes, synthia_to_cityscapes, cityscapes_to_crosscity, camvid_day_to_dusk]
+)
+def test_a_released_file_is_described_as_its_config_describes_it(task, backbone):
+    for stage, norm in itertools.product(("source", "adversarial"), ("frozen", "live")):
+        config = task.get_config(f"stage={stage},backbone={backbone}")
+        if backbone != "vgg16":
+            config.model.norm = norm
+        class_set = classes.get_class_set(config.class_set)
+        file = names_of(
+            ModelSpec(backbone, class_set.num_classes, config.model.norm), stage == "adversarial", "module."
+        )
+        model = reading.released_model(file, "x.pth")
+        assert convert_weights.released_config(model).to_dict() == config.to_dict()
+        described = model.describe(3)
+        assert (described.spec, described.class_set) == (settings.model_spec(config), class_set)
+        assert described.preprocessing == settings.preprocessing(config)
+        assert reading.preprocessing_of(file, backbone, "x.pth") == settings.preprocessing(config)
+        plain = settings.plain(config)
+        assert described.config["eval"] == {"size": plain["eval"]["size"]} and described.step == 3
+        assert {key: plain[key] for key in ("task", "stage", "multi_scale")} == {
+            key: value for key, value in described.config.items() if key != "eval"
+        }
 
 
 def torchvision_resnet18():
@@ -94,6 +138,10 @@ def test_imagenet_weights_start_a_stage_with_a_fresh_classifier(tmp_path):
     torch.save(state_dict, tmp_path / "resnet18.pth")
     summary = convert_weights.import_file(str(tmp_path / "resnet18.pth"), str(tmp_path / "w"), format="torchvision")
     assert "feature extractor only" in summary and "fc.weight" in summary and "8 initialised" in summary
+    # A classifier that nobody trained does not pass for a released one.
+    with pytest.raises(UserError, match="holds a feature extractor alone"):
+        exporting.export_file(tmp_path / "w", tmp_path / "out.pth")
+    assert not (tmp_path / "out.pth").exists()
     for module, stage, norm in (
         (gta5_to_cityscapes, "source", "frozen"),
         (synthia_to_cityscapes, "source", "frozen"),
@@ -105,8 +153,8 @@ def test_imagenet_weights_start_a_stage_with_a_fresh_classifier(tmp_path):
         g = states["generator"]
         kernel = np.asarray(g.params["feature_extractor"]["layer3_1"]["conv2"]["kernel"])
         np.testing.assert_array_equal(kernel.transpose(3, 2, 0, 1), state_dict["layer3.1.conv2.weight"])
-        classes = {"gta5_to_cityscapes": 19, "synthia_to_cityscapes": 16}[config.task]
-        assert g.params["classifier"]["conv0"]["kernel"].shape[-1] == classes
+        num_classes = {"gta5_to_cityscapes": 19, "synthia_to_cityscapes": 16}[config.task]
+        assert g.params["classifier"]["conv0"]["kernel"].shape[-1] == num_classes
         scale = (g.params if norm == "live" else g.collections["batch_stats"])["feature_extractor"]["bn1"]["scale"]
         np.testing.assert_array_equal(scale, state_dict["bn1.weight"])
         if norm == "frozen":

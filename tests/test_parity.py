@@ -17,8 +17,8 @@ import parity  # noqa: E402
 import torch_reference as reference  # noqa: E402
 
 import fada_jax  # noqa: E402
-from fada_jax import torch_weights  # noqa: E402
 from fada_jax.errors import UserError  # noqa: E402
+from fada_jax.interop import torch_files, torch_optimizers, torch_tables  # noqa: E402
 from fada_jax.models import ModelSpec, Segmenter  # noqa: E402
 from fada_jax.models.segmenter import AsppClassifier  # noqa: E402
 
@@ -59,8 +59,8 @@ def test_classifier_where_every_dilated_tap_meets_features():
     (z * torch.from_numpy(weight)).sum().backward()
     params = {
         f"conv{i}": {
-            "kernel": torch_weights.to_ours(conv.weight.detach().numpy()),
-            "bias": torch_weights.to_ours(conv.bias.detach().numpy()),
+            "kernel": torch_tables.from_torch(conv.weight.detach().numpy()),
+            "bias": torch_tables.from_torch(conv.bias.detach().numpy()),
         }
         for i, conv in enumerate(classifier.conv2d_list)
     }
@@ -70,7 +70,9 @@ def test_classifier_where_every_dilated_tap_meets_features():
     assert parity.relative(ours, z.detach().numpy()) < 1e-6
     assert parity.relative(f_gradient, x.grad.permute(0, 2, 3, 1).numpy()) < 1e-6
     for i, conv in enumerate(classifier.conv2d_list):
-        assert parity.relative(p_gradient[f"conv{i}"]["kernel"], torch_weights.to_ours(conv.weight.grad.numpy())) < 1e-5
+        assert (
+            parity.relative(p_gradient[f"conv{i}"]["kernel"], torch_tables.from_torch(conv.weight.grad.numpy())) < 1e-5
+        )
 
 
 @pytest.mark.parametrize(
@@ -163,7 +165,7 @@ def test_table_covers_our_variables_exactly(spec):
     variables = jax.eval_shape(Segmenter(spec).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     flat = jax.tree_util.tree_flatten_with_path({k: v for k, v in variables.items() if k != "folded"})[0]
     ours = {tuple(key.key for key in path): leaf.shape for path, leaf in flat}
-    table = torch_weights.generator_table(spec)
+    table = torch_tables.generator_table(spec)
     shapes = {e.path: (*e.shape[2:], e.shape[1], e.shape[0]) if len(e.shape) == 4 else e.shape for e in table}
     assert shapes == ours
     assert len({entry.name for entry in table}) == len(table) == len(ours)
@@ -186,17 +188,17 @@ def test_weights_survive_the_round_trip_bit_for_bit(spec):
     released = parity.checkpoint(parity.networks(spec))
     for counter in [key for key in released["feature_extractor"] if "tracked" in key]:
         released["feature_extractor"][counter] += 7
-    params, batch_stats, report = torch_weights.import_generator(released, spec)
-    exported = torch_weights.export_generator(params, batch_stats, spec, num_batches_tracked=7)
+    params, batch_stats, report = torch_tables.import_generator(released, spec)
+    exported = torch_tables.export_generator(params, batch_stats, spec, num_batches_tracked=7)
     assert same(exported["feature_extractor"], released["feature_extractor"])
     assert same(exported["classifier"], released["classifier"])
     count = len(released["feature_extractor"]) + len(released["classifier"])
     assert len(report.used) + len(report.dropped) == count and not report.initialised
     assert all(name.endswith("num_batches_tracked") for name in report.dropped)
-    d_params, report = torch_weights.import_discriminator(
+    d_params, report = torch_tables.import_discriminator(
         released, 2 * spec.num_classes, released["classifier"]["conv2d_list.0.weight"].shape[1], parity.D_WIDTHS
     )
-    assert same(torch_weights.export_discriminator(d_params), released["model_D"])
+    assert same(torch_tables.export_discriminator(d_params), released["model_D"])
     assert len(report.used) == len(released["model_D"])
 
 
@@ -206,10 +208,10 @@ def with_prefix(released: dict) -> dict:
 
 def test_multi_gpu_prefix_is_stripped():
     released = parity.checkpoint(parity.networks(parity.NARROW))
-    plain = torch_weights.import_generator(released, parity.NARROW)
-    prefixed = torch_weights.import_generator(with_prefix(released), parity.NARROW)
+    plain = torch_tables.import_generator(released, parity.NARROW)
+    prefixed = torch_tables.import_generator(with_prefix(released), parity.NARROW)
     assert jax.tree.all(jax.tree.map(np.array_equal, plain[:2], prefixed[:2]))
-    torch_weights.import_discriminator(with_prefix(released), 10, 64, parity.D_WIDTHS)
+    torch_tables.import_discriminator(with_prefix(released), 10, 64, parity.D_WIDTHS)
 
 
 def trained(iterations: int) -> parity.Pair:
@@ -233,17 +235,17 @@ def test_training_continues_from_a_released_checkpoint_and_back():
     g_spec, d_spec = parity.specs_of(parity.SHORT)
 
     # Theirs -> ours: weights, momentum, moments and schedules of their run, in place of ours.
-    params, _, _ = torch_weights.import_generator(file, parity.NARROW)
-    d_params, _ = torch_weights.import_discriminator(file, 10, 64, parity.D_WIDTHS)
+    params, _, _ = torch_tables.import_generator(file, parity.NARROW)
+    d_params, _ = torch_tables.import_discriminator(file, 10, 64, parity.D_WIDTHS)
     fresh = parity.start(parity.NARROW, parity.SHORT)
-    g_state = torch_weights.import_generator_optimizer(fresh.generator.opt_state, file, parity.NARROW, 2)
-    d_state = torch_weights.import_discriminator_optimizer(fresh.discriminator.opt_state, file, d_params, 2)
+    g_state = torch_optimizers.import_generator_optimizer(fresh.generator.opt_state, file, parity.NARROW, 2)
+    d_state = torch_optimizers.import_discriminator_optimizer(fresh.discriminator.opt_state, file, d_params, 2)
     for mine, theirs in ((g_state, fresh.generator.opt_state), (d_state, fresh.discriminator.opt_state)):
         assert jax.tree.structure(mine) == jax.tree.structure(theirs)
 
     # Ours -> theirs: the same arrays again, in a form that PyTorch accepts.
-    exported = torch_weights.export_generator_optimizer(g_state, parity.NARROW, g_spec, 2)
-    exported |= torch_weights.export_discriminator_optimizer(d_state, d_params, d_spec, 2)
+    exported = torch_optimizers.export_generator_optimizer(g_state, parity.NARROW, g_spec, 2)
+    exported |= torch_optimizers.export_discriminator_optimizer(d_state, d_params, d_spec, 2)
     for name, state in exported.items():
         assert list(state["state"]) == list(file[name]["state"])
         for index, moments in state["state"].items():
@@ -267,7 +269,7 @@ def test_training_continues_from_a_released_checkpoint_and_back():
 def test_optimizer_before_its_first_step_has_no_moments():
     pair = trained(0)
     file = optimizer_states(pair.single)
-    state = torch_weights.import_generator_optimizer(pair.generator.opt_state, file, parity.NARROW, 0)
+    state = torch_optimizers.import_generator_optimizer(pair.generator.opt_state, file, parity.NARROW, 0)
     assert jax.tree.all(jax.tree.map(lambda x: not np.any(x), state))
 
 
@@ -276,9 +278,9 @@ def test_optimizer_of_another_network_is_refused():
     file = optimizer_states(pair.single)
     file["optimizer_fea"] = file["optimizer_cls"]
     with pytest.raises(UserError, match="feature_extractor has 8 tensors, the model"):
-        torch_weights.import_generator_optimizer(pair.generator.opt_state, file, parity.NARROW, 0)
+        torch_optimizers.import_generator_optimizer(pair.generator.opt_state, file, parity.NARROW, 0)
     with pytest.raises(UserError, match="no optimizer state optimizer_D"):
-        torch_weights.import_discriminator_optimizer(pair.discriminator.opt_state, {}, pair.discriminator.params, 0)
+        torch_optimizers.import_discriminator_optimizer(pair.discriminator.opt_state, {}, pair.discriminator.params, 0)
 
 
 def test_torchvision_resnet_fills_the_backbone_alone():
@@ -287,7 +289,7 @@ def test_torchvision_resnet_fills_the_backbone_alone():
     file = {key.removeprefix("backbone."): value for key, value in released.items()}
     file |= {"fc.weight": np.zeros((1000, 64), np.float32), "bn1.num_batches_tracked": np.zeros((), np.int64)}
     initial = parity.generator_variables(parity.networks(spec, seed=1), spec)
-    params, batch_stats, report = torch_weights.import_generator(file, spec, initial)
+    params, batch_stats, report = torch_tables.import_generator(file, spec, initial)
     np.testing.assert_array_equal(
         params["classifier"]["conv2"]["kernel"], initial["params"]["classifier"]["conv2"]["kernel"]
     )
@@ -299,7 +301,7 @@ def test_torchvision_resnet_fills_the_backbone_alone():
         f"classifier.conv2d_list.{i}.{x}" for i in range(4) for x in ("weight", "bias")
     )
     with pytest.raises(UserError, match=r"lacks classifier\.conv2d_list\.0\.weight"):
-        torch_weights.import_generator(file, spec)
+        torch_tables.import_generator(file, spec)
 
 
 @pytest.mark.parametrize("heads", [(0, 3, 6), (1, 4)], ids=["torchvision", "caffe"])
@@ -317,7 +319,7 @@ def test_imagenet_vgg_fills_the_convolutions_alone(heads):
         channels = width
     file |= {f"classifier.{i}.weight": np.zeros((7, 7), np.float32) for i in heads}
     initial = parity.generator_variables(parity.networks(spec), spec)
-    params, batch_stats, report = torch_weights.import_generator(file, spec, initial)
+    params, batch_stats, report = torch_tables.import_generator(file, spec, initial)
     assert batch_stats == {}
     for index, name in zip(theirs, names, strict=True):
         kernel = params["feature_extractor"][f"conv{name}"]["kernel"]
@@ -336,7 +338,7 @@ def test_imports_that_cannot_work_name_the_reason():
 
     def refused(match: str, spec: ModelSpec = spec, **sections) -> None:
         with pytest.raises(UserError, match=match):
-            torch_weights.import_generator({**released, **sections}, spec)
+            torch_tables.import_generator({**released, **sections}, spec)
 
     fea = released["feature_extractor"]
     key = "backbone.layer2.1.conv2.weight"
@@ -355,13 +357,13 @@ def test_imports_that_cannot_work_name_the_reason():
     refused("the model resnet101 is a ResNet of 3-4-23-3 bottleneck blocks", spec=parity.RESNET101)
     refused("1-2-2-2 basic blocks", spec=parity.NARROW_BASIC)
     with pytest.raises(UserError, match="no known backbone"):
-        torch_weights.import_generator({"weight": fea[key]}, spec)
+        torch_tables.import_generator({"weight": fea[key]}, spec)
     with pytest.raises(UserError, match="no PyTorch counterpart"):
-        torch_weights.generator_table(dataclasses.replace(spec, norm="group"))
+        torch_tables.generator_table(dataclasses.replace(spec, norm="group"))
     with pytest.raises(UserError, match="no section model_D"):
-        torch_weights.import_discriminator({"feature_extractor": fea}, 10, 64)
+        torch_tables.import_discriminator({"feature_extractor": fea}, 10, 64)
     with pytest.raises(UserError, match=r"model_D\.cls1\.weight has shape \(5, 8, 3, 3\)"):
-        torch_weights.import_discriminator(released, 38, 64, parity.D_WIDTHS)
+        torch_tables.import_discriminator(released, 38, 64, parity.D_WIDTHS)
 
 
 def tensors(arrays: dict) -> dict:
@@ -376,12 +378,12 @@ def test_files_are_read_as_written(tmp_path):
     torch.save({**{name: tensors(arrays) for name, arrays in released.items()}, "iteration": 40_000}, path)
     old = tmp_path / "old.pth"  # As files were written before PyTorch 1.6.
     torch.save(torch.load(path, weights_only=True), old, _use_new_zipfile_serialization=False)
-    for file in (torch_weights.read_file(path), torch_weights.read_file(old)):
+    for file in (torch_files.read_file(path), torch_files.read_file(old)):
         assert file["iteration"] == 40_000
         assert all(same(file[name], arrays) for name, arrays in released.items())
     flat = {f"{name}.{key}": value for name, arrays in released.items() for key, value in arrays.items()}
     safetensors.numpy.save_file(flat, tmp_path / "model.safetensors")
-    nested = torch_weights.read_file(tmp_path / "model.safetensors")
+    nested = torch_files.read_file(tmp_path / "model.safetensors")
     for name, arrays in released.items():
         assert same(dict(sorted(nested[name].items())), dict(sorted(arrays.items())))
 
@@ -413,6 +415,6 @@ def test_files_that_are_no_checkpoint_are_refused(tmp_path):
     bad = ("code.pth", "code.pkl", "cut.pth", "empty.pth", "text.pth", "cut.safetensors", "archive.pth", "list.pth")
     for name in (*bad, "absent.pth"):
         with pytest.raises(UserError) as caught:
-            torch_weights.read_file(tmp_path / name)
+            torch_files.read_file(tmp_path / name)
         assert name in str(caught.value) and "\n" not in str(caught.value)
     assert not trap.exists()

@@ -19,10 +19,11 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix, jaccard_score
 
 import fada_jax
-from fada_jax import checkpoints, classes, convert_weights, export, optim, predictor, steps, torch_weights
+from fada_jax import checkpoints, classes, convert_weights, optim, predictor, steps
 from fada_jax import settings as project_settings
 from fada_jax.configs import gta5_to_cityscapes
 from fada_jax.errors import UserError
+from fada_jax.interop import exporting, pillow_resize, stablehlo, torch_files
 
 TINY = {
     "total_steps": 2, "batch_size": 4, "checkpoint_every": 1, "log_every": 1, "eval.size": (64, 32),
@@ -57,7 +58,7 @@ def workdir(tmp_path_factory):
     safetensors.numpy.save_file(
         {key: value.astype(np.float32) for key, value in flat.items()},
         folder / "model.safetensors",
-        {torch_weights.METADATA: json.dumps({**meta, "checkpoint_step": 0})},
+        {torch_files.METADATA: json.dumps({**meta, "checkpoint_step": 0})},
     )
     convert_weights.import_file(str(folder / "model.safetensors"), str(folder / "source"))
     return folder / "source"
@@ -70,7 +71,7 @@ def live(workdir):
 
 @pytest.fixture(scope="module")
 def artifact(workdir, tmp_path_factory):
-    return export.export_model(checkpoints.load_model(workdir), tmp_path_factory.mktemp("artifact") / "model")
+    return stablehlo.export_model(checkpoints.load_model(workdir), tmp_path_factory.mktemp("artifact") / "model")
 
 
 def run_examples(workdir, tmp_path, first_heading, last_heading):
@@ -116,7 +117,7 @@ def test_importing_the_package_is_light_and_names_what_is_public():
 def test_every_source_gives_the_same_segmenter(workdir, live, artifact, tmp_path):
     image = picture(45, 77)
     expected = live.probabilities(image)
-    convert_weights.export_file(workdir, tmp_path / "model.safetensors")
+    exporting.export_file(workdir, tmp_path / "model.safetensors")
     for path in (workdir / "checkpoints" / "0", tmp_path / "model.safetensors", artifact):
         other = fada_jax.load(path)
         assert (other.step, other.class_set, other.input_size) == (0, live.class_set, (64, 32))
@@ -135,7 +136,7 @@ def test_what_is_no_image_or_no_model_is_refused(live, workdir, tmp_path):
     with pytest.raises(UserError, match=r"no readable artifact of fada_jax\.export"):
         fada_jax.load(tmp_path)
     with pytest.raises(UserError, match="exists already"):
-        export.export_model(checkpoints.load_model(workdir), tmp_path)
+        stablehlo.export_model(checkpoints.load_model(workdir), tmp_path)
 
 
 @settings(max_examples=40, deadline=None)
@@ -190,7 +191,7 @@ def test_scores_are_those_of_scikit_learn(live):
 def test_the_exported_resize_is_pillows_bit_for_bit(height, width, size):
     image = picture(height, width)
     with jax.enable_x64(True):
-        got = jax.jit(export.resize_like_pillow, static_argnums=1)(image[None], size)[0]
+        got = jax.jit(pillow_resize.resize_like_pillow, static_argnums=1)(image[None], size)[0]
     np.testing.assert_array_equal(got, Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
 
@@ -238,7 +239,7 @@ def test_the_artifact_runs_with_jax_alone(live, artifact, tmp_path):
 @pytest.mark.slow
 def test_the_saved_model_agrees_with_the_live_model(live, workdir, tmp_path):
     """TensorFlow runs in a process of its own, without jax."""
-    output = export.export_model(checkpoints.load_model(workdir), tmp_path / "model", tensorflow=True)
+    output = stablehlo.export_model(checkpoints.load_model(workdir), tmp_path / "model", tensorflow=True)
     images = np.stack([picture(45, 77, i) for i in range(2)])
     np.save(tmp_path / "images.npy", images)
     code = (

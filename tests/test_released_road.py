@@ -23,7 +23,6 @@ from fada_jax import (
     classes,
     colour_matching,
     evaluate,
-    export,
     inference,
     losses,
     predictor,
@@ -35,6 +34,7 @@ from fada_jax import (
 from fada_jax.configs import cityscapes_to_crosscity, gta5_to_cityscapes
 from fada_jax.errors import UserError
 from fada_jax.input_pipeline import builders, pipeline
+from fada_jax.interop import stablehlo
 from fada_jax.models import Discriminator, Segmenter, compute_dtype
 from fada_jax.models.convolution import written_for
 from fada_jax.optim import OptimizerSpec
@@ -297,7 +297,7 @@ def test_auto_is_resolved_where_the_program_runs(data_dir, teacher, tmp_path):
 
 def test_an_artifact_holds_every_platforms_own_formulation(teacher, tmp_path):
     model = checkpoints.load_model(teacher)
-    path = export.export_model(model, tmp_path / "artifact")
+    path = stablehlo.export_model(model, tmp_path / "artifact")
     text = jax.export.deserialize(bytearray((path / "probabilities.stablehlo").read_bytes())).mlir_module()
     # Three branches, of which the accelerators' compute in bfloat16.
     assert "stablehlo.case" in text and "bf16" in text
@@ -312,7 +312,7 @@ def test_an_artifact_holds_every_platforms_own_formulation(teacher, tmp_path):
     assert artifact.dtype == "float32" and difference.max() < 2e-5
     with pytest.raises(UserError, match="export it again with --dtype=bfloat16"):
         fada_jax.load(path, dtype="bfloat16")
-    whole = export.export_model(model, tmp_path / "float32", dtype="float32")
+    whole = stablehlo.export_model(model, tmp_path / "float32", dtype="float32")
     text = jax.export.deserialize(bytearray((whole / "probabilities.stablehlo").read_bytes())).mlir_module()
     assert "bf16" not in text
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 
 import flax.linen as nn
 import jax
@@ -10,13 +11,41 @@ import jax.numpy as jnp
 
 from fada_jax.models import layers
 
-# Depth -> (block, blocks per stage).
-DEPTHS = {
-    18: ("basic", (2, 2, 2, 2)),
-    34: ("basic", (3, 4, 6, 3)),
-    50: ("bottleneck", (3, 4, 6, 3)),
-    101: ("bottleneck", (3, 4, 23, 3)),
+# Backbone -> block, blocks per stage.
+RESNETS = {
+    "resnet18": ("basic", (2, 2, 2, 2)),
+    "resnet34": ("basic", (3, 4, 6, 3)),
+    "resnet50": ("bottleneck", (3, 4, 6, 3)),
+    "resnet101": ("bottleneck", (3, 4, 23, 3)),
 }
+# Inner width of each stage.
+WIDTHS = (64, 128, 256, 512)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Geometry of one of the four stages.
+
+    Attributes:
+      blocks: number of blocks.
+      width: inner width of each block.
+      stride: of the first block.
+      first_dilation: of the first block, which still uses the previous stage's.
+      dilation: of the other blocks.
+      project: whether the first block's shortcut is a 1x1 convolution.
+    """
+
+    blocks: int
+    width: int
+    stride: int
+    first_dilation: int
+    dilation: int
+    project: bool
+
+
+def convolutions(block: str, width: int) -> tuple[tuple[int, int], ...]:
+    """Features and kernel size of each convolution of a block; ``width``: its inner width."""
+    return {"basic": ((width, 3), (width, 3)), "bottleneck": ((width, 1), (width, 3), (4 * width, 1))}[block]
 
 
 class Block(nn.Module):
@@ -33,21 +62,19 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         norm = layers.norm_layer(self.norm, self.dtype)
-        out = self.width * (4 if self.kind == "bottleneck" else 1)
-        spatial = {"stride": self.stride, "dilation": self.dilation}
-        if self.kind == "bottleneck":
-            plan = ((self.width, 1, {}), (self.width, 3, spatial), (out, 1, {}))
-        else:
-            # torchvision's basic block knows no dilation; both 3x3 follow the rule of the stage here.
-            plan = ((self.width, 3, spatial), (out, 3, {"dilation": self.dilation}))
-        y = x
-        for i, (features, kernel, options) in enumerate(plan, start=1):
+        plan = convolutions(self.kind, self.width)
+        y, stride = x, self.stride
+        for i, (features, kernel) in enumerate(plan, start=1):
+            options = {}
+            if kernel == 3:
+                # torchvision's basic block knows no dilation; here both of its 3x3 have the stage's.
+                options, stride = {"stride": stride, "dilation": self.dilation}, 1
             conv = layers.Conv(features, kernel, dtype=self.dtype, name=f"conv{i}", **options)
             y = layers.convolve_and_normalise(conv, norm(name=f"bn{i}"), y, train)
             if i < len(plan):
                 y = layers.relu(y)
         if self.project:
-            conv = layers.Conv(out, 1, stride=self.stride, dtype=self.dtype, name="downsample_conv")
+            conv = layers.Conv(features, 1, stride=self.stride, dtype=self.dtype, name="downsample_conv")
             x = layers.convolve_and_normalise(conv, norm(name="downsample_bn"), x, train)
         return layers.relu_of_sum(x, y)
 
@@ -71,13 +98,26 @@ class ResNet(nn.Module):
 
     block: str
     stage_sizes: Sequence[int]
-    widths: Sequence[int] = (64, 128, 256, 512)
+    widths: Sequence[int] = WIDTHS
     stem_width: int = 64
     stem_pool: bool = True
     output_stride: int = 8
     norm: str = "frozen"
     remat: bool = False
     dtype: layers.Dtype = jnp.float32
+
+    @nn.nowrap
+    def stages(self) -> Iterator[Stage]:
+        """The four stages in order."""
+        inputs, reached, dilation = self.stem_width, 4 if self.stem_pool else 2, 1
+        for i, (blocks, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True)):
+            stride, first_dilation = 2 if i else 1, dilation
+            if reached * stride > self.output_stride:
+                dilation, stride = dilation * stride, 1
+            reached *= stride
+            outputs = convolutions(self.block, width)[-1][0]
+            yield Stage(blocks, width, stride, first_dilation, dilation, stride != 1 or inputs != outputs)
+            inputs = outputs
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -86,28 +126,19 @@ class ResNet(nn.Module):
         conv = layers.Conv(self.stem_width, 7, stride=2, dtype=self.dtype, name="conv1")
         norm = layers.norm_layer(self.norm, self.dtype)(name="bn1")
         x = layers.relu(layers.convolve_and_normalise(conv, norm, x, train))
-        reached = 2
         if self.stem_pool:
             x = layers.max_pool(x)
-            reached = 4
-        dilation = 1
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
-        expansion = 4 if self.block == "bottleneck" else 1
-        for stage, (blocks, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True), start=1):
-            stride, previous = (1 if stage == 1 else 2), dilation
-            if reached * stride > self.output_stride:
-                dilation, stride = dilation * stride, 1
-            reached *= stride
-            for i in range(blocks):
-                first = i == 0
+        for number, stage in enumerate(self.stages(), start=1):
+            for i in range(stage.blocks):
                 x = block(
                     kind=self.block,
-                    width=width,
-                    stride=stride if first else 1,
-                    dilation=previous if first else dilation,
-                    project=first and (stride != 1 or x.shape[-1] != width * expansion),
+                    width=stage.width,
+                    stride=1 if i else stage.stride,
+                    dilation=stage.dilation if i else stage.first_dilation,
+                    project=stage.project and not i,
                     norm=self.norm,
                     dtype=self.dtype,
-                    name=f"layer{stage}_{i}",
+                    name=f"layer{number}_{i}",
                 )(x, train)
         return x

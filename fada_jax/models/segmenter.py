@@ -12,11 +12,11 @@ import jax.numpy as jnp
 
 from fada_jax.models import layers
 from fada_jax.models.convolution import compute_dtype
-from fada_jax.models.resnet import DEPTHS, ResNet
+from fada_jax.models.resnet import RESNETS, WIDTHS, ResNet
 from fada_jax.models.vgg import VGG16
 from fada_jax.ranges import Positive, Rates, Widths
 
-BACKBONES = (*(f"resnet{depth}" for depth in DEPTHS), "vgg16")
+BACKBONES = (*RESNETS, "vgg16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,31 +78,35 @@ class AsppClassifier(nn.Module):
         return total
 
 
+def feature_extractor(spec: ModelSpec) -> ResNet | VGG16:
+    """The module F of ``spec``, with the backbone's own sizes where ``spec`` names none."""
+    dtype = jnp.dtype(compute_dtype(spec.dtype))
+    if spec.backbone == "vgg16":
+        widths = {"widths": spec.widths[:5], "fc_width": spec.widths[5]} if spec.widths else {}
+        return VGG16(**widths, dtype=dtype)
+    block, stage_sizes = RESNETS[spec.backbone]
+    return ResNet(
+        block=block,
+        stage_sizes=spec.stage_sizes or stage_sizes,
+        widths=spec.widths or WIDTHS,
+        stem_width=spec.stem_width,
+        stem_pool=spec.stem_pool,
+        output_stride=spec.output_stride,
+        norm=spec.norm,
+        remat=spec.remat,
+        dtype=dtype,
+    )
+
+
 class Segmenter(nn.Module):
     """Feature extractor F followed by classifier C."""
 
     spec: ModelSpec
 
     def setup(self) -> None:
-        spec = self.spec
-        dtype = jnp.dtype(compute_dtype(spec.dtype))
-        if spec.backbone == "vgg16":
-            widths = {"widths": spec.widths[:5], "fc_width": spec.widths[5]} if spec.widths else {}
-            self.feature_extractor = VGG16(**widths, dtype=dtype)
-        else:
-            block, stage_sizes = DEPTHS[int(spec.backbone.removeprefix("resnet"))]
-            self.feature_extractor = ResNet(
-                block=block,
-                stage_sizes=spec.stage_sizes or stage_sizes,
-                widths=spec.widths or (64, 128, 256, 512),
-                stem_width=spec.stem_width,
-                stem_pool=spec.stem_pool,
-                output_stride=spec.output_stride,
-                norm=spec.norm,
-                remat=spec.remat,
-                dtype=dtype,
-            )
-        self.classifier = AsppClassifier(spec.num_classes, spec.aspp_rates, dtype)
+        self.feature_extractor = feature_extractor(self.spec)
+        dtype = jnp.dtype(compute_dtype(self.spec.dtype))
+        self.classifier = AsppClassifier(self.spec.num_classes, self.spec.aspp_rates, dtype)
 
     def __call__(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
         """Logits and features at feature resolution.

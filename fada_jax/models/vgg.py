@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from fada_jax.models import layers
 
 # Convolutions per block, and whether the block is followed by a 2x2 max-pool (pool4 and pool5 are left out).
-_BLOCKS = ((2, True), (2, True), (3, True), (3, False), (3, False))
+BLOCKS = ((2, True), (2, True), (3, True), (3, False), (3, False))
 
 
 class VGG16(nn.Module):
@@ -31,7 +31,7 @@ class VGG16(nn.Module):
         """Features of normalised images: [N, H, W, 3] -> [N, floor(H / 8), floor(W / 8), fc_width]."""
         del train
         x = x.astype(self.dtype)
-        for block, ((convs, pool), width) in enumerate(zip(_BLOCKS, self.widths, strict=True), start=1):
+        for block, ((convs, pool), width) in enumerate(zip(BLOCKS, self.widths, strict=True), start=1):
             for i in range(1, convs + 1):
                 dilation = 2 if block == 5 else 1
                 name = f"conv{block}_{i}"

@@ -1,0 +1,1 @@
+"""Models that come from elsewhere or go elsewhere: PyTorch weight files, StableHLO artifacts."""

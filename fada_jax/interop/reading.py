@@ -1,0 +1,226 @@
+"""Which model a weight file holds, and that model without a workdir.
+
+A ``.safetensors`` file of ``exporting.export_file`` describes its model. Of any other file the backbone, the number of
+classes and the sections tell which model of the released code it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from fada_jax import classes
+from fada_jax.errors import UserError
+from fada_jax.evaluation.inference import MULTI_SCALE
+from fada_jax.interop import torch_files, torch_optimizers, torch_tables
+from fada_jax.models import ModelSpec, Segmenter
+from fada_jax.models.resnet import RESNETS
+from fada_jax.preprocessing import CAFFE, IMAGENET, Preprocessing
+from fada_jax.training import checkpoints
+
+# Layouts of files that do not describe themselves.
+FORMATS = ("fada", "torchvision", "caffe_vgg")
+
+# Classes of a released classifier -> task, class set, and the (width, height) that the model is tested at.
+_TASKS = {
+    19: ("gta5_to_cityscapes", "cityscapes19", (1024, 512)),
+    16: ("synthia_to_cityscapes", "synthia16", (1024, 512)),
+    13: ("cityscapes_to_crosscity", "crosscity13", (1024, 512)),
+    11: ("camvid_day_to_dusk", "camvid11", (480, 360)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """A model without its weights.
+
+    Attributes:
+      spec, preprocessing, class_set: as in ``checkpoints.Model``.
+      config: the config that trained it; of a released model no more than what prediction needs.
+      step: of the weights.
+    """
+
+    spec: ModelSpec
+    preprocessing: Preprocessing
+    class_set: classes.ClassSet | None
+    config: dict[str, Any]
+    step: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ReleasedModel:
+    """A model of the released code, or the ImageNet model that its source stage begins with.
+
+    Attributes:
+      task: name of the config file of its class set.
+      stage: 'adaptation' with a discriminator, else 'source'.
+      backbone: one of ``models.BACKBONES``.
+      norm: 'live' or 'frozen' batch norm.
+      num_classes: K.
+    """
+
+    task: str
+    stage: str
+    backbone: str
+    norm: str
+    num_classes: int
+
+    def describe(self, step: int) -> Description:
+        """The model as it predicts after ``step`` steps, at the size and scales that the released code tests it at."""
+        task, class_set, size = _TASKS[self.num_classes]
+        return Description(
+            ModelSpec(self.backbone, self.num_classes, self.norm, dtype="auto"),
+            CAFFE if self.backbone == "vgg16" else IMAGENET,
+            classes.get_class_set(class_set),
+            {"task": task, "stage": self.stage, "eval": {"size": list(size)}, "multi_scale": list(MULTI_SCALE)},
+            step,
+        )
+
+
+def norm_of(file: Mapping[str, Any]) -> str:
+    """'live' for a released checkpoint with batch norm's counters, which frozen batch norm does not keep."""
+    counters = any(name.endswith("num_batches_tracked") for name in torch_tables.generator_tensors(file))
+    return "live" if counters and torch_tables.is_released(file) else "frozen"
+
+
+def released_model(file: Mapping[str, Any], path: str | Path) -> ReleasedModel:
+    """The model that a file of the released or of torchvision's layout holds.
+
+    Raises:
+      UserError: a backbone or class count that the released code does not have; it names ``path``.
+    """
+    tensors = torch_tables.generator_tensors(file)
+    backbones = {sizes: backbone for backbone, sizes in RESNETS.items()}
+    block, counts = torch_tables.residual_blocks(tensors)
+    backbone = backbones.get((block, counts))
+    if not counts and "feature_extractor.backbone.0.weight" in tensors:
+        backbone = "vgg16"
+    if not backbone:
+        raise UserError(f"{path} holds no ResNet-18, -34, -50, -101 or VGG-16 that is known here")
+    bias = tensors.get("classifier.conv2d_list.0.bias")
+    num_classes = len(bias) if bias is not None else 19
+    if num_classes not in _TASKS:
+        raise UserError(f"{path}: its classifier has {num_classes} classes, known are {', '.join(map(str, _TASKS))}")
+    stage = "adaptation" if "model_D" in file else "source"
+    return ReleasedModel(_TASKS[num_classes][0], stage, backbone, norm_of(file), num_classes)
+
+
+def preprocessing_of(file: Mapping[str, Any], backbone: str, path: str | Path, format: str = "") -> Preprocessing:
+    """The preprocessing that weights of a file belong to.
+
+    Args:
+      file: contents of ``path``.
+      backbone: of its model.
+      format: one of ``FORMATS``, or '' where nobody says.
+
+    Raises:
+      UserError: the file does not tell, or ``format`` contradicts it.
+    """
+    vgg = backbone == "vgg16"
+    if format == "caffe_vgg" and not vgg:
+        raise UserError(f"{path} holds {backbone}, not a VGG-16")
+    if vgg and not format and not torch_tables.is_released(file):
+        raise UserError(f"{path}: say --format=torchvision (RGB, 0-1) or --format=caffe_vgg (BGR, 0-255)")
+    return CAFFE if vgg and format != "torchvision" else IMAGENET
+
+
+def read_description(path: str | Path) -> Description | None:
+    """The description in a file; None where it is not of ``exporting.export_file``.
+
+    Raises:
+      UserError: it cannot be understood.
+    """
+    meta = torch_files.read_metadata(path)
+    if meta is None:
+        return None
+    try:
+        described = Description(*checkpoints.describe(meta), dict(meta["config"]), int(meta["checkpoint_step"]))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: what it says about its model cannot be understood ({type(error).__name__}: {error}): export it "
+            "again with this version"
+        ) from error
+    if described.class_set and described.class_set.num_classes != described.spec.num_classes:
+        raise UserError(
+            f"{path}: its model has {described.spec.num_classes} classes, its class set {described.class_set.name!r} "
+            f"{described.class_set.num_classes}: export it again"
+        )
+    return described
+
+
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Lets errors about the contents of a file begin with its path."""
+    try:
+        yield
+    except UserError as error:
+        if str(path) in str(error):
+            raise
+        raise UserError(f"{path}: {error}") from error
+
+
+def is_own(file: Mapping[str, Any]) -> bool:
+    """Whether a file holds our own names: a model that the released layout cannot hold (group norm)."""
+    return any(str(key).startswith("params.") for key in file)
+
+
+def has_classifier(file: Mapping[str, Any]) -> bool:
+    """Whether a file holds all of G, and not an ImageNet model."""
+    return is_own(file) or torch_tables.is_released(file)
+
+
+def check_names(file: Mapping[str, Any], described: Description | None) -> None:
+    """Refuses a file of ``exporting.export_file`` that has lost its description or the names of its tensors.
+
+    Raises:
+      UserError: one of the two is missing.
+    """
+    if is_own(file) and not described:
+        raise UserError("it does not say which model it holds: export it again")
+    if described and (not has_classifier(file) or is_own(file) != (described.spec.norm == "group")):
+        raise UserError("its tensors do not have the names that export gives them: export it again")
+
+
+def import_generator(
+    file: Mapping[str, Any], spec: ModelSpec, initial: Mapping[str, Any] | None = None
+) -> tuple[Any, Any, torch_tables.Report]:
+    """Parameters, batch statistics and report of G, whatever the layout; ``torch_tables.import_generator``.
+
+    Raises:
+      UserError: a tensor that is missing, unknown, of another shape, not floating-point or not finite.
+    """
+    if not is_own(file):
+        return torch_tables.import_generator(file, spec, initial)
+    # Parameters do not depend on the image size.
+    variables = jax.eval_shape(Segmenter(spec).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    arrays = {key: variables.get(key, {}) for key in ("params", "batch_stats")}
+    flat = traverse_util.flatten_dict(arrays, sep=".")
+    torch_files.check_tensors(file, {name: x.shape for name, x in flat.items()})
+    tree = traverse_util.unflatten_dict({name: np.asarray(file[name], x.dtype) for name, x in flat.items()}, sep=".")
+    return tree["params"], tree.get("batch_stats", {}), torch_tables.Report(used=tuple(file))
+
+
+def read_model(path: str | Path) -> checkpoints.Model:
+    """The segmenter in a file of the released code or of ``exporting.export_file``, without a workdir.
+
+    Raises:
+      UserError: no such file, no trained classifier in it, or anything unexplained.
+    """
+    file, described = torch_files.read_file(path), read_description(path)
+    with naming(path):
+        check_names(file, described)
+        step = torch_optimizers.read_iteration(file)
+        if not described and torch_tables.is_released(file):
+            described = released_model(file, path).describe(step or 0)
+        if not described or not described.class_set:
+            raise UserError(f"{path} holds a feature extractor alone: import it and train a classifier first")
+        params, batch_stats, _ = import_generator(file, described.spec)
+    return checkpoints.Model(params=params, batch_stats=batch_stats, **vars(described))
