@@ -149,7 +149,7 @@ def evaluate_stage(
     Returns:
       the result of ``evaluate`` with ``multi_scale``, ``checkpoint_step``, ``dataset``, ``split``.
     """
-    from fada_jax.input_pipeline import pipeline
+    from fada_jax.input_pipeline import streams
     from fada_jax.train import make_stream
 
     model = checkpoints.in_dtype(checkpoints.load_model(workdir, checkpoint), dtype)
@@ -164,10 +164,10 @@ def evaluate_stage(
 
     def batches(stream: Any, **options: int) -> Iterable[Mapping[str, Any]]:
         damaged = config.get("damaged_records", "fail")  # Checkpoints of earlier versions lack the key.
-        return pipeline.eval_batches(data_dir, stream, class_set=model.class_set, damaged_records=damaged, **options)
+        return streams.eval_batches(data_dir, stream, class_set=model.class_set, damaged_records=damaged, **options)
 
     stream = make_stream(config.eval, augment=False)
-    total = pipeline.num_examples(data_dir, stream)
+    total = streams.num_examples(data_dir, stream)
     images = iter(
         batches(
             stream,

@@ -67,16 +67,16 @@ def target_pictures(
     """A function from the variables of G to a picture: the first ``count`` images of a stream above their predictions.
 
     Args:
-      stream: ``pipeline.Stream`` without labels and augmentation.
+      stream: ``Stream`` without labels and augmentation.
       mesh: of the training states; every process must call the function.
 
     Raises:
       UserError: the data set is not there.
     """
-    from fada_jax.input_pipeline import pipeline
+    from fada_jax.input_pipeline import streams
 
-    pipeline.check(data_dir, stream, class_set)
-    batches = pipeline.eval_batches(data_dir, stream, class_set=class_set, batch_size=1)
+    streams.check(data_dir, stream, class_set)
+    batches = streams.eval_batches(data_dir, stream, class_set=class_set, batch_size=1)
     shown = np.concatenate([batch["image"] for batch in itertools.islice(batches, count)])
 
     @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))

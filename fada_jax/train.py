@@ -116,14 +116,14 @@ def make_step(config: ConfigDict) -> Callable[[States, Any], tuple[States, dict[
 
 def streams(config: ConfigDict, pseudo_labels: str = "") -> dict[str, tuple[Any, int]]:
     """Streams of a stage's batch by name, each with its share of the batch size."""
-    from fada_jax.input_pipeline import pipeline
+    from fada_jax.input_pipeline.stream import Stream
 
     if config.stage == "self_distillation":
         return {"source": (make_stream(config.target, pseudo_labels=pseudo_labels), config.batch_size)}
     if config.stage == "source":
         return {"source": (make_stream(config.source), config.batch_size)}
     half = config.batch_size // 2
-    result: dict[str, tuple[pipeline.Stream, int]] = {"source": (make_stream(config.source), half)}
+    result: dict[str, tuple[Stream, int]] = {"source": (make_stream(config.source), half)}
     if is_adversarial(config):
         result["target"] = (make_stream(config.target, labels=False, role="target"), half)
     return result
@@ -133,9 +133,10 @@ def make_stream(
     config: ConfigDict, *, labels: bool = True, augment: bool = True, pseudo_labels: str = "", role: str = ""
 ) -> Any:
     """The pipeline's ``Stream`` of a stream config."""
-    from fada_jax.input_pipeline import pipeline
+    from fada_jax.input_pipeline.augmentation import Augment
+    from fada_jax.input_pipeline.stream import Stream
 
-    augmentation = pipeline.Augment(
+    augmentation = Augment(
         flip=config.flip,
         scale=tuple(config.scale) or None,
         crop=tuple(config.crop) or None,
@@ -145,12 +146,12 @@ def make_stream(
         hue=config.hue,
         jitter_first=config.get("jitter_first", False),  # Earlier versions had no such key, and jittered last.
     )
-    return pipeline.Stream(
+    return Stream(
         config.dataset,
         config.split,
         tuple(config.size),
         city=config.city,
-        augment=augmentation if augment else pipeline.Augment(),
+        augment=augmentation if augment else Augment(),
         sampling=config.sampling if augment else "uniform",
         sampling_temperature=config.sampling_temperature if augment else 1.0,
         labels=labels and not pseudo_labels,
@@ -168,16 +169,16 @@ def check_streams(config: ConfigDict, pseudo_labels: str, mesh: Any) -> dict[str
     Raises:
       UserError: see above.
     """
-    from fada_jax.input_pipeline import pipeline
+    from fada_jax.input_pipeline import streams as input_streams
 
     class_set, images = classes.get_class_set(config.class_set), {}
     for name, (stream, size) in streams(config, pseudo_labels).items():
         sharding.check_batch("config.batch_size (per stream)", size, mesh, config.accumulate_steps)
         sharding.check_height(f"{stream.dataset}/{stream.split}", (stream.augment.crop or stream.size)[1], mesh)
-        pipeline.check(config.data_dir, stream, class_set)
-        images[name] = pipeline.num_examples(config.data_dir, stream)
+        input_streams.check(config.data_dir, stream, class_set)
+        images[name] = input_streams.num_examples(config.data_dir, stream)
     if config.eval_every:
-        pipeline.check(config.data_dir, make_stream(config.eval, augment=False), class_set)
+        input_streams.check(config.data_dir, make_stream(config.eval, augment=False), class_set)
     return images
 
 
@@ -185,10 +186,10 @@ def read_batches(
     config: ConfigDict, pseudo_labels: str, class_set: classes.ClassSet, start: int
 ) -> Iterator[dict[str, Any]]:
     """This process's share of the stage's batches from step ``start`` on."""
-    from fada_jax.input_pipeline import pipeline
+    from fada_jax.input_pipeline import streams as input_streams
 
     iterators = {
-        name: pipeline.train_batches(
+        name: input_streams.train_batches(
             config.data_dir,
             stream,
             class_set=class_set,
@@ -464,7 +465,7 @@ def load_teacher(config: ConfigDict) -> checkpoints.Model:
 
 def label_provenance(config: ConfigDict, teacher: checkpoints.Model) -> dict[str, Any]:
     """All that decides the pseudo labels of a stage, in JSON types."""
-    from fada_jax.input_pipeline import pipeline
+    from fada_jax.input_pipeline import streams as input_streams
 
     selection = settings.selection(config)
     stream = make_stream(config.target, labels=False, augment=False)
@@ -477,7 +478,7 @@ def label_provenance(config: ConfigDict, teacher: checkpoints.Model) -> dict[str
         "teacher_size": teacher.config["eval"]["size"],
         "label_size": config.target.size,
         "images": [config.target.dataset, config.target.city, config.target.split],
-        "num_images": pipeline.num_examples(config.data_dir, stream),
+        "num_images": input_streams.num_examples(config.data_dir, stream),
     }
     return json.loads(json.dumps(provenance))
 
@@ -502,10 +503,10 @@ def pseudo_labels_of(
     Raises:
       UserError: the stage has begun with other labels, or there is no teacher to make them.
     """
-    from fada_jax.input_pipeline import pipeline
+    from fada_jax.input_pipeline import pseudo_labels
 
     path, begun_with = Path(pseudo_label_file(config, workdir)), stored.get("pseudo_labels")
-    lies_there = pipeline.pseudo_label_provenance(path) if path.exists() else None
+    lies_there = pseudo_labels.provenance(path) if path.exists() else None
     if begun_with is not None and lies_there is not None:
         if lies_there != begun_with:
             raise UserError(
@@ -553,13 +554,14 @@ def make_pseudo_labels(
     The teacher sees them at the size that it is tested at, and its softmax is upsampled to the size of the student's
     images, as released.
     """
-    from fada_jax.input_pipeline import pipeline
+    from fada_jax.input_pipeline import pseudo_labels
+    from fada_jax.input_pipeline import streams as input_streams
 
     stream = make_stream(config.target, labels=False, augment=False)
     stream = dataclasses.replace(stream, size=tuple(teacher.config["eval"]["size"]), role="teacher")
     teacher = checkpoints.in_dtype(teacher, "auto")
     read = functools.partial(
-        pipeline.eval_batches,
+        input_streams.eval_batches,
         config.data_dir,
         stream,
         class_set=teacher.class_set,
@@ -571,7 +573,7 @@ def make_pseudo_labels(
     labelled = self_distillation.pseudo_labels(
         teacher,
         read,
-        pipeline.names(config.data_dir, stream),
+        input_streams.names(config.data_dir, stream),
         size=tuple(config.target.size)[::-1],
         mesh=mesh,
         selection=settings.selection(config),
@@ -581,7 +583,7 @@ def make_pseudo_labels(
     if jax.process_index():
         collections.deque(labelled, maxlen=0)
     else:
-        count = pipeline.write_pseudo_labels(path, labelled, provenance)
+        count = pseudo_labels.write(path, labelled, provenance)
         sizes = "{}x{}, seen at {}x{}".format(*config.target.size, *stream.size)
         log(f"labelled {count} target images ({sizes}) with step {teacher.step} of {config.teacher_from}: {path}")
     multihost_utils.sync_global_devices("pseudo labels")
@@ -733,11 +735,11 @@ def note_non_finite(
       metrics: those that are not finite; none where only the update is.
       streams: of the batch, each with its share of the batch size.
     """
-    from fada_jax.input_pipeline import pipeline
+    from fada_jax.input_pipeline import streams as input_streams
 
     choice = {"class_set": classes.get_class_set(config.class_set), "seed": config.seed, "step": step - 1}
     images = {
-        name: pipeline.batch_names(config.data_dir, stream, batch_size=size, **choice)
+        name: input_streams.batch_names(config.data_dir, stream, batch_size=size, **choice)
         for name, (stream, size) in streams.items()
     }
     path = workdir / "non_finite.jsonl"
@@ -753,7 +755,7 @@ def validate(config: ConfigDict, states: States, step: int, mesh: Any) -> float:
     Raises:
       UserError: missing data, or a split without labels.
     """
-    from fada_jax.input_pipeline import pipeline
+    from fada_jax.input_pipeline import streams as input_streams
 
     class_set = classes.get_class_set(config.class_set)
     model = checkpoints.Model(
@@ -765,7 +767,7 @@ def validate(config: ConfigDict, states: States, step: int, mesh: Any) -> float:
         settings.plain(config),
         step,
     )
-    batches = pipeline.eval_batches(
+    batches = input_streams.eval_batches(
         config.data_dir,
         make_stream(config.eval, augment=False),
         class_set=class_set,

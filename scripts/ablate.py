@@ -168,10 +168,10 @@ def _score(task: Task, folder: Path, config: ConfigDict, **options: Any) -> dict
 
 
 def _labelled(config: ConfigDict) -> bool:
-    from fada_jax.input_pipeline import pipeline
+    from fada_jax.input_pipeline import streams
 
     class_set = classes.get_class_set(config.class_set)
-    return pipeline.class_counts(config.data_dir, train.make_stream(config.source), class_set) is not None
+    return streams.class_counts(config.data_dir, train.make_stream(config.source), class_set) is not None
 
 
 def run_seed(table: str, task: Task, seed: int) -> dict[str, dict[str, Any]]:

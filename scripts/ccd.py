@@ -31,12 +31,12 @@ def labelled_examples(
     config: ConfigDict, domain: str, data_dir: str, class_set: ClassSet, count: int, seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Random images of a domain at the network's input size, with their labels."""
-    from fada_jax.input_pipeline import pipeline
+    from fada_jax.input_pipeline import streams
 
     stream = train.make_stream(config[domain], augment=False)
-    total = pipeline.num_examples(data_dir, stream)
+    total = streams.num_examples(data_dir, stream)
     numbers = np.random.default_rng(seed).permutation(total)[:count]
-    for image, label in pipeline.examples(data_dir, stream, class_set, numbers):
+    for image, label in streams.examples(data_dir, stream, class_set, numbers):
         if label is None:
             raise UserError(f"{stream.dataset}/{stream.split} has no labels to tell classes by")
         yield images.resize_image(image, stream.size), label

@@ -145,14 +145,14 @@ def write_panels(workdir: Path, config: ConfigDict, count: int = 4) -> None:
 
     ``panels/`` receives them one by one, N_{image,source,adversarial,label}.png; ``panel.png`` has them all.
     """
-    from fada_jax.input_pipeline import pipeline
+    from fada_jax.input_pipeline import streams
 
     class_set = classes.get_class_set(config.class_set)
     stages = ("source", "adversarial")
     segmenters = [from_model(checkpoints.load_model(workdir / stage)) for stage in stages]
     stream = train.make_stream(config.eval, augment=False)
-    every = max(1, pipeline.num_examples(config.data_dir, stream) // count)
-    batches = pipeline.eval_batches(config.data_dir, stream, class_set=class_set, batch_size=1)
+    every = max(1, streams.num_examples(config.data_dir, stream) // count)
+    batches = streams.eval_batches(config.data_dir, stream, class_set=class_set, batch_size=1)
     rows = []
     for batch in itertools.islice(batches, 0, every * count, every):
         image, label = batch["image"][0], batch["label"][0]
