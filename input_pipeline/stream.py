@@ -1,4 +1,4 @@
-"""What a stream of images is, without reading any."""
+"""What a stream of batches is made of, said without TensorFlow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Stream:
       sampling: one of ``sampling.KINDS``; training only. All but 'uniform' need the labels.
       sampling_temperature: of 'rare'.
       labels: yield labels.
-      pseudo_labels: file of ``write_pseudo_labels`` that replaces the labels; its maps hold class indices.
+      pseudo_labels: file of ``pseudo_labels.write`` that replaces the labels; its maps hold class indices.
       role: tells streams of one split apart, which would otherwise draw the same images in the same order.
     """
 

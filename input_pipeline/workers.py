@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from fada_jax.errors import UserError
-from fada_jax.input_pipeline.raw_datasets import RawExample, Record
+from fada_jax.input_pipeline.layouts import RawExample
+from fada_jax.input_pipeline.raw_files import Record
 
 
 def in_order(read: Callable[[Any], Any], examples: Iterable[Any], workers: int) -> Iterator[Any]:
@@ -41,10 +42,10 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def numbered_example(
+def keyed_example(
     read: Callable[[RawExample], Record], errors: Path, spread: int, numbered: tuple[int, RawExample]
 ) -> list[tuple[int, dict[str, Any]]]:
-    """The stored example of one raw one with its key, or none and a file in ``errors`` with what is wrong with it."""
+    """A raw example's key and stored form; of a bad one nothing, and a file in ``errors`` that says why."""
     i, raw = numbered
     try:
         record = read(raw)

@@ -36,7 +36,7 @@ from fada_jax.config import Config
 from fada_jax.errors import UserError
 from fada_jax.evaluation import colour_matching, scoring
 from fada_jax.files import write_text
-from fada_jax.input_pipeline import pipeline
+from fada_jax.input_pipeline import streams
 from fada_jax.methods import SYSTEMS
 from fada_jax.reporting import ablation
 from fada_jax.scripts import run_recipe
@@ -91,7 +91,7 @@ def _score(task: Task, folder: Path, config: Config, **options: Any) -> dict[str
 
 
 def _labelled(config: Config) -> bool:
-    return pipeline.class_counts(config.data_dir, config.source.stream(), config.classes) is not None
+    return streams.class_counts(config.data_dir, config.source.stream(), config.classes) is not None
 
 
 def run_seed(table: str, task: Task, seed: int) -> dict[str, dict[str, Any]]:

@@ -116,12 +116,14 @@ def torch_batches(root: Path, jitter: str) -> Iterator[Any]:
 
 def our_batches(data_dir: Path, jitter: str, batch_size: int = BATCH_SIZE, start_step: int = 0) -> Iterator[Any]:
     """The training stream."""
-    from fada_jax.input_pipeline import pipeline
+    from fada_jax.input_pipeline import streams
+    from fada_jax.input_pipeline.augmentation import Augment
+    from fada_jax.input_pipeline.stream import Stream
 
-    augment = pipeline.Augment(**JITTER, jitter_first=jitter == "jitter") if jitter else pipeline.Augment()
-    stream = pipeline.Stream("gta5", "train", SIZE, augment=augment, sampling="balanced")
+    augment = Augment(**JITTER, jitter_first=jitter == "jitter") if jitter else Augment()
+    stream = Stream("gta5", "train", SIZE, augment=augment, sampling="balanced")
     class_set = classes.get_class_set("cityscapes19")
-    return pipeline.train_batches(
+    return streams.train_batches(
         data_dir, stream, class_set=class_set, batch_size=batch_size, seed=0, start_step=start_step
     )
 
@@ -143,7 +145,7 @@ def measure_rates(batches: int, compare: bool) -> dict[str, Any]:
       ``cases``: name -> ``images_per_second_per_core``, ``cores_needed`` and, compared, ``torch`` and ``speedup``;
       ``megabytes``: an image as PNG and as record, at both sizes.
     """
-    from fada_jax.input_pipeline import builders
+    from fada_jax.input_pipeline import conversion
 
     result: dict[str, Any] = {"cases": {}, "images_needed_per_second": NEEDED, "megabytes": {}}
     with tempfile.TemporaryDirectory() as folder:
@@ -156,7 +158,7 @@ def measure_rates(batches: int, compare: bool) -> dict[str, Any]:
                     image.resize(SIZE, method).save(root / "resized" / part / path.name)
         for stored, resize in (("full", None), ("resized", SIZE)):
             data_dir = root / f"{stored}_data"
-            builders.convert(builders.Conversion("gta5", root / "full", resize=resize), data_dir)
+            conversion.convert(conversion.Conversion("gta5", root / "full", resize=resize), data_dir)
             for kind, files in (("png", root / stored), ("record", data_dir)):
                 size = sum(path.stat().st_size for path in files.rglob("*") if path.suffix != ".npz" and path.is_file())
                 result["megabytes"][f"{stored} {kind}"] = size / 8e6
@@ -216,11 +218,11 @@ def measure_resume(step: int) -> dict[str, Any]:
 
 def _resized_data() -> tempfile.TemporaryDirectory:
     """A folder with four generated images converted at 1280x720."""
-    from fada_jax.input_pipeline import builders
+    from fada_jax.input_pipeline import conversion
 
     folder = tempfile.TemporaryDirectory()
     make_raw(Path(folder.name) / "raw", 4)
-    builders.convert(builders.Conversion("gta5", Path(folder.name) / "raw", resize=SIZE), folder.name)
+    conversion.convert(conversion.Conversion("gta5", Path(folder.name) / "raw", resize=SIZE), folder.name)
     return folder
 
 

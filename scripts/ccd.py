@@ -25,7 +25,7 @@ from fada_jax.config import Config
 from fada_jax.errors import UserError
 from fada_jax.evaluation import class_center_distance as ccd
 from fada_jax.files import write_text
-from fada_jax.input_pipeline import pipeline
+from fada_jax.input_pipeline import streams
 from fada_jax.reporting import figures
 from fada_jax.stages import workdirs
 from fada_jax.training import checkpoints
@@ -38,9 +38,9 @@ def labelled_examples(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Random images of a domain at the network's input size, with their labels."""
     stream = getattr(config, domain).stream(augment=False)
-    total = pipeline.num_examples(data_dir, stream)
+    total = streams.num_examples(data_dir, stream)
     numbers = np.random.default_rng(seed).permutation(total)[:count]
-    for image, label in pipeline.examples(data_dir, stream, class_set, numbers):
+    for image, label in streams.examples(data_dir, stream, class_set, numbers):
         if label is None:
             raise UserError(f"{stream.dataset}/{stream.split} has no labels to tell classes by")
         yield images.resize_image(image, stream.size), label

@@ -21,32 +21,32 @@ from pathlib import Path
 from absl import flags
 
 from fada_jax import cli
-from fada_jax.classes import read_class_map
+from fada_jax.classes import ENCODINGS, read_class_map
 from fada_jax.errors import UserError
 
 
 def main(arguments: list[str]) -> None:
-    from fada_jax.input_pipeline import builders, raw_datasets
+    from fada_jax.input_pipeline import layouts, records
 
     if arguments:
         raise UserError(f"unexpected argument {arguments[0]!r}: this command takes flags only")
     options = flags.FLAGS
     size = cli.size("resize", options.resize) if options.resize else None
     own = options.dataset == "folder"
-    if own and (not re.fullmatch("[a-z][a-z0-9_]*", options.name) or options.name in builders.BUILDERS):
+    if own and (not re.fullmatch("[a-z][a-z0-9_]*", options.name) or options.name in ENCODINGS):
         raise UserError(f"--name={options.name}: name your data set in small letters, digits and _, unlike ours")
     if not own and (options.name or options.class_map):
         raise UserError(f"--name and --class_map are for --dataset=folder, not for {options.dataset}")
     cities = ("",)
     if options.dataset == "crosscity":
-        cities = (options.city,) if options.city else raw_datasets.CITIES
+        cities = (options.city,) if options.city else layouts.CITIES
     for city in cities:
-        if city and city not in raw_datasets.CITIES:
-            raise UserError(f"--city={city}: one of {', '.join(raw_datasets.CITIES)}")
+        if city and city not in layouts.CITIES:
+            raise UserError(f"--city={city}: one of {', '.join(layouts.CITIES)}")
         title = "/".join(filter(None, (options.name or options.dataset, city)))
-        root = builders.folder(options.data_dir, options.name or options.dataset, city)
+        root = records.folder(options.data_dir, options.name or options.dataset, city)
         if root.is_dir() and not options.overwrite:
-            stored = builders.description(root)["resize"]
+            stored = records.description(root)["resize"]
             if options.raw_dir and stored != (list(size) if size else None):
                 there = "x".join(map(str, stored)) if stored else "its own size"
                 raise UserError(
@@ -59,12 +59,12 @@ def main(arguments: list[str]) -> None:
         else:
             _convert(options, title, city, size)
         if options.verify:
-            counts = ", ".join(f"{split} {count}" for split, count in builders.verify(root).items())
+            counts = ", ".join(f"{split} {count}" for split, count in records.verify(root).items())
             print(f"{title}: verified ({counts})")
 
 
 def _convert(options: flags.FlagValues, title: str, city: str, size: tuple[int, int] | None) -> None:
-    from fada_jax.input_pipeline import builders
+    from fada_jax.input_pipeline import conversion
 
     if not options.raw_dir:
         raise UserError("--raw_dir is missing: the folder of the raw data")
@@ -82,7 +82,7 @@ def _convert(options: flags.FlagValues, title: str, city: str, size: tuple[int, 
             line = f"\r{title} {split}: {done}/{total}, {rate:.0f} images/s, {(total - done) / rate:.0f} s left  "
             print(line, end="\n" if done == total else "", file=sys.stderr, flush=True)
 
-    conversion = builders.Conversion(
+    request = conversion.Conversion(
         options.dataset,
         Path(options.raw_dir),
         city=city,
@@ -93,7 +93,7 @@ def _convert(options: flags.FlagValues, title: str, city: str, size: tuple[int, 
         resize=size,
         skip_errors=options.on_error == "skip",
     )
-    root, counts, errors = builders.convert(conversion, options.data_dir, progress)
+    root, counts, errors = conversion.convert(request, options.data_dir, progress)
     print(f"{title}: {', '.join(f'{split} {count} images' for split, count in counts.items())} in {root}")
     if errors:
         report = Path(options.data_dir) / f"{title.replace('/', '_')}_errors.txt"

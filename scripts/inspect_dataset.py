@@ -24,7 +24,7 @@ def choose_class_set(dataset: str, root: Path, name: str) -> ClassSet:
     Raises:
       UserError: no such class set.
     """
-    from fada_jax.input_pipeline import builders
+    from fada_jax.input_pipeline import records
 
     if name:
         try:
@@ -32,7 +32,7 @@ def choose_class_set(dataset: str, root: Path, name: str) -> ClassSet:
         except ValueError as error:
             raise UserError(f"--class_set={name}: {error}") from error
     if dataset not in classes.ENCODINGS:
-        return classes.parse_class_map(builders.description(root)["class_map"], root)[0]
+        return classes.parse_class_map(records.description(root)["class_map"], root)[0]
     labelled = set(classes.ENCODINGS[dataset].ids.values())
     return next(s for s in classes.CLASS_SETS.values() if labelled >= set(s.names))
 
@@ -55,27 +55,31 @@ def frequency_table(counts: np.ndarray, class_set: ClassSet) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    from fada_jax.input_pipeline import builders, pipeline
+    from fada_jax.input_pipeline import records, streams
+    from fada_jax.input_pipeline.stream import Stream
 
     if arguments:
         raise UserError(f"unexpected argument {arguments[0]!r}: this command takes flags only")
     options = flags.FLAGS
-    root = builders.folder(options.data_dir, options.dataset, options.city)
-    splits = sorted(path.name.removesuffix("_index.npz") for path in root.glob("*_index.npz"))
+    root = records.folder(options.data_dir, options.dataset, options.city)
+    splits = records.splits(root)
     if options.split or not splits:
-        pipeline.num_examples(options.data_dir, pipeline.Stream(options.dataset, options.split, (0, 0), options.city))
+        streams.num_examples(options.data_dir, Stream(options.dataset, options.split, (0, 0), options.city))
         splits = [options.split]
     class_set = choose_class_set(options.dataset, root, options.class_set)
     output, sheets = Path(options.output), []
     for split in splits:
-        stream = pipeline.Stream(options.dataset, split, (options.width, 0), city=options.city)
-        counts = pipeline.class_counts(options.data_dir, stream, class_set)
-        records = pipeline.num_examples(options.data_dir, stream)
-        print(f"{root} {split}: {records:,} images" + ("" if counts is not None else ", unlabelled"))
+        stream = Stream(options.dataset, split, (options.width, 0), city=options.city)
+        counts = streams.class_counts(options.data_dir, stream, class_set)
+        images_stored = streams.num_examples(options.data_dir, stream)
+        print(f"{root} {split}: {images_stored:,} images" + ("" if counts is not None else ", unlabelled"))
         if counts is not None:
             print(frequency_table(counts, class_set))
-        sheets += pipeline.examples(
-            options.data_dir, stream, class_set, np.linspace(0, records - 1, min(options.images, records)).astype(int)
+        sheets += streams.examples(
+            options.data_dir,
+            stream,
+            class_set,
+            np.linspace(0, images_stored - 1, min(options.images, images_stored)).astype(int),
         )
     size = (options.width, round(options.width * sheets[0][0].shape[0] / sheets[0][0].shape[1]))
     rows = []

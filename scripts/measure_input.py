@@ -28,7 +28,8 @@ from absl import flags
 
 from fada_jax import classes, cli
 from fada_jax.errors import UserError
-from fada_jax.input_pipeline import augmentation, builders, pipeline
+from fada_jax.input_pipeline import augmentation, conversion, streams
+from fada_jax.input_pipeline.stream import Stream
 from fada_jax.scripts import benchmark_input
 
 # Images that are generated, those read before the clock starts, and how often each order is timed, in turns.
@@ -63,11 +64,11 @@ CASES = {
 }
 
 
-def images(data_dir: str | Path, stream: pipeline.Stream, jitter_first: bool, seed: int) -> Iterator[np.ndarray]:
+def images(data_dir: str | Path, stream: Stream, jitter_first: bool, seed: int) -> Iterator[np.ndarray]:
     """The stream's images one by one in either order, uint8 [H, W, 3]."""
     stream = dataclasses.replace(stream, augment=dataclasses.replace(stream.augment, jitter_first=jitter_first))
     class_set = classes.get_class_set("cityscapes19")  # Without labels it has no effect.
-    for batch in pipeline.train_batches(data_dir, stream, class_set=class_set, batch_size=1, seed=seed):
+    for batch in streams.train_batches(data_dir, stream, class_set=class_set, batch_size=1, seed=seed):
         yield batch["image"][0]
 
 
@@ -79,7 +80,7 @@ def cpu_milliseconds(stream: Iterator[np.ndarray], count: int) -> float:
     return 1e3 * (time.process_time() - began) / count
 
 
-def measure(data_dir: str | Path, stream: pipeline.Stream, draws: int, seed: int) -> dict[str, Any]:
+def measure(data_dir: str | Path, stream: Stream, draws: int, seed: int) -> dict[str, Any]:
     """Compares both orders over ``draws`` images.
 
     Returns:
@@ -129,8 +130,8 @@ def main(arguments: list[str]) -> None:
             if not data_dir:
                 data_dir = Path(folder, name)
                 resize = None if case.stored == benchmark_input.FULL else case.stored
-                builders.convert(builders.Conversion("gta5", Path(folder, "raw"), resize=resize), data_dir)
-            stream = pipeline.Stream(
+                conversion.convert(conversion.Conversion("gta5", Path(folder, "raw"), resize=resize), data_dir)
+            stream = Stream(
                 options.dataset or "gta5",
                 options.split or "train",
                 case.size,

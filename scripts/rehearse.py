@@ -254,11 +254,12 @@ def target_images(rehearsal: Rehearsal, run: Run) -> dict[str, Path]:
 
 def pseudo_labels(rehearsal: Rehearsal, run: Run) -> dict[str, np.ndarray]:
     """What the student reads as the labels of the target's training images, by name, uint8 [H, W]."""
-    from fada_jax.input_pipeline import pipeline
+    from fada_jax.input_pipeline import streams
+    from fada_jax.input_pipeline.stream import Stream
 
     student = checkpoints.load_model(rehearsal.workdir(run) / "self_distillation")
     target = student.config["target"]
-    stream = pipeline.Stream(
+    stream = Stream(
         target["dataset"],
         target["split"],
         tuple(target["size"]),
@@ -267,9 +268,9 @@ def pseudo_labels(rehearsal: Rehearsal, run: Run) -> dict[str, np.ndarray]:
     )
     data = rehearsal.out / "data"
     # Without balancing, as many images as there are hold each of them once.
-    choice = {"class_set": student.class_set, "batch_size": pipeline.num_examples(data, stream), "seed": 0}
-    batch = next(pipeline.train_batches(data, stream, **choice))
-    return dict(zip(pipeline.batch_names(data, stream, **choice, step=0), batch["label"], strict=True))
+    choice = {"class_set": student.class_set, "batch_size": streams.num_examples(data, stream), "seed": 0}
+    batch = next(streams.train_batches(data, stream, **choice))
+    return dict(zip(streams.batch_names(data, stream, **choice, step=0), batch["label"], strict=True))
 
 
 def agreement(ours: np.ndarray, theirs: np.ndarray, what: str) -> float:

@@ -29,7 +29,7 @@ from PIL import Image
 
 from fada_jax import classes, convert_weights, images
 from fada_jax.errors import UserError
-from fada_jax.input_pipeline import raw_datasets
+from fada_jax.input_pipeline import layouts, raw_files
 from fada_jax.interop import reading, torch_files, torch_tables
 from fada_jax.models import ModelSpec
 
@@ -107,11 +107,11 @@ def damaged(draw, files):
 
 def read_images(path):
     """What prediction and conversion do with a file."""
-    example = raw_datasets.RawExample("x", path, None)
+    example = layouts.RawExample("x", path, None)
     for read in (
         lambda: images.read_image(path),
-        lambda: raw_datasets.read_label(path),
-        lambda: raw_datasets.read_record("gta5", classes.ENCODINGS["gta5"], example),
+        lambda: raw_files.read_label(path),
+        lambda: raw_files.read_record("gta5", classes.ENCODINGS["gta5"], example),
     ):
         _refuses_in_one_line(read)
 

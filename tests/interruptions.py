@@ -27,7 +27,7 @@ import orbax.checkpoint as ocp
 import raw_trees
 from commands import ROOT, environment
 
-from fada_jax.input_pipeline import builders
+from fada_jax.input_pipeline import conversion
 
 STAGES = ("source", "control", "adversarial", "self_distillation")
 STEPS = 48
@@ -48,7 +48,7 @@ def cache_compiled(out, setenv):
 def make_data(root):
     """Tiny GTA5 and Cityscapes under ``root``; returns the data folder."""
     for name, make in (("gta5", raw_trees.gta5), ("cityscapes", raw_trees.cityscapes)):
-        builders.convert(builders.Conversion(name, make(root / "raw" / name)), root / "data")
+        conversion.convert(conversion.Conversion(name, make(root / "raw" / name)), root / "data")
     return root / "data"
 
 

@@ -12,6 +12,7 @@ import pytest
 import raw_trees
 import released_transforms as released
 import scipy.stats
+from fada_jax.settings import preprocessing
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -19,11 +20,11 @@ from PIL import Image
 from fada_jax import train
 from fada_jax.classes import IGNORE, get_class_set
 from fada_jax.configs import gta5_to_cityscapes, synthia_to_cityscapes
-from fada_jax.input_pipeline import augmentation, builders, pipeline
+from fada_jax.input_pipeline import augmentation, conversion, decoding, pseudo_labels, streams
 from fada_jax.input_pipeline.augmentation import Augment
+from fada_jax.input_pipeline.stream import Stream
 from fada_jax.preprocessing import CAFFE, IMAGENET, normalise
 from fada_jax.scripts import measure_input
-from fada_jax.settings import preprocessing
 
 SEEDS = st.integers(0, 2**32 - 1)
 # Where images and labels of a data set lie, and their names.
@@ -76,7 +77,7 @@ def convert(root, **sizes):
             else:
                 Image.fromarray(ids).save(files[1], compress_level=1)
             raw[dataset][name.format(i)] = image, ids
-        builders.convert(builders.Conversion(dataset, folder), root / "data")
+        conversion.convert(conversion.Conversion(dataset, folder), root / "data")
     return raw
 
 
@@ -99,7 +100,7 @@ def write_pseudo_labels(path, names, size):
     """A file of pseudo labels of random classes, and what it holds."""
     maps = {name: raw_trees.ids(900 + i, size[1], size[0], 20) for i, name in enumerate(names)}
     maps = {name: np.where(ids == 19, IGNORE, ids).astype(np.uint8) for name, ids in maps.items()}
-    pipeline.write_pseudo_labels(path, maps.items())
+    pseudo_labels.write(path, maps.items())
     return maps
 
 
@@ -107,11 +108,11 @@ def read(config, which, *, start_step=0, steps=2, pseudo_labels=""):
     """Name, draw, image and label of every example of a stage's stream."""
     stream, size = train.streams(config, pseudo_labels)[which]
     options = {"class_set": get_class_set(config.class_set), "batch_size": size, "seed": config.seed}
-    batches = pipeline.train_batches(config.data_dir, stream, start_step=start_step, **options)
+    batches = streams.train_batches(config.data_dir, stream, start_step=start_step, **options)
     for step, batch in zip(range(start_step, start_step + steps), batches, strict=False):
-        names = pipeline.batch_names(config.data_dir, stream, step=step, **options)
+        names = streams.batch_names(config.data_dir, stream, step=step, **options)
         for i, (name, image) in enumerate(zip(names, batch["image"], strict=True)):
-            key = [config.seed, pipeline._stream_id(stream), step * size + i, 1]
+            key = [config.seed, streams._stream_id(stream), step * size + i, 1]
             drawn = augmentation.draw(np.random.default_rng(key), stream.augment)
             yield name, drawn, image, batch["label"][i] if "label" in batch else None
 
@@ -126,7 +127,7 @@ def check_against_released(config, which, raw, *, pseudo=None, **options):
     size, table = tuple(stream.size), released.SYNTHIA16 if "synthia" in config.task else released.CITYSCAPES19
     for name, drawn, image, label in read(config, which, **options):
         stored, ids = raw[stream.dataset][name]
-        shrinks = pipeline.cykooz_resizer and size[0] < stored.shape[1] and size[1] < stored.shape[0]
+        shrinks = decoding.cykooz_resizer and size[0] < stored.shape[1] and size[1] < stored.shape[0]
         resize = {"resize": released.resize_columns_first} if shrinks else {}
         if pseudo:
             jitter = config.model.backbone != "vgg16"
@@ -161,7 +162,7 @@ def check_against_released(config, which, raw, *, pseudo=None, **options):
 def test_source_and_adversarial_input_is_that_of_the_released_code(small, monkeypatch, task, size, backbone, resizer):
     root, raw = small
     if resizer == "pillow":
-        monkeypatch.setattr(pipeline, "cykooz_resizer", None)
+        monkeypatch.setattr(decoding, "cykooz_resizer", None)
     overrides = {"source.size": size, "target.size": (31, 17), "batch_size": 6}
     source = configured(task, f"stage=source,backbone={backbone}", root, overrides)
     check_against_released(source, "source", raw, steps=1)
@@ -227,7 +228,7 @@ def test_jitter_after_cropping_changes_the_pixels_that_the_crop_keeps(small, tmp
 def test_what_jitter_after_cropping_changes_is_measured_on_the_same_draws(small, monkeypatch):
     root, _ = small
     monkeypatch.setattr(measure_input, "ROUNDS", 1)
-    stream = pipeline.Stream("cityscapes", "train", (64, 32), labels=False)
+    stream = Stream("cityscapes", "train", (64, 32), labels=False)
     results = {}
     for name, brightness in (("source", 0.0), ("camvid", 0.5)):
         options = Augment(True, (0.5, 1.5), (40, 40), brightness)

@@ -19,7 +19,7 @@ from PIL import Image
 from fada_jax import checkpoints, classes, images, settings, train
 from fada_jax.configs import gta5_to_cityscapes
 from fada_jax.errors import UserError
-from fada_jax.input_pipeline import builders, raw_datasets
+from fada_jax.input_pipeline import conversion, layouts, raw_files
 
 CONFIG = "--config=configs/gta5_to_cityscapes.py:size=miniature"
 SIZES = ("--config.source.size=(48,32)", "--config.target.size=(48,24)", "--config.eval.size=(48,24)")
@@ -224,9 +224,9 @@ def places(tmp_path_factory):
     root = tmp_path_factory.mktemp("bad")
     found = {name: root / name for name in ("raw", "data", "less", "bad", "good", "recipe", "damaged", "new")}
     for name, make in (("gta5", raw_trees.gta5), ("cityscapes", raw_trees.cityscapes)):
-        builders.convert(builders.Conversion(name, make(found["raw"] / name)), found["data"])
+        conversion.convert(conversion.Conversion(name, make(found["raw"] / name)), found["data"])
     raw_trees.folder(found["raw"] / "folder", "train", 2, np.ones((20, 30), np.uint8))
-    builders.convert(builders.Conversion("gta5", raw_trees.gta5(root / "four", 4)), found["less"])
+    conversion.convert(conversion.Conversion("gta5", raw_trees.gta5(root / "four", 4)), found["less"])
     make_bad_files(found["bad"])
     found["new"].mkdir()
     config = tiny_config(data_dir=str(found["data"]))
@@ -322,7 +322,7 @@ def test_training_sees_pictures_as_prediction_does(tmp_path):
     files["grey16.png"] = (Image.fromarray(color[..., 0].astype(np.uint16) * 257), {})
     for name, (image, options) in files.items():
         image.save(tmp_path / name, **options)
-        record = raw_datasets.read_record("gta5", encoding, raw_datasets.RawExample(name, tmp_path / name, None))
+        record = raw_files.read_record("gta5", encoding, layouts.RawExample(name, tmp_path / name, None))
         decoded = np.asarray(Image.open(io.BytesIO(record.image)).convert("RGB"))
         assert decoded.shape == (record.height, record.width, 3)
         np.testing.assert_array_equal(decoded, images.read_image(tmp_path / name), name)

@@ -1,5 +1,6 @@
 """Raw layouts -> TFRecords -> batches, pixel for pixel against direct reading, and every bad input."""
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -21,19 +22,20 @@ from PIL import Image
 
 from fada_jax.classes import ENCODINGS, IGNORE, get_class_set, label_table, read_class_map
 from fada_jax.errors import UserError
-from fada_jax.input_pipeline import builders, pipeline, raw_datasets
+from fada_jax.input_pipeline import conversion, layouts, raw_files, records, streams
+from fada_jax.input_pipeline.stream import Stream
 
 CAMVID = ROOT.parent / "shared" / "data" / "camvid"
 
 
 def convert(dataset, raw, data, **options):
-    return builders.convert(builders.Conversion(dataset, raw, **options), data)
+    return conversion.convert(conversion.Conversion(dataset, raw, **options), data)
 
 
 def read(data, stream, class_set):
     """All examples of a split by name: image and label, without padding."""
     found = {}
-    for batch in pipeline.eval_batches(data, stream, class_set=get_class_set(class_set), batch_size=2):
+    for batch in streams.eval_batches(data, stream, class_set=get_class_set(class_set), batch_size=2):
         for i in np.flatnonzero(batch["mask"]):
             found[batch["name"][i]] = (batch["image"][i], batch["label"][i] if "label" in batch else None)
     return found
@@ -53,7 +55,7 @@ def test_labels_and_images_arrive_unchanged(dataset, city, split, class_set, siz
     getattr(raw_trees, dataset)(tmp_path / "raw")
     _, counts, errors = convert(dataset, tmp_path / "raw", tmp_path / "data", city=city, workers=2)
     assert counts[split] == examples and not errors
-    found = read(tmp_path / "data", pipeline.Stream(dataset, split, size, city=city), class_set)
+    found = read(tmp_path / "data", Stream(dataset, split, size, city=city), class_set)
     assert len(found) == examples
     # Class by name, through the paper's tables: independent of the lookup that the pipeline uses.
     names = get_class_set(class_set).names
@@ -65,7 +67,7 @@ def test_labels_and_images_arrive_unchanged(dataset, city, split, class_set, siz
         for value in np.unique(raw):
             expected = names.index(meaning[value]) if meaning.get(value) in names else IGNORE
             assert (label[raw == value] == expected).all()
-    assert builders.verify(builders.folder(tmp_path / "data", dataset, city))[split] == examples
+    assert records.verify(records.folder(tmp_path / "data", dataset, city))[split] == examples
 
 
 def test_class_maps_of_the_released_code():
@@ -98,13 +100,13 @@ def test_16_bit_labels_are_read_by_their_first_channel(channels, interlaced, tmp
     label = label16(channels, channels)
     path = tmp_path / "label.png"
     path.write_bytes(raw_trees.png16(label, interlaced))
-    ids = raw_datasets.read_label(path)
+    ids = raw_files.read_label(path)
     assert ids.dtype == np.uint8
     np.testing.assert_array_equal(ids, label[..., 0])
     label[3, 5, 0] = 256
     path.write_bytes(raw_trees.png16(label, interlaced))
     with pytest.raises(UserError, match=r"label.png holds the id 256, beyond 255"):
-        raw_datasets.read_label(path)
+        raw_files.read_label(path)
 
 
 def test_damaged_16_bit_labels_are_named(tmp_path):
@@ -116,16 +118,16 @@ def test_damaged_16_bit_labels_are_named(tmp_path):
     for damaged in (*cut, *flipped):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match=r"label.png is (not a readable 16-bit PNG|\d+x\d+: more than \d+ pixels)"):
-            raw_datasets.read_label(path)
+            raw_files.read_label(path)
 
 
 READ_LABELS = """
 import sys
 from pathlib import Path
-from fada_jax.input_pipeline import raw_datasets
+from fada_jax.input_pipeline import raw_files
 for path in sys.argv[1:]:
     try:
-        print(raw_datasets.read_label(Path(path)).sum(), "tensorflow" in sys.modules)
+        print(raw_files.read_label(Path(path)).sum(), "tensorflow" in sys.modules)
     except Exception as error:
         print(error)
 """
@@ -150,19 +152,19 @@ def test_unlabelled_images_and_dummy_test_labels_carry_no_labels(tmp_path):
     raw_trees.crosscity(tmp_path / "x")
     convert("crosscity", tmp_path / "x", tmp_path / "data", city="Rome")
     for stream, count in (
-        (pipeline.Stream("cityscapes", "test", (64, 32)), 3),
-        (pipeline.Stream("crosscity", "train", (64, 32), city="Rome"), 3),
+        (Stream("cityscapes", "test", (64, 32)), 3),
+        (Stream("crosscity", "train", (64, 32), city="Rome"), 3),
     ):
         with pytest.raises(UserError, match="has no labels"):
             read(tmp_path / "data", stream, "crosscity13")
-        unlabelled = pipeline.dataclasses.replace(stream, labels=False)
+        unlabelled = dataclasses.replace(stream, labels=False)
         assert len(read(tmp_path / "data", unlabelled, "crosscity13")) == count
 
 
 def test_stored_resize_equals_pillow(tmp_path):
     raw_trees.gta5(tmp_path / "raw", 2)
     convert("gta5", tmp_path / "raw", tmp_path / "data", resize=(32, 18))
-    found = read(tmp_path / "data", pipeline.Stream("gta5", "train", (32, 18)), "cityscapes19")
+    found = read(tmp_path / "data", Stream("gta5", "train", (32, 18)), "cityscapes19")
     raw = Image.fromarray(raw_trees.picture(1, 36, 64))
     np.testing.assert_array_equal(found["00001"][0], raw.resize((32, 18), Image.Resampling.BICUBIC))
     label = Image.fromarray(raw_trees.ids(1, 36, 64, 35)).resize((32, 18), Image.Resampling.NEAREST)
@@ -221,7 +223,7 @@ def test_bad_files_fail_or_are_skipped_and_the_old_data_set_stays(damage, tmp_pa
     _, counts, errors = convert("gta5", raw, tmp_path / "data", skip_errors=True)
     assert counts == {"train": 5} and len(errors) == 1
     assert expected in (tmp_path / "data" / "gta5_errors.txt").read_text()
-    assert "00002" not in read(tmp_path / "data", pipeline.Stream("gta5", "train", (64, 36)), "cityscapes19")
+    assert "00002" not in read(tmp_path / "data", Stream("gta5", "train", (64, 36)), "cityscapes19")
 
 
 def test_the_command_reports_wrong_folders_in_one_line(tmp_path):
@@ -243,33 +245,33 @@ def test_damaged_records_are_named(tmp_path):
     root, _, _ = convert("gta5", tmp_path / "raw", tmp_path / "data")
     shard = next(root.glob("*.tfrecord*"))
     data = bytearray(shard.read_bytes())
-    data[np.load(builders.index_path(root, "train"))["records"][3][1] + 500] ^= 1  # In the payload, not in its frame.
+    data[np.load(records.index_path(root, "train"))["records"][3][1] + 500] ^= 1  # In the payload, not in its frame.
     shard.write_bytes(bytes(data))
     with pytest.raises(UserError, match=rf"{shard.name}: record \d is damaged"):
-        builders.verify(root)
+        records.verify(root)
     with pytest.raises(UserError, match=rf"{shard.name}: record \d is damaged"):
-        read(tmp_path / "data", pipeline.Stream("gta5", "train", (64, 36)), "cityscapes19")
+        read(tmp_path / "data", Stream("gta5", "train", (64, 36)), "cityscapes19")
 
 
 @pytest.mark.parametrize("truncated", [False, True])
 def test_damaged_records_fail_or_are_skipped_by_name_and_count(truncated, tmp_path, capsys):
     raw_trees.gta5(tmp_path / "raw")
     root, _, _ = convert("gta5", tmp_path / "raw", tmp_path)
-    stream = pipeline.Stream("gta5", "train", (64, 36))
+    stream = Stream("gta5", "train", (64, 36))
     options = {"class_set": get_class_set("cityscapes19"), "batch_size": 3, "seed": 5}
 
     def train(count, start_step=0, **more):
-        found = pipeline.train_batches(tmp_path, stream, start_step=start_step, **options, **more)
+        found = streams.train_batches(tmp_path, stream, start_step=start_step, **options, **more)
         return list(itertools.islice(found, count))
 
     whole = train(6)
     shard = next(root.glob("*.tfrecord*"))
-    data, records = bytearray(shard.read_bytes()), np.load(builders.index_path(root, "train"))["records"]
+    data, places = bytearray(shard.read_bytes()), np.load(records.index_path(root, "train"))["records"]
     damaged = 5 if truncated else 2
     if truncated:
         del data[-100:]
     else:
-        data[records[2][1] + 60] ^= 4
+        data[places[2][1] + 60] ^= 4
     shard.write_bytes(bytes(data))
     with pytest.raises(UserError, match=rf"{shard.name}: record {damaged} is damaged .*config.damaged_records=skip"):
         train(6)
@@ -292,7 +294,7 @@ def test_damaged_records_fail_or_are_skipped_by_name_and_count(truncated, tmp_pa
         seen, batches = [], set()
         for index in range(count):
             part = list(
-                pipeline.eval_batches(
+                streams.eval_batches(
                     tmp_path, stream, class_set=options["class_set"], batch_size=4, process_index=index,
                     process_count=count, damaged_records="skip",
                 )
@@ -305,17 +307,17 @@ def test_damaged_records_fail_or_are_skipped_by_name_and_count(truncated, tmp_pa
 
 
 def test_a_missing_data_set_names_the_command_that_makes_it(tmp_path):
-    stream = pipeline.Stream("gta5", "train", (64, 36))
+    stream = Stream("gta5", "train", (64, 36))
     with pytest.raises(UserError, match=r"convert_dataset.py --dataset=gta5"):
-        pipeline.num_examples(tmp_path, stream)
+        streams.num_examples(tmp_path, stream)
     raw_trees.gta5(tmp_path / "raw")
     convert("gta5", tmp_path / "raw", tmp_path)
     with pytest.raises(UserError, match="no split 'val': one of train"):
-        pipeline.num_examples(tmp_path, pipeline.dataclasses.replace(stream, split="val"))
+        streams.num_examples(tmp_path, dataclasses.replace(stream, split="val"))
     with pytest.raises(UserError, match="camvid11"):
         read(tmp_path, stream, "camvid11")
     shutil.rmtree(tmp_path / "raw")
-    assert pipeline.num_examples(tmp_path, stream) == 6
+    assert streams.num_examples(tmp_path, stream) == 6
 
 
 @pytest.fixture(scope="module")
@@ -326,7 +328,7 @@ def public_camvid(tmp_path_factory):
 
 def camvid_names(root):
     """Frames of each split by the raw layout's own listing."""
-    return {split: [e.name for e in examples] for split, examples in raw_datasets.camvid(root).items() if examples}
+    return {split: [e.name for e in examples] for split, examples in layouts.camvid(root).items() if examples}
 
 
 def test_the_public_camvid_converts(public_camvid, tmp_path):
@@ -341,7 +343,7 @@ def test_the_public_camvid_converts(public_camvid, tmp_path):
         "final_dusk": ("0001TP_009480", "0001TP_010380"),
     }
     for split, (first, last) in ends.items():
-        found = read(tmp_path, pipeline.Stream("camvid", split, (8, 6)), "camvid11")
+        found = read(tmp_path, Stream("camvid", split, (8, 6)), "camvid11")
         assert (min(found), max(found), len(found)) == (first, last, sizes[split])
         for name in (first, last):
             number = int(name[-5:])
@@ -351,7 +353,7 @@ def test_the_public_camvid_converts(public_camvid, tmp_path):
     # Every public frame is in one split, and those of dusk are the documented lists.
     names = camvid_names(public_camvid)
     assert sorted(itertools.chain(*names.values())) == sorted(itertools.chain(*raw_trees.camvid_names().values()))
-    for split, (_, frames) in raw_datasets.CAMVID_DUSK.items():
+    for split, (_, frames) in layouts.CAMVID_DUSK.items():
         assert tuple(names[split]) == frames
     assert not set(names["test_dusk"]) & set(names["final_dusk"])
 
@@ -376,7 +378,7 @@ def test_camvid_refuses_what_is_no_frame_of_a_split(path, tmp_path):
             target.mkdir(exist_ok=True)
             (target / f"{stem}.png").touch()
     with pytest.raises(UserError) as error:
-        raw_datasets.camvid(tmp_path)
+        layouts.camvid(tmp_path)
     folder = path.split("/")[0]
     expected = f"{tmp_path / path}.png is no frame of {folder}/ in CamVid's SegNet split: take it out of the folder"
     assert str(error.value) == expected
@@ -390,7 +392,7 @@ def test_camvid_converts(public_camvid, tmp_path):
     assert counts == {split: len(names) for split, names in here.items()}
     assert all(here[split] == public[split] for split in ("train_day", "train_dusk", "test_dusk"))
     assert all(set(names) <= set(public[split]) for split, names in here.items())
-    found = read(tmp_path, pipeline.Stream("camvid", "test_dusk", (480, 360)), "camvid11")
+    found = read(tmp_path, Stream("camvid", "test_dusk", (480, 360)), "camvid11")
     name = sorted(found)[7]
     np.testing.assert_array_equal(
         found[name][0], np.asarray(Image.open(CAMVID / "test" / f"{name}.png").convert("RGB"))
@@ -410,8 +412,8 @@ def run(*arguments, expect=0):
 
 def stored(root, split):
     """What a converted split holds, in order."""
-    index = np.load(builders.index_path(root, split))
-    payloads = [builders.read_payload(root, index["shards"], r, i) for i, r in enumerate(index["records"])]
+    index = np.load(records.index_path(root, split))
+    payloads = [records.read_payload(root, index["shards"], r, i) for i, r in enumerate(index["records"])]
     features = [tf.train.Example.FromString(payload).features.feature for payload in payloads]
     return index["names"].tolist(), index["counts"].tolist(), [{k: str(f[k]) for k in sorted(f)} for f in features]
 
@@ -424,7 +426,7 @@ def test_beam_converts_as_the_process_pool_does(tmp_path):
     run(*arguments, f"--data_dir={tmp_path}/pool")
     beam = (*arguments, f"--data_dir={tmp_path}/beam", "--beam=--runner=DirectRunner")
     assert "train 6 images, val 3 images, test 3 images" in run(*beam, "--verify")
-    pool, made = (builders.folder(tmp_path / name, "cityscapes") for name in ("pool", "beam"))
+    pool, made = (records.folder(tmp_path / name, "cityscapes") for name in ("pool", "beam"))
     for split in ("train", "val", "test"):
         assert stored(pool, split) == stored(made, split)
     before = {p.name: p.read_bytes() for p in made.iterdir()}
@@ -481,7 +483,7 @@ def test_a_killed_conversion_leaves_nothing_that_looks_complete(tmp_path):
     process.wait()
     assert not (data / "gta5").exists()
     with pytest.raises(UserError, match="is not there"):
-        pipeline.num_examples(data, pipeline.Stream("gta5", "train", (64, 36)))
+        streams.num_examples(data, Stream("gta5", "train", (64, 36)))
     for _ in range(100):
         if not any(Path(f"/proc/{pid}").exists() for pid in workers):
             break
@@ -550,8 +552,8 @@ def test_own_data_convert_with_a_class_map(sizes, seed):
             "folder", root / "raw", root / "data", name="own", class_map=read_class_map(root / "map.json")
         )[1]
         assert counts == {f"split{i}": count for i, count in enumerate(sizes)}
-        assert builders.verify(builders.folder(root / "data", "own")) == counts
-        found = read(root / "data", pipeline.Stream("own", "split0", (30, 20)), str(root / "map.json"))
+        assert records.verify(records.folder(root / "data", "own")) == counts
+        found = read(root / "data", Stream("own", "split0", (30, 20)), str(root / "map.json"))
         expected = np.array([255, 0, 0, 1])[raw_trees.ids(seed, 20, 30, 4)]
         for _, label in found.values():
             np.testing.assert_array_equal(label, expected)
@@ -575,7 +577,7 @@ def test_own_data_are_refused_in_words(tmp_path):
     for arguments, expected in cases:
         assert expected in run(*common, *arguments, expect=1)
     with pytest.raises(UserError, match="--dataset=folder --name=own"):
-        pipeline.num_examples(tmp_path, pipeline.Stream("own", "train", (64, 36)))
+        streams.num_examples(tmp_path, Stream("own", "train", (64, 36)))
 
 
 @pytest.mark.parametrize(

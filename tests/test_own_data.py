@@ -11,7 +11,7 @@ from commands import ROOT, command
 from PIL import Image
 
 from fada_jax import checkpoints
-from fada_jax.input_pipeline import raw_datasets
+from fada_jax.input_pipeline import layouts
 
 EXAMPLE = ROOT / "examples" / "own_pair"
 
@@ -97,7 +97,7 @@ def test_camvid_is_arranged_by_the_splits_of_its_own_layout(tmp_path):
             for name in names:
                 (target / f"{name}.png").touch()
     subprocess.run(["sh", ARRANGE, camvid, out], check=True)
-    splits = raw_datasets.camvid(camvid)
+    splits = layouts.camvid(camvid)
     assert {str(p.relative_to(out)) for p in out.glob("*/*")} == set(ARRANGED.values())
     for split, place in ARRANGED.items():
         images, labels = (

@@ -13,8 +13,11 @@ from PIL import Image
 
 from fada_jax.classes import IGNORE, get_class_set
 from fada_jax.errors import UserError
-from fada_jax.input_pipeline import builders, pipeline, raw_datasets, sampling
-from fada_jax.input_pipeline.pipeline import Augment, Stream
+from fada_jax.input_pipeline import conversion, decoding, pseudo_labels, records, sampling, streams
+from fada_jax.input_pipeline.augmentation import Augment
+from fada_jax.input_pipeline.encoding import encode_tiff
+from fada_jax.input_pipeline.pseudo_labels import PseudoLabels
+from fada_jax.input_pipeline.stream import Stream
 
 CITYSCAPES = get_class_set("cityscapes19")
 EVERYTHING = Augment(True, (0.5, 1.5), (48, 32), 0.5, 0.5, 0.5, 0.2)
@@ -24,14 +27,14 @@ EVERYTHING = Augment(True, (0.5, 1.5), (48, 32), 0.5, 0.5, 0.5, 0.2)
 def data_dir(tmp_path_factory):
     root = tmp_path_factory.mktemp("pipeline")
     raw_trees.gta5(root / "raw", 7)
-    builders.convert(builders.Conversion("gta5", root / "raw"), root)
+    conversion.convert(conversion.Conversion("gta5", root / "raw"), root)
     return root
 
 
 def batches(data_dir, count, start_step=0, augment=EVERYTHING, sampling="uniform", **options):
     options = {"class_set": CITYSCAPES, "batch_size": 4, "seed": 3, **options}
     stream = Stream("gta5", "train", (64, 36), augment=augment, sampling=sampling)
-    found = pipeline.train_batches(data_dir, stream, start_step=start_step, **options)
+    found = streams.train_batches(data_dir, stream, start_step=start_step, **options)
     return list(itertools.islice(found, count))
 
 
@@ -68,7 +71,7 @@ def test_every_epoch_holds_every_image_once(data_dir):
 
 def test_evaluation_counts_every_image_once_and_pads(data_dir):
     stream = Stream("gta5", "train", (32, 18))
-    found = list(pipeline.eval_batches(data_dir, stream, class_set=CITYSCAPES, batch_size=4))
+    found = list(streams.eval_batches(data_dir, stream, class_set=CITYSCAPES, batch_size=4))
     assert [b["mask"].tolist() for b in found] == [[True] * 4, [True] * 3 + [False]]
     assert [n for b in found for n in b["name"]] == [f"{i:05d}" for i in range(1, 8)] + [""]
     assert found[0]["image"].shape == (4, 18, 32, 3) and found[0]["label"].shape == (4, 36, 64)
@@ -96,13 +99,13 @@ def test_resizing_is_antialiased_bicubic_and_nearest(seed, sizes):
         bicubic(bicubic(image.astype(float), new_width, 1), new_height, 0),
         bicubic(bicubic(image.astype(float), new_height, 0), new_width, 1),
     ]
-    got = pipeline._read_image(raw_datasets.encode(Image.fromarray(image)), (new_width, new_height))
+    got = decoding.read_image(encode_tiff(Image.fromarray(image)), (new_width, new_height))
     assert got.dtype == np.uint8 and got.shape == (new_height, new_width, 3)
     # Grey levels are rounded after each pass, of which either may come first.
     assert min(np.abs(got - x).max() for x in exact) <= 1.3
     label = raw_trees.ids(seed, height, width, 19)
-    file = raw_datasets.encode(Image.fromarray(label))
-    got = np.asarray(pipeline._decode_label(file, list(range(256)), (new_width, new_height)))
+    file = encode_tiff(Image.fromarray(label))
+    got = np.asarray(decoding.decode_label(file, list(range(256)), (new_width, new_height)))
     # A centre that falls between two pixels may take either.
     rows, columns = (
         [np.clip(np.floor((np.arange(new) + 0.5) * old / new + side), 0, old - 1).astype(int) for side in (-1e-9, 1e-9)]
@@ -111,7 +114,7 @@ def test_resizing_is_antialiased_bicubic_and_nearest(seed, sizes):
     assert np.any([got == label[r][:, c] for r in rows for c in columns], axis=0).all()
 
 
-@pytest.mark.skipif(pipeline.cykooz_resizer is None, reason="cykooz-resizer has no wheel for this platform")
+@pytest.mark.skipif(decoding.cykooz_resizer is None, reason="cykooz-resizer has no wheel for this platform")
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 99), sizes=st.tuples(*[st.integers(9, 300)] * 2), share=st.tuples(*[st.floats(0.1, 1)] * 2))
 def test_training_images_shrink_as_in_pillow(seed, sizes, share):
@@ -119,7 +122,7 @@ def test_training_images_shrink_as_in_pillow(seed, sizes, share):
     noise = np.random.default_rng(seed).integers(0, 256, (*sizes[::-1], 3), np.uint8)
     for array in (raw_trees.picture(seed, *sizes[::-1]), noise):
         image = Image.fromarray(array)
-        got = np.asarray(pipeline._shrink(image, size)).astype(int)
+        got = np.asarray(decoding.shrink(image, size)).astype(int)
         # Pillow 13 passes over the rows first where that is less work; 12 never does.
         expected = image.resize((size[0], image.height), Image.Resampling.BICUBIC)
         difference = np.abs(got - np.asarray(expected.resize(size, Image.Resampling.BICUBIC)))
@@ -142,7 +145,7 @@ def splits(tmp_path_factory):
     root = tmp_path_factory.mktemp("splits")
     for count in (1, 2, 5, 11):
         raw = raw_trees.gta5(root / f"raw{count}", count)
-        builders.convert(builders.Conversion("gta5", raw), root / f"{count}")
+        conversion.convert(conversion.Conversion("gta5", raw), root / f"{count}")
     return {count: root / f"{count}" for count in (1, 2, 5, 11)}
 
 
@@ -157,7 +160,7 @@ def splits(tmp_path_factory):
 def test_every_process_evaluates_its_share_and_every_image_once(splits, count, limit, share, processes, labels):
     stream, batch_size = Stream("gta5", "train", (32, 18), labels=labels), share * processes
     options = {"class_set": CITYSCAPES, "batch_size": batch_size, "limit": limit, "process_count": processes}
-    parts = [list(pipeline.eval_batches(splits[count], stream, process_index=i, **options)) for i in range(processes)]
+    parts = [list(streams.eval_batches(splits[count], stream, process_index=i, **options)) for i in range(processes)]
     wanted = count if limit in (0, *range(count, 14)) else limit
     assert {len(part) for part in parts} == {math.ceil(wanted / batch_size)}
     numbers = []
@@ -180,7 +183,7 @@ def test_every_process_evaluates_its_share_and_every_image_once(splits, count, l
 def test_a_batch_that_the_processes_cannot_share_is_refused(data_dir, batch_size, processes):
     stream = Stream("gta5", "train", (32, 18))
     for i in range(processes):
-        found = pipeline.eval_batches(
+        found = streams.eval_batches(
             data_dir, stream, class_set=CITYSCAPES, batch_size=batch_size, process_index=i, process_count=processes
         )
         with pytest.raises(UserError, match=f"a batch of {batch_size} cannot be shared by {processes} processes"):
@@ -190,19 +193,19 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(data_dir, batch_size
 PROVENANCE = {"teacher": "a1b2", "teacher_step": 7, "scales": [0.7, 1.0], "classes": ["road", "Stra\u00dfe"]}
 
 
-def pseudo_labels(path, count=7):
+def label_file(path, count=7):
     """A file of labels for the first ``count`` images, all pixels of each in the class of its number."""
     maps = {f"{i:05d}": np.full((18, 32), i, np.uint8) for i in range(1, count + 1)}
-    assert pipeline.write_pseudo_labels(path, maps.items(), PROVENANCE) == count
+    assert pseudo_labels.write(path, maps.items(), PROVENANCE) == count
     return Stream("gta5", "train", (64, 36), labels=False, pseudo_labels=str(path))
 
 
 def first_batch(data_dir, stream, **options):
-    return next(pipeline.train_batches(data_dir, stream, class_set=CITYSCAPES, batch_size=7, seed=0, **options))
+    return next(streams.train_batches(data_dir, stream, class_set=CITYSCAPES, batch_size=7, seed=0, **options))
 
 
 def test_pseudo_labels_replace_the_labels(data_dir, tmp_path):
-    batch = first_batch(data_dir, pseudo_labels(tmp_path / "p.tfrecord"))
+    batch = first_batch(data_dir, label_file(tmp_path / "p.tfrecord"))
     assert batch["label"].shape == (7, 36, 64)
     for image, label in zip(batch["image"], batch["label"], strict=True):
         np.testing.assert_array_equal(image, raw_trees.picture(label[0, 0], 36, 64))
@@ -210,22 +213,22 @@ def test_pseudo_labels_replace_the_labels(data_dir, tmp_path):
 
 def test_pseudo_labels_say_what_they_were_made_of(data_dir, tmp_path):
     path = tmp_path / "p.tfrecord"
-    pseudo_labels(path)
-    assert pipeline.pseudo_label_provenance(path) == PROVENANCE
-    pipeline.write_pseudo_labels(path, [])
-    assert pipeline.pseudo_label_provenance(path) == {}
+    label_file(path)
+    assert pseudo_labels.provenance(path) == PROVENANCE
+    pseudo_labels.write(path, [])
+    assert pseudo_labels.provenance(path) == {}
     # Files of earlier versions begin with a label.
-    stream = pseudo_labels(path)
+    stream = label_file(path)
     _, *records = tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
     with tf.io.TFRecordWriter(str(path)) as writer:
         for record in records:
             writer.write(record)
-    assert pipeline.pseudo_label_provenance(path) == {}
+    assert pseudo_labels.provenance(path) == {}
     assert sorted(first_batch(data_dir, stream)["label"][:, 0, 0]) == list(range(1, 8))
 
 
 def test_images_without_pseudo_labels_are_refused_unless_damaged_ones_are_skipped(data_dir, tmp_path):
-    stream = pseudo_labels(tmp_path / "p.tfrecord", 5)
+    stream = label_file(tmp_path / "p.tfrecord", 5)
     with pytest.raises(UserError, match="has no label for 2 of 7 images, for instance 00006: delete it"):
         first_batch(data_dir, stream)
     # The teacher left damaged images out, and so does the student; that they are intact is found out on the way.
@@ -234,12 +237,12 @@ def test_images_without_pseudo_labels_are_refused_unless_damaged_ones_are_skippe
 
 
 def test_skipped_images_need_no_pseudo_labels(tmp_path):
-    builders.convert(builders.Conversion("gta5", raw_trees.gta5(tmp_path / "raw", 7)), tmp_path)
-    stream = pseudo_labels(tmp_path / "p.tfrecord", 5)
+    conversion.convert(conversion.Conversion("gta5", raw_trees.gta5(tmp_path / "raw", 7)), tmp_path)
+    stream = label_file(tmp_path / "p.tfrecord", 5)
     (shard,) = (tmp_path / "gta5").rglob("*.tfrecord*")
     content = bytearray(shard.read_bytes())
     for number in (5, 6):  # 00006 and 00007.
-        _, offset, length, _ = np.load(builders.index_path(shard.parent, "train"))["records"][number]
+        _, offset, length, _ = np.load(records.index_path(shard.parent, "train"))["records"][number]
         content[offset + length // 2] ^= 1
     shard.write_bytes(content)
     labels = first_batch(tmp_path, stream, damaged_records="skip")["label"]
@@ -249,7 +252,7 @@ def test_skipped_images_need_no_pseudo_labels(tmp_path):
 @pytest.fixture(scope="module")
 def labels_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("labels") / "p.tfrecord"
-    return pseudo_labels(path), path, path.read_bytes()
+    return label_file(path), path, path.read_bytes()
 
 
 def refuse(data_dir, stream, message):
@@ -258,7 +261,7 @@ def refuse(data_dir, stream, message):
         first_batch(data_dir, stream)
     assert str(caught.value).startswith(stream.pseudo_labels) and "\n" not in str(caught.value)
     try:
-        assert pipeline.pseudo_label_provenance(stream.pseudo_labels) in (PROVENANCE, {})
+        assert pseudo_labels.provenance(stream.pseudo_labels) in (PROVENANCE, {})
     except UserError as error:
         assert str(error).startswith(stream.pseudo_labels)
 
@@ -292,9 +295,9 @@ def test_a_file_of_pseudo_labels_cut_between_records_is_noticed(data_dir, labels
 
 
 def test_other_files_are_no_pseudo_labels(data_dir, tmp_path):
-    stream = pseudo_labels(tmp_path / "p.tfrecord")
+    stream = label_file(tmp_path / "p.tfrecord")
     path = tmp_path / "p.tfrecord"
-    picture = raw_datasets.encode(Image.fromarray(raw_trees.picture(0, 20, 30)))
+    picture = encode_tiff(Image.fromarray(raw_trees.picture(0, 20, 30)))
     for content in (b"", b"hello\n", b"{}" * 100, picture, bytes(1000)):
         path.write_bytes(content)
         refuse(data_dir, stream, "is damaged: delete it|has no label for 7 of 7 images")
@@ -309,11 +312,11 @@ def test_other_files_are_no_pseudo_labels(data_dir, tmp_path):
 
 
 def test_pseudo_labels_that_are_damaged_while_they_are_used_are_noticed(tmp_path):
-    stream, path = pseudo_labels(tmp_path / "p.tfrecord"), tmp_path / "p.tfrecord"
-    labels, content = pipeline._PseudoLabels(stream.pseudo_labels), path.read_bytes()
+    stream, path = label_file(tmp_path / "p.tfrecord"), tmp_path / "p.tfrecord"
+    labels, content = PseudoLabels(stream.pseudo_labels), path.read_bytes()
     place = content.index(b"00003")
     path.write_bytes(content[:place] + b"9" + content[place + 1 :])
-    assert np.asarray(pipeline._decode_label(labels.read("00002"), list(range(256)))).max() == 2
+    assert np.asarray(decoding.decode_label(labels.read("00002"), list(range(256)))).max() == 2
     with pytest.raises(UserError, match="the label of 00003 is damaged"):
         labels.read("00003")
 
@@ -333,7 +336,7 @@ def test_sampling_by_class_prefers_images_with_rare_classes(tmp_path):
     for i in range(1, 13):
         label = np.full((36, 64), 7 if i > 1 else 33, np.uint8)  # Road everywhere; one image of a bicycle.
         Image.fromarray(label).save(raw / "labels" / f"{i:05d}.png")
-    builders.convert(builders.Conversion("gta5", raw), tmp_path)
+    conversion.convert(conversion.Conversion("gta5", raw), tmp_path)
     share = {}
     for kind in sampling.KINDS:
         labels = np.concatenate([b["label"] for b in batches(tmp_path, 60, sampling=kind, augment=Augment())])
@@ -343,9 +346,9 @@ def test_sampling_by_class_prefers_images_with_rare_classes(tmp_path):
 
 def test_sampling_that_cannot_be_is_refused(data_dir):
     with pytest.raises(UserError, match="sampling='classes': one of uniform, balanced, rare"):
-        pipeline.check(data_dir, Stream("gta5", "train", (64, 36), sampling="classes"), CITYSCAPES)
+        streams.check(data_dir, Stream("gta5", "train", (64, 36), sampling="classes"), CITYSCAPES)
     with pytest.raises(UserError, match="sampling='rare' needs labels"):
-        pipeline.check(data_dir, Stream("gta5", "train", (64, 36), sampling="rare", labels=False), CITYSCAPES)
+        streams.check(data_dir, Stream("gta5", "train", (64, 36), sampling="rare", labels=False), CITYSCAPES)
     with pytest.raises(UserError, match="sampling_temperature=0"):
         stream = Stream("gta5", "train", (64, 36), sampling="rare", sampling_temperature=0)
-        pipeline.check(data_dir, stream, CITYSCAPES)
+        streams.check(data_dir, stream, CITYSCAPES)

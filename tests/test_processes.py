@@ -15,7 +15,8 @@ from commands import ROOT, environment, one_error
 from PIL import Image
 
 from fada_jax import checkpoints
-from fada_jax.input_pipeline import builders, pipeline
+from fada_jax.input_pipeline import conversion, pseudo_labels
+from fada_jax.input_pipeline.pseudo_labels import PseudoLabels
 
 CONFIG = "configs/gta5_to_cityscapes.py:size=miniature,stage=adversarial"
 
@@ -52,7 +53,7 @@ def run(count, *arguments, expect=0):
 def data_dir(tmp_path_factory):
     root = tmp_path_factory.mktemp("processes")
     for name, make in (("gta5", raw_trees.gta5), ("cityscapes", raw_trees.cityscapes)):
-        builders.convert(builders.Conversion(name, make(root / name)), root / "data")
+        conversion.convert(conversion.Conversion(name, make(root / name)), root / "data")
     return root / "data"
 
 
@@ -97,7 +98,7 @@ def test_rows_that_processes_would_share_are_refused(data_dir, tmp_path):
 
 def labels_of(path):
     """Pseudo labels by name."""
-    file, labels = pipeline._PseudoLabels(path), {}
+    file, labels = PseudoLabels(path), {}
     for name in file._places:
         with Image.open(io.BytesIO(file.read(name))) as image:
             labels[name] = np.asarray(image)
@@ -118,7 +119,7 @@ def test_two_processes_share_the_labelling(data_dir, tmp_path):
         assert "labelled 6 target images (64x32, seen at 48x24)" in printed[0]
     paths = [tmp_path / str(count) / "pseudo_labels.tfrecord" for count in (1, 2)]
     one, two = map(labels_of, paths)
-    assert pipeline.pseudo_label_provenance(paths[0]) == pipeline.pseudo_label_provenance(paths[1])
+    assert pseudo_labels.provenance(paths[0]) == pseudo_labels.provenance(paths[1])
     assert list(one) == list(two) and len(one) == 6
     assert np.mean([one[name] == two[name] for name in one]) >= 0.999
     assert 0.2 < np.mean([one[name] != 255 for name in one]) < 0.9

@@ -14,6 +14,7 @@ import raw_trees
 import scipy.stats
 import torch
 from commands import command_here, on_devices, one_error
+from fada_jax.optim import OptimizerSpec
 from PIL import Image
 
 import fada_jax
@@ -33,11 +34,11 @@ from fada_jax import (
 )
 from fada_jax.configs import cityscapes_to_crosscity, gta5_to_cityscapes
 from fada_jax.errors import UserError
-from fada_jax.input_pipeline import builders, pipeline
+from fada_jax.input_pipeline import conversion, streams
+from fada_jax.input_pipeline.pseudo_labels import PseudoLabels
 from fada_jax.interop import stablehlo
 from fada_jax.models import Discriminator, Segmenter, compute_dtype
 from fada_jax.models.convolution import written_for
-from fada_jax.optim import OptimizerSpec
 from fada_jax.scripts import run_recipe
 
 NARROW = {
@@ -89,7 +90,7 @@ def quick_compile():
 def data_dir(tmp_path_factory):
     root = tmp_path_factory.mktemp("road")
     for name, make in (("gta5", raw_trees.gta5), ("cityscapes", raw_trees.cityscapes)):
-        builders.convert(builders.Conversion(name, make(root / name)), root / "data")
+        conversion.convert(conversion.Conversion(name, make(root / name)), root / "data")
     return root / "data"
 
 
@@ -103,10 +104,10 @@ def label(config, workdir, stored=None, log=lambda line: None):
     workdir.mkdir(exist_ok=True)
     mesh = sharding.make_mesh()
     provenance = train.pseudo_labels_of(config, workdir, stored or {}, None, mesh, log)
-    file = pipeline._PseudoLabels(train.pseudo_label_file(config, workdir))
+    file = PseudoLabels(train.pseudo_label_file(config, workdir))
     stream = train.make_stream(config.target, labels=False, augment=False)
     labels = {}
-    for name in pipeline.names(config.data_dir, stream):
+    for name in streams.names(config.data_dir, stream):
         with Image.open(io.BytesIO(file.read(name))) as image:
             labels[name] = np.asarray(image)
     return labels, provenance
@@ -120,7 +121,7 @@ def test_the_teacher_labels_what_it_predicts_at_the_size_it_is_tested_at(data_di
     assert segment.input_size == (32, 16) and len(labels) == 6
     stream = train.make_stream(config.target, augment=False)
     class_set = classes.get_class_set("cityscapes19")
-    images = pipeline.examples(data_dir, stream, class_set, range(6))
+    images = streams.examples(data_dir, stream, class_set, range(6))
     same = [np.mean(labels[name] == segment(image)) for name, (image, _) in zip(labels, images, strict=True)]
     assert min(same) >= 0.999
     assert min(len(np.unique(x)) for x in labels.values()) > 2

@@ -22,7 +22,8 @@ from test_bad_inputs import tiny_config, write_checkpoints
 
 from fada_jax import checkpoints, classes, cli, evaluate, loop, settings, sharding, train, workdirs
 from fada_jax.errors import UserError
-from fada_jax.input_pipeline import builders, pipeline
+from fada_jax.input_pipeline import conversion, records, streams
+from fada_jax.input_pipeline.stream import Stream
 
 
 @pytest.fixture(scope="module")
@@ -147,9 +148,9 @@ def test_a_full_disk_stops_conversion_and_reports(tmp_path, data_dir):
     with mounted(tmp_path / "small", "-o", "size=60k"):
         (tmp_path / "small" / "scores.json").write_text("old")
         with pytest.raises(SystemExit) as stop, contextlib.redirect_stderr(_Lines()) as errors:
-            _as_command(lambda: builders.convert(builders.Conversion("gta5", raw), tmp_path / "small" / "data"))
+            _as_command(lambda: conversion.convert(conversion.Conversion("gta5", raw), tmp_path / "small" / "data"))
         assert stop.value.code == 1 and len(errors.lines) == 1 and "No space left" in errors.lines[0]
-        assert not builders.folder(tmp_path / "small" / "data", "gta5").exists()
+        assert not records.folder(tmp_path / "small" / "data", "gta5").exists()
         with pytest.raises(SystemExit), contextlib.redirect_stderr(_Lines()) as errors:
             _as_command(lambda: evaluate.write_text(tmp_path / "small" / "scores.json", "new" * 100_000))
         assert "No space left" in errors.lines[0]
@@ -336,16 +337,16 @@ def test_a_checkpoint_restores_on_other_meshes(tmp_path):
 
 def test_batch_names_are_those_of_the_batches(data_dir):
     """Told apart by their pixels, which differ from image to image."""
-    stream = pipeline.Stream("cityscapes", "train", (64, 32))
+    stream = Stream("cityscapes", "train", (64, 32))
     options = {"class_set": classes.get_class_set("cityscapes19"), "batch_size": 4, "seed": 3}
     raw = data_dir.parent / "raw" / "cityscapes" / "leftImg8bit" / "train"
     pixels = {
         path.stem.removesuffix("_leftImg8bit"): np.asarray(Image.open(path).convert("RGB"))
         for path in raw.rglob("*.png")
     }
-    batches = pipeline.train_batches(data_dir, stream, start_step=2, **options)
+    batches = streams.train_batches(data_dir, stream, start_step=2, **options)
     for step in (2, 3):
-        batch, names = next(batches), pipeline.batch_names(data_dir, stream, step=step, **options)
+        batch, names = next(batches), streams.batch_names(data_dir, stream, step=step, **options)
         for image, name in zip(batch["image"], names, strict=True):
             np.testing.assert_array_equal(image, pixels[name])
 

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from fada_jax import train
 from fada_jax.classes import get_class_set
 from fada_jax.configs import gta5_to_cityscapes
-from fada_jax.input_pipeline import builders, pipeline, sampling
-from fada_jax.input_pipeline.pipeline import Stream
+from fada_jax.input_pipeline import conversion, sampling, streams
+from fada_jax.input_pipeline.stream import Stream
 
 CITYSCAPES = get_class_set("cityscapes19")
 
@@ -185,7 +185,7 @@ def test_rare_draws_follow_the_softmax():
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     root = tmp_path_factory.mktemp("sampling")
-    builders.convert(builders.Conversion("gta5", raw_trees.gta5(root / "raw", 7)), root)
+    conversion.convert(conversion.Conversion("gta5", raw_trees.gta5(root / "raw", 7)), root)
     return root
 
 
@@ -200,7 +200,7 @@ def test_threads_that_ask_for_a_run_together_compute_it_once(data_dir, monkeypat
 
     monkeypatch.setattr(sampling, f"{kind}_run", slow)
     stream = Stream("gta5", "train", (64, 36), sampling=kind)
-    sampler = pipeline._sampler(stream, CITYSCAPES, pipeline._open(data_dir, stream), 3)
+    sampler = streams._sampler(stream, CITYSCAPES, streams._open(data_dir, stream), 3)
     threads, results = 16, {}
     for run in (0, 1, 2):
         together = threading.Barrier(threads)
@@ -235,12 +235,12 @@ def test_a_stream_computes_each_run_once(data_dir, monkeypatch):
     # Two runs are kept: more threads than a run has images would need more of them.
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2}, raising=False)
     stream = Stream("gta5", "train", (64, 36))
-    batches = pipeline.train_batches(data_dir, stream, class_set=CITYSCAPES, batch_size=4, seed=seed)
+    batches = streams.train_batches(data_dir, stream, class_set=CITYSCAPES, batch_size=4, seed=seed)
     list(itertools.islice(batches, 14))  # 56 images are 8 runs; what is read ahead belongs to later ones.
     batches.close()
     assert sorted(computed) == list(range(len(computed))) and len(computed) >= 8
     computed.clear()
-    pipeline.batch_names(data_dir, stream, class_set=CITYSCAPES, batch_size=14, seed=seed, step=1)
+    streams.batch_names(data_dir, stream, class_set=CITYSCAPES, batch_size=14, seed=seed, step=1)
     assert computed == [2, 3]
 
 
@@ -251,7 +251,7 @@ def test_source_and_target_of_one_split_draw_different_images(data_dir):
     names = {}
     for role, (stream, _) in train.streams(config).items():
         options = {"class_set": CITYSCAPES, "batch_size": 7, "seed": 0}
-        names[role] = [pipeline.batch_names(data_dir, stream, step=step, **options) for step in range(20)]
+        names[role] = [streams.batch_names(data_dir, stream, step=step, **options) for step in range(20)]
     # Each epoch holds every image, in one of 5,040 orders.
     assert all(sorted(a) == sorted(b) for a, b in zip(names["source"], names["target"], strict=True))
     assert sum(a == b for a, b in zip(names["source"], names["target"], strict=True)) <= 1

@@ -17,7 +17,7 @@ from fada_jax import distributed, handovers
 from fada_jax.classes import ClassSet
 from fada_jax.errors import UserError
 from fada_jax.evaluation import colour_matching, inference, metrics
-from fada_jax.input_pipeline import pipeline
+from fada_jax.input_pipeline import streams
 from fada_jax.input_pipeline.stream import Stream
 from fada_jax.models import ModelSpec, Segmenter, compute_dtype
 from fada_jax.preprocessing import Preprocessing
@@ -133,7 +133,7 @@ def evaluate_stage(
     config = dataclasses.replace(config, data_dir=data_dir or config.data_dir)
     given = {key: value for key, value in (("dataset", dataset), ("split", split)) if value}
     stream = dataclasses.replace(config.eval, **given).stream(augment=False)
-    total = pipeline.num_examples(config.data_dir, stream)
+    total = streams.num_examples(config.data_dir, stream)
     images: Iterable[Mapping[str, Any]] = eval_batches(config, stream, model.class_set, len(jax.devices()))
     if colour:
         images = map(_colour_matcher(config, model.class_set, colour), images)
@@ -156,7 +156,7 @@ def evaluate_stage(
 
 def eval_batches(config: schema.Config, stream: Stream, class_set: ClassSet, devices: int) -> Iterator[dict[str, Any]]:
     """This process's share of the batches of a split for so many devices."""
-    return pipeline.eval_batches(
+    return streams.eval_batches(
         config.data_dir,
         stream,
         class_set=class_set,
@@ -173,7 +173,7 @@ def _colour_matcher(
     """Recolours batches of the target to the source; whatever devices there are, the same images are looked at."""
     source, target = (
         colour_matching.colour_statistics(
-            pipeline.eval_batches(
+            streams.eval_batches(
                 config.data_dir,
                 stream.stream(labels=False, augment=False, role="colours"),
                 class_set=class_set,

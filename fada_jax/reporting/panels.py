@@ -10,7 +10,7 @@ import numpy as np
 from fada_jax import images
 from fada_jax.config import Config
 from fada_jax.evaluation.predictor import from_model
-from fada_jax.input_pipeline import pipeline
+from fada_jax.input_pipeline import streams
 from fada_jax.stages import workdirs
 from fada_jax.training import checkpoints
 
@@ -29,8 +29,8 @@ def write_panels(workdir: Path, config: Config, count: int = 4) -> None:
     folders = [workdirs.stage_folder(workdir, stage) for stage in COLUMNS[1:3]]
     segmenters = [from_model(checkpoints.load_model(folder)) for folder in folders]
     stream = config.eval.stream(augment=False)
-    every = max(1, pipeline.num_examples(config.data_dir, stream) // count)
-    batches = pipeline.eval_batches(config.data_dir, stream, class_set=config.classes, batch_size=1)
+    every = max(1, streams.num_examples(config.data_dir, stream) // count)
+    batches = streams.eval_batches(config.data_dir, stream, class_set=config.classes, batch_size=1)
     rows = []
     for batch in itertools.islice(batches, 0, every * count, every):
         image, label = batch["image"][0], batch["label"][0]

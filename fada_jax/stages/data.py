@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from fada_jax import distributed, handovers
 from fada_jax.config import Config
-from fada_jax.input_pipeline import pipeline
+from fada_jax.input_pipeline import streams as pipeline
 from fada_jax.input_pipeline.stream import Stream
 
 

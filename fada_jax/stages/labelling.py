@@ -22,7 +22,8 @@ from fada_jax import distributed, handovers
 from fada_jax.config import Config
 from fada_jax.errors import UserError
 from fada_jax.evaluation import inference
-from fada_jax.input_pipeline import pipeline
+from fada_jax.input_pipeline import pseudo_labels as label_files
+from fada_jax.input_pipeline import streams
 from fada_jax.input_pipeline.stream import Stream
 from fada_jax.models import Segmenter
 from fada_jax.stages.parents import load_teacher
@@ -45,7 +46,7 @@ def provenance(config: Config, teacher: checkpoints.Model) -> dict[str, Any]:
         "teacher_size": teacher.config["eval"]["size"],
         "label_size": config.target.size,
         "images": [config.target.dataset, config.target.city, config.target.split],
-        "num_images": pipeline.num_examples(config.data_dir, _teacher_stream(config, teacher)),
+        "num_images": streams.num_examples(config.data_dir, _teacher_stream(config, teacher)),
     }
     return json.loads(json.dumps(values))
 
@@ -80,7 +81,7 @@ def ensure_pseudo_labels(
       UserError: the stage has begun with other labels, or there is no teacher to make them.
     """
     path, begun_with = Path(pseudo_label_file(config, workdir)), meta.get("pseudo_labels")
-    in_file = pipeline.pseudo_label_provenance(path) if path.exists() else None
+    in_file = label_files.provenance(path) if path.exists() else None
     if begun_with is not None and in_file is not None:
         if in_file != begun_with:
             raise UserError(
@@ -136,7 +137,7 @@ def make_pseudo_labels(
     stream = _teacher_stream(config, teacher)
     teacher = checkpoints.in_dtype(teacher, "auto")
     read = functools.partial(
-        pipeline.eval_batches,
+        streams.eval_batches,
         config.data_dir,
         stream,
         class_set=teacher.class_set,
@@ -148,7 +149,7 @@ def make_pseudo_labels(
     labelled = pseudo_labels(
         teacher,
         read,
-        pipeline.names(config.data_dir, stream),
+        streams.names(config.data_dir, stream),
         size=config.target.size[::-1],
         mesh=mesh,
         chosen=config.pseudo_labels,
@@ -158,7 +159,7 @@ def make_pseudo_labels(
     if jax.process_index():
         collections.deque(labelled, maxlen=0)
     else:
-        count = pipeline.write_pseudo_labels(path, labelled, origin)
+        count = label_files.write(path, labelled, origin)
         sizes = "{}x{}, seen at {}x{}".format(*config.target.size, *stream.size)
         log(f"labelled {count} target images ({sizes}) with step {teacher.step} of {config.teacher_from}: {path}")
     multihost_utils.sync_global_devices("pseudo labels")

@@ -31,7 +31,7 @@ from fada_jax import distributed, files, images
 from fada_jax.config import Config, flat
 from fada_jax.errors import UserError
 from fada_jax.evaluation import inference
-from fada_jax.input_pipeline import pipeline
+from fada_jax.input_pipeline import streams
 from fada_jax.models import Segmenter
 from fada_jax.training import loop
 
@@ -76,11 +76,11 @@ def target_pictures(
         return None
     stream, class_set = config.target.stream(labels=False, augment=False, role="pictures"), config.classes
     try:
-        pipeline.check(config.data_dir, stream, class_set)
+        streams.check(config.data_dir, stream, class_set)
     except UserError as error:
         log(f"TensorBoard gets no target images: {error}")
         return None
-    batches = pipeline.eval_batches(config.data_dir, stream, class_set=class_set, batch_size=1)
+    batches = streams.eval_batches(config.data_dir, stream, class_set=class_set, batch_size=1)
     shown = np.concatenate([batch["image"] for batch in itertools.islice(batches, config.log_images)])
 
     @functools.partial(jax.jit, out_shardings=distributed.replicated(mesh))

@@ -1,0 +1,129 @@
+"""Raw image and label files: each example is read, checked and encoded as it will be stored."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from fada_jax import handovers, images
+from fada_jax.classes import LabelEncoding
+from fada_jax.errors import UserError
+from fada_jax.input_pipeline import load_tensorflow
+from fada_jax.input_pipeline.encoding import encode_tiff
+from fada_jax.input_pipeline.layouts import RawExample
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What is stored of one example.
+
+    Attributes:
+      name: file stem, unique in its split.
+      image: the file's bytes where it is a JPEG, else ``encode_tiff``'s.
+      label: raw ids by ``encode_tiff``, empty where unlabelled.
+      height, width: of the stored image.
+      counts: pixels per raw id, int64 [256]; zeros where unlabelled.
+    """
+
+    name: str
+    image: bytes
+    label: bytes
+    height: int
+    width: int
+    counts: np.ndarray
+
+
+def _png16_first_channel(data: bytes, path: Path) -> np.ndarray:
+    """First channel of a 16-bit PNG, uint16 [H, W]; Pillow reads colour PNGs as 8 bits only."""
+    width, height = struct.unpack(">II", data[16:24])
+    if width * height > Image.MAX_IMAGE_PIXELS:
+        raise UserError(f"{path} is {width}x{height}: more than {Image.MAX_IMAGE_PIXELS} pixels are not read")
+    # Not at import: processes that read 8-bit labels start without it, in a fraction of the time and of the memory.
+    tf = load_tensorflow()
+    try:
+        return tf.io.decode_png(data, dtype=tf.uint16).numpy()[:, :, 0]
+    except tf.errors.InvalidArgumentError as error:  # Its text names TensorFlow's internals.
+        raise UserError(f"{path} is not a readable 16-bit PNG") from error
+
+
+def read_label(path: Path) -> np.ndarray:
+    """Raw ids of a label file, uint8 [H, W]: palette and grey PNGs by value, 16-bit ones by their first channel.
+
+    Raises:
+      UserError: missing, unreadable, a colour picture, or ids beyond 255.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing: every image needs its label")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    is_png = data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 25
+    if is_png:
+        handovers.note("raw label", bits=data[24], colour=data[25])
+    if is_png and data[24] == 16:
+        ids = _png16_first_channel(data, path)
+        if ids.max(initial=0) > 255:
+            raise UserError(f"{path} holds the id {ids.max()}, beyond 255")
+        return ids.astype(np.uint8)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.mode not in ("L", "P"):
+                raise UserError(f"{path} is a colour picture ({image.mode}), not a map of class ids")
+            return np.array(image)
+    except UserError:
+        raise
+    except Exception as error:  # As for images.
+        raise UserError(f"{path} is not a readable label image ({images.describe(error)})") from error
+
+
+def _checked_label(dataset: str, encoding: LabelEncoding, example: RawExample, size: tuple[int, int]) -> Image.Image:
+    """The label of an example, of the image's ``size``; unsized and undefined ids are refused."""
+    label = Image.fromarray(read_label(example.label))
+    if label.size != size:
+        raise UserError(
+            f"{example.label} is {label.width}x{label.height}, its image {size[0]}x{size[1]}: "
+            "leave it out with --on_error=skip"
+        )
+    undefined = [i for i, count in enumerate(label.histogram()) if count and i not in encoding.defined]
+    if undefined:
+        raise UserError(f"{example.label} holds ids that {dataset} does not define: {undefined[:8]}")
+    return label
+
+
+def read_record(
+    dataset: str, encoding: LabelEncoding, example: RawExample, resize: tuple[int, int] | None = None
+) -> Record:
+    """Reads and checks one example.
+
+    Args:
+      dataset: its name, for errors.
+      encoding: the label ids that it defines.
+      example: its files.
+      resize: (width, height) to store at: bicubic with antialiasing, labels nearest; None keeps the image's own size.
+
+    Raises:
+      UserError: naming the file that is missing, unreadable, of another size or with undefined ids.
+    """
+    try:
+        data = example.image.read_bytes()
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            # Others are stored as viewers show them.
+            plain = image.mode in ("RGB", "L", "P") and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+            kind, pixels = image.format if plain else "", images.to_rgb(image)
+    except Exception as error:  # Pillow's decoders raise many types on damaged files.
+        raise UserError(f"{example.image} is not a readable image ({images.describe(error)})") from error
+    label = _checked_label(dataset, encoding, example, pixels.size) if example.label else None
+    if resize is not None and pixels.size != resize:
+        pixels, kind = pixels.resize(resize, Image.Resampling.BICUBIC), ""
+        label = label and label.resize(resize, Image.Resampling.NEAREST)
+    counts = np.array(label.histogram() if label else [0] * 256, np.int64)
+    handovers.note("stored", image=handovers.size(pixels), label=handovers.size(label) if label else "none")
+    stored_image = data if kind == "JPEG" else encode_tiff(pixels)
+    return Record(example.name, stored_image, encode_tiff(label) if label else b"", pixels.height, pixels.width, counts)
