@@ -14,7 +14,6 @@ from pathlib import Path
 from fada_jax.errors import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-CITIES = ("Rome", "Rio", "Tokyo", "Taipei")
 
 
 def _dusk(first: int, last: int) -> tuple[str, ...]:

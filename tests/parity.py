@@ -21,12 +21,14 @@ import numpy as np
 import torch
 import torch_reference as reference
 
-from fada_jax import inference, optim, steps
+from fada_jax.evaluation import inference
 from fada_jax.interop import torch_optimizers, torch_tables
 from fada_jax.methods import DomainLabels, HardLabels, Method, SoftLabels
 from fada_jax.models import Discriminator, ModelSpec, Segmenter, fold_batch_norm, resize_align_corners
 from fada_jax.models.resnet import RESNETS, WIDTHS
 from fada_jax.preprocessing import IMAGENET, normalise
+from fada_jax.training import optimizers, steps
+from fada_jax.training import states as train_states
 
 RESNET101 = ModelSpec("resnet101", 19)
 VGG16 = ModelSpec("vgg16", 19)
@@ -206,17 +208,17 @@ class Pair:
     nets: Networks
     truth: reference.Training
     single: reference.Training
-    generator: steps.TrainState
-    discriminator: steps.TrainState
+    generator: train_states.TrainState
+    discriminator: train_states.TrainState
     method: Method
     lambda_adv: float
 
 
-def specs_of(settings: reference.Settings) -> tuple[optim.OptimizerSpec, optim.OptimizerSpec]:
+def specs_of(settings: reference.Settings) -> tuple[optimizers.OptimizerSpec, optimizers.OptimizerSpec]:
     """Our optimizers of G and D with the reference's settings."""
     common = {"schedule_steps": settings.steps, "power": settings.power}
-    sgd = optim.OptimizerSpec("sgd", settings.lr, weight_decay=settings.weight_decay, **common)
-    return sgd, optim.OptimizerSpec("adam", settings.lr_d, weight_decay=0.0, **common)
+    sgd = optimizers.OptimizerSpec("sgd", settings.lr, weight_decay=settings.weight_decay, **common)
+    return sgd, optimizers.OptimizerSpec("adam", settings.lr_d, weight_decay=0.0, **common)
 
 
 def method_of(settings: reference.Settings) -> Method:
@@ -230,13 +232,13 @@ def method_of(settings: reference.Settings) -> Method:
 
 @functools.lru_cache
 def _static(
-    spec: ModelSpec, num_outputs: int, g_optimizer: optim.OptimizerSpec, d_optimizer: optim.OptimizerSpec
+    spec: ModelSpec, num_outputs: int, g_optimizer: optimizers.OptimizerSpec, d_optimizer: optimizers.OptimizerSpec
 ) -> dict[str, dict[str, Any]]:
     # The same objects for the same settings, so that a step compiles once.
     d_model = Discriminator(num_outputs, D_WIDTHS, jnp.dtype(spec.dtype))
     return {
-        "g": {"apply_fn": Segmenter(spec).apply, "tx": optim.generator_optimizer(g_optimizer)},
-        "d": {"apply_fn": d_model.apply, "tx": optim.discriminator_optimizer(d_optimizer)},
+        "g": {"apply_fn": Segmenter(spec).apply, "tx": optimizers.generator_optimizer(g_optimizer)},
+        "d": {"apply_fn": d_model.apply, "tx": optimizers.discriminator_optimizer(d_optimizer)},
     }
 
 
@@ -246,8 +248,8 @@ def start(spec: ModelSpec, settings: reference.Settings) -> Pair:
     static = _static(spec, 2 * nets[2].cls1.out_channels, *specs_of(settings))
     variables = generator_variables(nets, spec)
     params = variables.pop("params")
-    generator = steps.TrainState.create(params=params, collections=variables, **static["g"])
-    discriminator = steps.TrainState.create(params=discriminator_params(nets, spec.dtype), **static["d"])
+    generator = train_states.TrainState.create(params=params, collections=variables, **static["g"])
+    discriminator = train_states.TrainState.create(params=discriminator_params(nets, spec.dtype), **static["d"])
     method = method_of(settings)
     truth = reference.Training(*double(nets), settings)
     single = reference.Training(*copy.deepcopy(nets), settings)

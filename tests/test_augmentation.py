@@ -17,7 +17,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fada_jax import train
 from fada_jax.classes import IGNORE, get_class_set
 from fada_jax.configs import gta5_to_cityscapes, synthia_to_cityscapes
 from fada_jax.input_pipeline import augmentation, conversion, decoding, pseudo_labels, streams
@@ -25,6 +24,7 @@ from fada_jax.input_pipeline.augmentation import Augment
 from fada_jax.input_pipeline.stream import Stream
 from fada_jax.preprocessing import CAFFE, IMAGENET, normalise
 from fada_jax.scripts import measure_input
+from fada_jax.stages import data
 
 SEEDS = st.integers(0, 2**32 - 1)
 # Where images and labels of a data set lie, and their names.
@@ -106,7 +106,7 @@ def write_pseudo_labels(path, names, size):
 
 def read(config, which, *, start_step=0, steps=2, pseudo_labels=""):
     """Name, draw, image and label of every example of a stage's stream."""
-    stream, size = train.streams(config, pseudo_labels)[which]
+    stream, size = data.streams(config, pseudo_labels)[which]
     options = {"class_set": get_class_set(config.class_set), "batch_size": size, "seed": config.seed}
     batches = streams.train_batches(config.data_dir, stream, start_step=start_step, **options)
     for step, batch in zip(range(start_step, start_step + steps), batches, strict=False):

@@ -16,10 +16,12 @@ from commands import ROOT, command_here, one_error
 from ml_collections import ConfigDict
 from PIL import Image
 
-from fada_jax import checkpoints, classes, images, settings, train
+from fada_jax import classes, images
+from fada_jax import config as schema
 from fada_jax.configs import gta5_to_cityscapes
 from fada_jax.errors import UserError
 from fada_jax.input_pipeline import conversion, layouts, raw_files
+from fada_jax.training import checkpoints
 
 CONFIG = "--config=configs/gta5_to_cityscapes.py:size=miniature"
 SIZES = ("--config.source.size=(48,32)", "--config.target.size=(48,24)", "--config.eval.size=(48,24)")
@@ -208,10 +210,10 @@ def tiny_config(**values):
 
 def write_checkpoints(workdir, config, *steps, images=None):
     """Checkpoints of zeros, which need no compilation."""
-    states = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(lambda: train.create_states(config)))
+    states = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(lambda: step.create_states(config)))
     class_set = classes.get_class_set(config.class_set)
     meta = checkpoints.make_meta(
-        settings.plain(config), settings.model_spec(config), settings.preprocessing(config), class_set, images
+        schema.read(config).plain(), schema.read(config).model, schema.read(config).preprocessing, class_set, images
     )
     with checkpoints.writing(workdir, meta, wait=True) as save:
         for step in steps:
@@ -333,6 +335,6 @@ def test_a_config_lacks_no_key():
     with config.unlocked():
         del config["seed"]
     with pytest.raises(UserError, match=r"config\.seed is missing"):
-        settings.check(config)
+        schema.read(config)
     with pytest.raises(UserError, match=r"config\.model=1 must be a group"):
-        settings.check(ConfigDict({**tiny_config().to_dict(), "model": 1}))
+        schema.check(ConfigDict({**tiny_config().to_dict(), "model": 1}))

@@ -5,9 +5,12 @@ import importlib
 import jax
 import pytest
 
-from fada_jax import classes, optim, settings, train
+from fada_jax import classes
+from fada_jax import config as schema
 from fada_jax.configs import base
 from fada_jax.errors import UserError
+from fada_jax.stages import data, step
+from fada_jax.training import optimizers
 
 TASKS = ("gta5_to_cityscapes", "synthia_to_cityscapes", "cityscapes_to_crosscity", "camvid_day_to_dusk")
 
@@ -21,12 +24,12 @@ def load(task, arguments=""):
 @pytest.mark.parametrize("variant", ["backbone=resnet101", "backbone=vgg16", "size=miniature"])
 def test_every_stage_builds_and_its_data_has_the_classes(task, stage, variant):
     config = load(task, f"stage={stage},{variant}")
-    settings.check(config)
+    schema.read(config)
     for name in ("source", "target", "eval"):
         classes.label_table(config[name].dataset, classes.get_class_set(config.class_set))
-    spec = settings.model_spec(config)
+    spec = schema.read(config).model
     assert spec.num_classes == classes.get_class_set(config.class_set).num_classes
-    assert ("target" in train.batch_shapes(config)) == (stage == "adversarial")
+    assert ("target" in data.batch_shapes(config)) == (stage == "adversarial")
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -35,8 +38,8 @@ def test_every_stage_builds_and_its_data_has_the_classes(task, stage, variant):
 def test_the_rate_never_reaches_zero(task, stage, size):
     config = load(task, f"stage={stage},size={size}")
     for network in ("generator", "discriminator"):
-        spec = settings.optimizer_spec(config, network)
-        schedule = optim.poly_schedule(spec.learning_rate, spec.schedule_steps, spec.power)
+        spec = schema.optimizer_spec(config, network)
+        schedule = optimizers.poly_schedule(spec.learning_rate, spec.schedule_steps, spec.power)
         assert float(schedule(config.total_steps - 1)) > 0
         if size == "released" and network == "generator":
             stop = (1 - config.total_steps / spec.schedule_steps) ** 0.9 * spec.learning_rate
@@ -54,7 +57,7 @@ def test_released_values():
     assert load("synthia_to_cityscapes", "stage=self_distillation").model.norm == "frozen"
     assert adversarial.lambda_adv == 0.001
     assert adversarial.knowledge.to_dict() == {"temperature": 1.8, "clip": 0.9, "threshold": 0.9}
-    assert settings.optimizer_spec(adversarial, "discriminator") == optim.OptimizerSpec(
+    assert schema.read(adversarial).discriminator_optimizer == optimizers.OptimizerSpec(
         "adam", 1e-4, 62_500, 0.9, 0.0, 0.9, 0.9, 0.99, 1e-8, 1.0
     )
     assert (adversarial.source.brightness, adversarial.source.hue, adversarial.source.flip) == (0.5, 0.2, False)
@@ -66,9 +69,9 @@ def test_released_values():
 
 def test_the_released_step_traces_at_full_size():
     config = load("gta5_to_cityscapes", "stage=adversarial")
-    states = jax.eval_shape(lambda: train.create_states(config))
+    states = jax.eval_shape(lambda: step.create_states(config))
     assert sum(x.size for x in jax.tree.leaves(states["generator"].params)) == 43_795_724
-    new_states, metrics = jax.eval_shape(train.make_step(config), states, train.batch_shapes(config))
+    new_states, metrics = jax.eval_shape(step.make_step(config), states, data.batch_shapes(config))
     assert jax.tree.structure(new_states) == jax.tree.structure(states)
     assert sorted(metrics) == ["grad_norm", "loss_adv", "loss_d", "loss_seg"]
     frozen = states["generator"].collections["batch_stats"]
@@ -108,13 +111,13 @@ def test_impossible_values_are_refused_by_name(key, value):
     config = load("gta5_to_cityscapes", "stage=adversarial")
     config.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=key.split(".")[-1] if key != "total_steps" else "total_steps"):
-        settings.check(config)
+        schema.read(config)
 
 
 def test_another_config_in_a_workdir_is_refused_with_both_values():
     old, new = load("gta5_to_cityscapes"), load("gta5_to_cityscapes")
     new.log_every = 7
-    settings.refuse_other_config(settings.plain(old), settings.plain(new), "W")
+    schema.refuse_other_config(schema.read(old).plain(), schema.read(new).plain(), "W")
     new.generator_optimizer.learning_rate = 1.0
     with pytest.raises(UserError, match=r"W belongs .*generator_optimizer.learning_rate: 0.0005 there, 1.0 now"):
-        settings.refuse_other_config(settings.plain(old), settings.plain(new), "W")
+        schema.refuse_other_config(schema.read(old).plain(), schema.read(new).plain(), "W")

@@ -13,7 +13,8 @@ torch = pytest.importorskip("torch")
 import parity  # noqa: E402
 from commands import command_here, one_error  # noqa: E402
 
-from fada_jax import checkpoints, classes, convert_weights, preprocessing, settings, train  # noqa: E402
+from fada_jax import classes, convert_weights, preprocessing, train  # noqa: E402
+from fada_jax import config as schema
 from fada_jax.configs import (  # noqa: E402
     camvid_day_to_dusk,
     cityscapes_to_crosscity,
@@ -23,6 +24,7 @@ from fada_jax.configs import (  # noqa: E402
 from fada_jax.errors import UserError  # noqa: E402
 from fada_jax.interop import exporting, reading, torch_tables  # noqa: E402
 from fada_jax.models import BACKBONES, ModelSpec  # noqa: E402
+from fada_jax.training import checkpoints
 
 
 def released(backbone="resnet101", num_classes=19, prefix=""):
@@ -114,10 +116,10 @@ def test_a_released_file_is_described_as_its_config_describes_it(task, backbone)
         model = reading.released_model(file, "x.pth")
         assert convert_weights.released_config(model).to_dict() == config.to_dict()
         described = model.describe(3)
-        assert (described.spec, described.class_set) == (settings.model_spec(config), class_set)
-        assert described.preprocessing == settings.preprocessing(config)
-        assert reading.preprocessing_of(file, backbone, "x.pth") == settings.preprocessing(config)
-        plain = settings.plain(config)
+        assert (described.spec, described.class_set) == (schema.read(config).model, class_set)
+        assert described.preprocessing == schema.read(config).preprocessing
+        assert reading.preprocessing_of(file, backbone, "x.pth") == schema.read(config).preprocessing
+        plain = schema.read(config).plain()
         assert described.config["eval"] == {"size": plain["eval"]["size"]} and described.step == 3
         assert {key: plain[key] for key in ("task", "stage", "multi_scale")} == {
             key: value for key, value in described.config.items() if key != "eval"

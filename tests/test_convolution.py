@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from commands import on_devices
 
-from fada_jax import sharding
+from fada_jax import distributed
 from fada_jax.models import ModelSpec, Segmenter
 from fada_jax.models.convolution import convolve, written_for
 
@@ -125,8 +125,8 @@ def split_over_rows():
     for dilation in (2, 4):
         _, *expected = run("tpu", x, kernel, weight, 1, dilation)
         for spatial in (2, 4):
-            mesh = sharding.make_mesh(4, 1, spatial)
-            put = [jax.device_put(a, sharding.by_batch(mesh, 4)) for a in (x, weight)]
+            mesh = distributed.make_mesh(4, 1, spatial)
+            put = [jax.device_put(a, distributed.by_batch(mesh, 4)) for a in (x, weight)]
             _, *values = run("gpu", put[0], kernel, put[1], 1, dilation)
             errors += [float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in zip(values, expected, strict=True)]
     return errors

@@ -9,8 +9,9 @@ import pytest
 from commands import command
 from PIL import Image
 
-from fada_jax import checkpoints, metrics
 from fada_jax.classes import get_class_set
+from fada_jax.evaluation import metrics
+from fada_jax.training import checkpoints
 
 CONFIG = "configs/gta5_to_cityscapes.py:size=miniature"
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import soak
 
-from fada_jax import checkpoints
+from fada_jax.training import checkpoints
 
 pytestmark = pytest.mark.slow
 

@@ -8,9 +8,10 @@ from scipy.special import softmax
 
 from examples.own_backbone.plain import Plain, PlainSegmenter
 from examples.own_method.joint import FeaturesAndClasses
-from fada_jax import optim, steps
 from fada_jax.methods import METHODS
 from fada_jax.preprocessing import IMAGENET
+from fada_jax.training import optimizers, steps
+from fada_jax.training import states as train_states
 
 BATCH = {
     "image": np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3), dtype=np.uint8),
@@ -44,9 +45,11 @@ def test_the_example_of_a_backbone_keeps_its_contract():
 def test_both_examples_train_together():
     model, method = PlainSegmenter(5), FeaturesAndClasses()
     params = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
-    adam = optim.OptimizerSpec("adam", 2e-3, 100, weight_decay=0.0, classifier_multiplier=1.0)
-    generator = steps.TrainState.create(apply_fn=model.apply, params=params, tx=optim.generator_optimizer(adam))
-    discriminator = steps.create_discriminator(2, 64 + 5, adam, jax.random.key(1), widths=(8, 8))
+    adam = optimizers.OptimizerSpec("adam", 2e-3, 100, weight_decay=0.0, classifier_multiplier=1.0)
+    generator = train_states.TrainState.create(
+        apply_fn=model.apply, params=params, tx=optimizers.generator_optimizer(adam)
+    )
+    discriminator = train_states.create_discriminator(2, 64 + 5, adam, jax.random.key(1), widths=(8, 8))
     step = jax.jit(
         lambda g, d: steps.adversarial_step(
             g, d, BATCH, {"image": BATCH["image"][:, ::-1]}, preprocessing=IMAGENET, method=method, lambda_adv=0.01

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from fada_jax import figures
+from fada_jax.reporting import figures
 
 ROWS = {"source only": {"road": 50.0, "train": None}, "F-Adv": {"road": 70.0, "train": 5.0}}
 

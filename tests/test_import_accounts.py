@@ -12,10 +12,12 @@ torch = pytest.importorskip("torch")
 
 import torch_reference as reference  # noqa: E402
 
-from fada_jax import checkpoints, classes, convert_weights, settings, train  # noqa: E402
+from fada_jax import classes, convert_weights, train  # noqa: E402
+from fada_jax import config as schema
 from fada_jax.configs import gta5_to_cityscapes  # noqa: E402
 from fada_jax.errors import UserError  # noqa: E402
 from fada_jax.interop import exporting, importing, reading  # noqa: E402
+from fada_jax.training import checkpoints
 
 K, STEP = 19, 7
 COUNTERS = (optax.ScaleByScheduleState, optax.ScaleByAdamState)
@@ -137,7 +139,7 @@ def files(tmp_path_factory):
     convert_weights.import_file(str(paths["adversarial"]), str(folder / "w"), config=make_config("fada"))
     config = make_config("fada, group")
     meta = checkpoints.make_meta(
-        settings.plain(config), settings.model_spec(config), settings.preprocessing(config),
+        schema.read(config).plain(), schema.read(config).model, schema.read(config).preprocessing,
         classes.get_class_set(config.class_set),
     )  # fmt: skip
     rng = np.random.default_rng(3)

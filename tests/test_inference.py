@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from fada_jax import colour_matching, inference, metrics, optim, steps
+from fada_jax.evaluation import colour_matching, inference, metrics
 from fada_jax.models import ModelSpec
 from fada_jax.models.layers import interpolation_matrix
 from fada_jax.preprocessing import IMAGENET
+from fada_jax.training import optimizers
+from fada_jax.training import states as train_states
 
 SPEC = ModelSpec("resnet18", 5, "group", (1, 1, 1, 1), (8, 8, 16, 16), 8, True, 4, (1, 2))
-STATE = steps.create_generator(SPEC, optim.OptimizerSpec(), jax.random.key(0))
+STATE = train_states.create_generator(SPEC, optimizers.OptimizerSpec(), jax.random.key(0))
 # Logits of a fresh classifier are nearly equal; larger ones make the softmax matter.
 STATE = STATE.replace(params=jax.tree.map(lambda p: p * 3, STATE.params))
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 37, 53, 3), dtype=np.uint8)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from interruptions import STAGES, STEPS, Run, differences, finish, recipe_command, stage_command, torment
 
-from fada_jax import checkpoints
+from fada_jax.training import checkpoints
 
 pytestmark = pytest.mark.slow
 

@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 import pytest
 
-from fada_jax import loop
 from fada_jax.errors import UserError
+from fada_jax.training import loop
 
 
 def _run(plan, values, **options):

@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from fada_jax import losses, optim
 from fada_jax.classes import IGNORE
 from fada_jax.methods import METHODS, DomainLabels, Entropy, HardLabels, OutputSpace, SoftLabels
+from fada_jax.training import losses, optimizers
 
 K = 4
 SHAPE = (2, 5, 7)
@@ -99,7 +99,7 @@ def test_the_discriminator_reads_features_or_class_probabilities(logits, name):
 def test_defaults_are_the_released_settings():
     assert SoftLabels() == SoftLabels(temperature=1.8, clip=0.9)
     assert HardLabels() == HardLabels(temperature=1.8, threshold=0.9)
-    spec = optim.OptimizerSpec()
+    spec = optimizers.OptimizerSpec()
     assert (spec.power, spec.momentum, spec.weight_decay, spec.classifier_multiplier) == (0.9, 0.9, 5e-4, 10.0)
     assert (spec.b1, spec.b2, spec.eps) == (0.9, 0.99, 1e-8)
 
@@ -138,8 +138,8 @@ def test_domain_loss_rejects_a_discriminator_of_another_class_count(d_logits):
 
 
 def test_poly_schedule_stops_before_its_end():
-    spec = optim.OptimizerSpec()
-    schedule = optim.poly_schedule(spec.learning_rate, spec.schedule_steps, spec.power)
+    spec = optimizers.OptimizerSpec()
+    schedule = optimizers.poly_schedule(spec.learning_rate, spec.schedule_steps, spec.power)
     for step in (0, 1, 20_000, 40_000, 60_000):
         np.testing.assert_allclose(schedule(step), 2.5e-4 * (1 - step / 62_500) ** 0.9, rtol=1e-5)
     assert schedule(40_000) > 9e-5
@@ -147,11 +147,11 @@ def test_poly_schedule_stops_before_its_end():
 
 
 def test_sgd_decays_before_momentum_and_the_classifier_learns_ten_times_faster():
-    spec = optim.OptimizerSpec(learning_rate=0.1, schedule_steps=10, weight_decay=0.5)
+    spec = optimizers.OptimizerSpec(learning_rate=0.1, schedule_steps=10, weight_decay=0.5)
     rng = np.random.default_rng(0)
     start = {"feature_extractor": {"w": rng.normal(size=3)}, "classifier": {"w": rng.normal(size=3)}}
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), start)
-    optimizer = optim.generator_optimizer(spec)
+    optimizer = optimizers.generator_optimizer(spec)
     state = optimizer.init(params)
     momentum = {name: np.zeros(3) for name in start}
     for step in range(3):

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score
 
-from fada_jax import metrics
 from fada_jax.classes import IGNORE, get_class_set, label_table
+from fada_jax.evaluation import metrics
 
 
 @settings(max_examples=20, deadline=None)

@@ -10,8 +10,8 @@ import raw_trees
 from commands import ROOT, command
 from PIL import Image
 
-from fada_jax import checkpoints
 from fada_jax.input_pipeline import layouts
+from fada_jax.training import checkpoints
 
 EXAMPLE = ROOT / "examples" / "own_pair"
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from fada_jax import paper
 from fada_jax.classes import get_class_set
+from fada_jax.reporting import paper
 
 ALL_ROWS = [(task, row) for task in paper.CLASS_SETS for row in paper.rows(task)]
 

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_steps import SPEC, make_batch, make_states
 
-from fada_jax import losses, steps
 from fada_jax.classes import IGNORE
 from fada_jax.methods import METHODS, HardLabels, SoftLabels
 from fada_jax.models import Segmenter, resize_align_corners
 from fada_jax.models.layers import interpolation_matrix
 from fada_jax.preprocessing import IMAGENET
+from fada_jax.training import losses, steps
 
 K = 3
 

@@ -14,9 +14,9 @@ import raw_trees
 from commands import ROOT, environment, one_error
 from PIL import Image
 
-from fada_jax import checkpoints
 from fada_jax.input_pipeline import conversion, pseudo_labels
 from fada_jax.input_pipeline.pseudo_labels import PseudoLabels
+from fada_jax.training import checkpoints
 
 CONFIG = "configs/gta5_to_cityscapes.py:size=miniature,stage=adversarial"
 

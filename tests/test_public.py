@@ -19,11 +19,14 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix, jaccard_score
 
 import fada_jax
-from fada_jax import checkpoints, classes, convert_weights, optim, predictor, steps
+from fada_jax import classes, convert_weights
 from fada_jax import settings as project_settings
 from fada_jax.configs import gta5_to_cityscapes
 from fada_jax.errors import UserError
+from fada_jax.evaluation import predictor
 from fada_jax.interop import exporting, pillow_resize, stablehlo, torch_files
+from fada_jax.training import checkpoints, optimizers
+from fada_jax.training import states as train_states
 
 TINY = {
     "total_steps": 2, "batch_size": 4, "checkpoint_every": 1, "log_every": 1, "eval.size": (64, 32),
@@ -49,7 +52,9 @@ def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("public")
     config = tiny_config("stage=source")
     spec, class_set = project_settings.model_spec(config), classes.get_class_set(config.class_set)
-    shapes = jax.eval_shape(lambda: steps.create_generator(spec, optim.OptimizerSpec(), jax.random.key(0))).params
+    shapes = jax.eval_shape(
+        lambda: train_states.create_generator(spec, optimizers.OptimizerSpec(), jax.random.key(0))
+    ).params
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(0, 1.5 / np.sqrt(x.size / x.shape[-1]), x.shape), shapes)
     flat = traverse_util.flatten_dict({"params": params}, sep=".")

@@ -14,32 +14,24 @@ import raw_trees
 import scipy.stats
 import torch
 from commands import command_here, on_devices, one_error
-from fada_jax.optim import OptimizerSpec
 from PIL import Image
 
 import fada_jax
-from fada_jax import (
-    api,
-    checkpoints,
-    classes,
-    colour_matching,
-    evaluate,
-    inference,
-    losses,
-    predictor,
-    settings,
-    sharding,
-    steps,
-    train,
-)
+from fada_jax import api, classes, distributed, train
+from fada_jax import config as schema
 from fada_jax.configs import cityscapes_to_crosscity, gta5_to_cityscapes
 from fada_jax.errors import UserError
+from fada_jax.evaluation import colour_matching, inference, predictor, scoring
 from fada_jax.input_pipeline import conversion, streams
 from fada_jax.input_pipeline.pseudo_labels import PseudoLabels
 from fada_jax.interop import stablehlo
 from fada_jax.models import Discriminator, Segmenter, compute_dtype
 from fada_jax.models.convolution import written_for
 from fada_jax.scripts import run_recipe
+from fada_jax.stages import labelling, parents, run, step
+from fada_jax.training import checkpoints, losses
+from fada_jax.training import states as train_states
+from fada_jax.training.optimizers import OptimizerSpec
 
 NARROW = {
     "total_steps": 2, "batch_size": 4, "checkpoint_every": 1, "log_every": 1, "log_images": 0, "loss_block_rows": 0,
@@ -60,7 +52,7 @@ def config_of(arguments, data_dir="", **values):
 
 def write_model(workdir, config, seed=0, step=2):
     """A workdir of random weights that disagree about most pixels."""
-    states = jax.jit(lambda: train.create_states(config))()
+    states = jax.jit(lambda: step.create_states(config))()
     rng = np.random.default_rng(seed)
     params = jax.tree.map(
         lambda x: rng.normal(0, 1.5 / np.sqrt(x.size / x.shape[-1]), x.shape).astype(np.float32),
@@ -68,9 +60,9 @@ def write_model(workdir, config, seed=0, step=2):
     )
     states["generator"] = states["generator"].replace(params=params)
     meta = checkpoints.make_meta(
-        settings.plain(config),
-        settings.model_spec(config),
-        settings.preprocessing(config),
+        schema.read(config).plain(),
+        schema.read(config).model,
+        schema.read(config).preprocessing,
         classes.get_class_set(config.class_set),
     )
     with checkpoints.writing(workdir, meta, wait=True) as save:
@@ -102,9 +94,9 @@ def teacher(data_dir, tmp_path_factory):
 def label(config, workdir, stored=None, log=lambda line: None):
     """The pseudo labels of a stage by name, and their provenance."""
     workdir.mkdir(exist_ok=True)
-    mesh = sharding.make_mesh()
-    provenance = train.pseudo_labels_of(config, workdir, stored or {}, None, mesh, log)
-    file = PseudoLabels(train.pseudo_label_file(config, workdir))
+    mesh = distributed.make_mesh()
+    provenance = labelling.ensure_pseudo_labels(config, workdir, stored or {}, None, mesh, log)
+    file = PseudoLabels(labelling.pseudo_label_file(config, workdir))
     stream = train.make_stream(config.target, labels=False, augment=False)
     labels = {}
     for name in streams.names(config.data_dir, stream):
@@ -161,29 +153,29 @@ def test_a_stage_whose_origin_was_made_again_is_refused(data_dir, teacher, tmp_p
     source = write_model(tmp_path / "source", config_of("stage=source", data_dir))
     config = config_of("stage=adversarial", data_dir, init_from=str(source), total_steps=1)
     said = []
-    train.train(config, tmp_path / "w", log=said.append)
+    run.train(config, tmp_path / "w", log=said.append)
     assert not any("random" in line for line in said)
-    stored, _ = train.check(config, tmp_path / "w")
+    stored, _ = run.check(config, tmp_path / "w")
     assert stored["parents"]["init_from"] == {"step": 2, "digest": checkpoints.load_model(source).digest}
     # The same weights elsewhere are the same.
     moved = source.rename(tmp_path / "moved")
-    train.check(config_of("stage=adversarial", data_dir, init_from=str(moved), total_steps=1), tmp_path / "w")
+    run.check(config_of("stage=adversarial", data_dir, init_from=str(moved), total_steps=1), tmp_path / "w")
     write_model(tmp_path / "source", config_of("stage=source", data_dir), seed=7)
     with pytest.raises(UserError, match="other weights lie now"):
-        train.check(config, tmp_path / "w")
+        run.check(config, tmp_path / "w")
 
 
 def test_a_stage_without_weights_says_that_it_starts_at_random(data_dir, tmp_path):
     said = []
-    train.train(config_of("stage=adversarial", data_dir, total_steps=1), tmp_path / "w", log=said.append)
+    run.train(config_of("stage=adversarial", data_dir, total_steps=1), tmp_path / "w", log=said.append)
     assert sum("config.init_from is empty, so it starts from random weights" in line for line in said) == 1
     assert any(line.endswith("in float32") for line in said)
 
 
 def test_batches_have_explicit_global_shapes():
-    mesh = sharding.make_mesh(1)
+    mesh = distributed.make_mesh(1)
     batch = {"image": np.zeros((4, 6, 8, 3), np.uint8), "label": np.zeros((4, 6, 8), np.uint8), "name": ["a"] * 4}
-    placed = sharding.put_batch(batch, mesh)
+    placed = distributed.put_batch(batch, mesh)
     assert {key: x.shape for key, x in placed.items()} == {"image": (4, 6, 8, 3), "label": (4, 6, 8)}
 
 
@@ -200,7 +192,7 @@ def test_colour_statistics_do_not_depend_on_batches_or_devices():
 
 
 def matched_scores(workdir, data_dir):
-    result = evaluate.evaluate_stage(workdir, data_dir=data_dir, colour="global")
+    result = scoring.evaluate_stage(workdir, data_dir=data_dir, colour="global")
     return [result["num_images"], result["confusion"]]
 
 
@@ -219,19 +211,19 @@ def test_scoring_again_compiles_nothing(data_dir, teacher, monkeypatch):
         return step(*arguments, **options)
 
     monkeypatch.setattr(inference, "evaluation_step", counted)
-    evaluate.compiled_step.cache_clear()
-    results = [evaluate.evaluate_stage(teacher, data_dir=str(data_dir)) for _ in range(2)]
+    scoring.compiled_step.cache_clear()
+    results = [scoring.evaluate_stage(teacher, data_dir=str(data_dir)) for _ in range(2)]
     config = config_of("stage=adversarial", data_dir)
-    mesh = sharding.make_mesh()
-    states = {"generator": train.initial_states(config, mesh, checkpoints.load_model(teacher))["generator"]}
-    with_own = train.validate(config, states, 2, mesh)
+    mesh = distributed.make_mesh()
+    states = {"generator": parents.initial_states(config, mesh, checkpoints.load_model(teacher))["generator"]}
+    with_own = scoring.validate(config, states, 2, mesh)
     # Validation in training runs the spec of the config; on a CPU that is the same network.
     assert len(traced) <= 2 and results[0] == results[1]
     assert with_own == pytest.approx(results[0]["miou"])
     before = len(traced)
-    train.validate(config, states, 2, mesh)
+    scoring.validate(config, states, 2, mesh)
     assert len(traced) == before
-    evaluate.compiled_step.cache_clear()
+    scoring.compiled_step.cache_clear()
 
 
 def test_pixels_are_counted_exactly_beyond_float32():
@@ -245,7 +237,7 @@ def test_pixels_are_counted_exactly_beyond_float32():
 def fresh_vgg():
     config = gta5_to_cityscapes.get_config("backbone=vgg16,stage=adversarial")
     config.update_from_flattened_dict({"model.widths": (8, 8, 8, 8, 16, 64), "discriminator.widths": (64, 48)})
-    return jax.device_get({k: s.params for k, s in jax.jit(lambda: train.create_states(config))().items()})
+    return jax.device_get({k: s.params for k, s in jax.jit(lambda: step.create_states(config))().items()})
 
 
 @pytest.mark.parametrize("name", ["classifier", "discriminator", "fc6", "fc7"])
@@ -290,10 +282,10 @@ def test_auto_is_resolved_where_the_program_runs(data_dir, teacher, tmp_path):
         api.load(teacher, dtype="float16")
     config = config_of("stage=adversarial", data_dir)
     other = config_of("stage=adversarial", data_dir, **{"model.dtype": "float32"})
-    settings.refuse_other_config(settings.plain(config), settings.plain(other), tmp_path)
+    schema.refuse_other_config(schema.read(config).plain(), schema.read(other).plain(), tmp_path)
     other.model.dtype = "bfloat16"
     with pytest.raises(UserError, match=r"model\.dtype"):
-        settings.refuse_other_config(settings.plain(config), settings.plain(other), tmp_path)
+        schema.refuse_other_config(schema.read(config).plain(), schema.read(other).plain(), tmp_path)
 
 
 def test_an_artifact_holds_every_platforms_own_formulation(teacher, tmp_path):
@@ -359,7 +351,7 @@ def test_a_lambda_on_the_command_line_is_not_the_controls(tmp_path):
     stages = run_recipe.stage_configs(path, overrides, "fada", tmp_path)
     assert (stages["adversarial"].lambda_adv, stages["control"].lambda_adv) == (0.2, 0.0)
     for config in stages.values():
-        settings.check(config)
+        schema.read(config)
 
 
 def test_deterministic_sets_xlas_flag(monkeypatch):
@@ -377,8 +369,8 @@ def test_every_released_student_is_larger_than_its_teacher():
 
 
 def test_networks_take_auto():
-    spec = settings.model_spec(gta5_to_cityscapes.get_config("size=miniature"))
-    state = steps.create_generator(dataclasses.replace(spec, dtype="auto"), OptimizerSpec(), jax.random.key(0))
+    spec = schema.model_spec(gta5_to_cityscapes.get_config("size=miniature"))
+    state = train_states.create_generator(dataclasses.replace(spec, dtype="auto"), OptimizerSpec(), jax.random.key(0))
     apply_fn = Segmenter(dataclasses.replace(spec, dtype="auto")).apply
     shapes = jax.eval_shape(apply_fn, state.variables, jnp.zeros((1, 32, 32, 3)))
     assert shapes[1].dtype == jnp.float32

@@ -20,10 +20,13 @@ from ml_collections import ConfigDict
 from PIL import Image
 from test_bad_inputs import tiny_config, write_checkpoints
 
-from fada_jax import checkpoints, classes, cli, evaluate, loop, settings, sharding, train, workdirs
+from fada_jax import classes, cli, distributed, files, train
+from fada_jax import config as schema
 from fada_jax.errors import UserError
 from fada_jax.input_pipeline import conversion, records, streams
 from fada_jax.input_pipeline.stream import Stream
+from fada_jax.stages import data, run, step, workdirs
+from fada_jax.training import checkpoints, loop
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +48,17 @@ def mounted(path, *options):
 
 
 def states_of(config):
-    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(lambda: train.create_states(config)))
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(lambda: step.create_states(config)))
 
 
 def meta_of(config):
     class_set = classes.get_class_set(config.class_set)
     return checkpoints.make_meta(
-        settings.plain(config), settings.model_spec(config), settings.preprocessing(config), class_set, {"source": 6}
+        schema.read(config).plain(),
+        schema.read(config).model,
+        schema.read(config).preprocessing,
+        class_set,
+        {"source": 6},
     )
 
 
@@ -152,7 +159,7 @@ def test_a_full_disk_stops_conversion_and_reports(tmp_path, data_dir):
         assert stop.value.code == 1 and len(errors.lines) == 1 and "No space left" in errors.lines[0]
         assert not records.folder(tmp_path / "small" / "data", "gta5").exists()
         with pytest.raises(SystemExit), contextlib.redirect_stderr(_Lines()) as errors:
-            _as_command(lambda: evaluate.write_text(tmp_path / "small" / "scores.json", "new" * 100_000))
+            _as_command(lambda: files.write_text(tmp_path / "small" / "scores.json", "new" * 100_000))
         assert "No space left" in errors.lines[0]
         assert (tmp_path / "small" / "scores.json").read_text() == "old"
 
@@ -276,7 +283,7 @@ def test_a_line_of_the_log_cut_short_is_dropped(tmp_path):
     from fada_jax import run_log
 
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
-    config = settings.plain(tiny_config())
+    config = schema.plain(tiny_config())
     with run_log.open_log(tmp_path, loop.Plan(2, 9, 1, 1), config, lambda line: None):
         pass
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
@@ -287,7 +294,7 @@ def test_training_stops_at_a_nan_and_names_its_images(data_dir, tmp_path):
     config = tiny_config(data_dir=str(data_dir), total_steps=8, checkpoint_every=1, log_every=1, log_images=0)
     config.generator_optimizer.update(kind="sgd", learning_rate=1e30, momentum=0.0)
     with pytest.raises(UserError, match="became NaN or infinite at step"):
-        train.train(config, tmp_path, log=lambda line: None)
+        run.train(config, tmp_path, log=lambda line: None)
     noted = json.loads((tmp_path / "non_finite.jsonl").read_text())
     assert len(noted["images"]["source"]) == 8
     good = checkpoints.available_steps(tmp_path)
@@ -299,7 +306,7 @@ def test_training_stops_at_a_nan_and_names_its_images(data_dir, tmp_path):
 def test_the_images_of_a_bad_step_are_written_down(data_dir, tmp_path):
     config = tiny_config(data_dir=str(data_dir))
     said = []
-    streams = train.streams(config)
+    streams = data.streams(config)
     for step in (1, 2):
         train.note_non_finite(config, tmp_path, step, ["loss_seg"], streams, said.append)
     lines = [json.loads(line) for line in (tmp_path / "non_finite.jsonl").read_text().splitlines()]
@@ -313,10 +320,10 @@ def test_the_images_of_a_bad_step_are_written_down(data_dir, tmp_path):
 def restored_on_meshes(workdir):
     """How many leaves of step 3 were split over devices, and the sum of all leaves, by mesh."""
     config = ConfigDict(checkpoints.read_meta(workdir, 3)["config"])
-    shapes = jax.eval_shape(lambda: train.create_states(config))
+    shapes = jax.eval_shape(lambda: step.create_states(config))
     restored = []
     for axes in ({"fsdp": 4}, {"fsdp": 2, "spatial": 2}, {}):
-        shardings = sharding.by_size(sharding.make_mesh(0, **axes), shapes)
+        shardings = distributed.by_size(distributed.make_mesh(0, **axes), shapes)
         leaves = jax.tree.leaves(checkpoints.restore_states(workdir, 3, shapes, shardings))
         split = sum(not x.sharding.is_fully_replicated for x in leaves)
         restored.append([split, sum(float(np.asarray(x, np.float64).sum()) for x in leaves)])
@@ -363,6 +370,6 @@ def test_a_signal_saves_and_leaves(data_dir, tmp_path, number):
             threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
 
     with pytest.raises(UserError, match=r"stopped at step \d+ of 1000, saved: run the same command again"):
-        train.train(config, tmp_path, log=log)
+        run.train(config, tmp_path, log=log)
     assert time.monotonic() - when[0] < 30
     assert checkpoints.available_steps(tmp_path) == [len((tmp_path / "metrics.jsonl").read_text().splitlines())]

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from commands import command
 
-from fada_jax import images, paper
+from fada_jax import images
 from fada_jax.classes import get_class_set
 from fada_jax.errors import UserError
+from fada_jax.reporting import paper
 from fada_jax.scripts import report
 from fada_jax.scripts.ablate import LABELS
 

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from fada_jax import loop, run_log, settings
+from fada_jax import config as schema
 from fada_jax.configs import gta5_to_cityscapes
 from fada_jax.errors import UserError
+from fada_jax.stages import logs
+from fada_jax.training import loop
 
 VALUES = {"loss_seg": 1.5, "steps_per_second": 4.0, "data_wait": 0.25}
 
@@ -30,7 +32,7 @@ def _events(folder):
 def _config(**values):
     config = gta5_to_cityscapes.get_config("size=miniature")
     config.update(values)
-    return settings.plain(config)
+    return schema.read(config).plain()
 
 
 def _tags(events):
@@ -40,7 +42,7 @@ def _tags(events):
 def test_metrics_images_and_hyperparameters_reach_their_files(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 10}\n{"step": 20}\n{"st')
     lines = []
-    with run_log.open_log(tmp_path, loop.Plan(10, 40, 10, 20), _config(), lines.append) as run:
+    with logs.open_log(tmp_path, loop.Plan(10, 40, 10, 20), _config(), lines.append) as run:
         run.metrics(20, VALUES)
         run.picture(20, np.full((4, 6, 3), 255, np.uint8))
     kept, new = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
@@ -65,7 +67,7 @@ def test_wandb_is_asked_for_by_name_and_goes_on_in_the_same_run(tmp_path, monkey
     fake = types.SimpleNamespace(init=lambda **given: calls.append(given) or run, Image=lambda picture: picture)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for _ in range(2):
-        with run_log.open_log(tmp_path, loop.Plan(0, 4, 2, 2), _config(wandb="streets"), lambda line: None) as log:
+        with logs.open_log(tmp_path, loop.Plan(0, 4, 2, 2), _config(wandb="streets"), lambda line: None) as log:
             log.metrics(2, VALUES)
             log.picture(2, np.zeros((2, 2, 3), np.uint8))
     first, metrics, picture, finished, again = calls[:5]
@@ -78,6 +80,6 @@ def test_missing_wandb_is_one_clear_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with (
         pytest.raises(UserError, match=r"config.wandb='streets' needs wandb: pip install"),
-        run_log.open_log(tmp_path, loop.Plan(0, 4, 2, 2), _config(wandb="streets"), print),
+        logs.open_log(tmp_path, loop.Plan(0, 4, 2, 2), _config(wandb="streets"), print),
     ):
         pass

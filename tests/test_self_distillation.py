@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fada_jax import self_distillation as sd
 from fada_jax.classes import IGNORE
 
 K = 4

@@ -10,14 +10,16 @@ import optax
 import pytest
 from commands import on_devices, quick_jit
 
-from fada_jax import losses, optim, sharding, steps
+from fada_jax import distributed
 from fada_jax.errors import UserError
 from fada_jax.methods import OutputSpace, SoftLabels
 from fada_jax.models import ModelSpec, convolution, resize_align_corners
 from fada_jax.preprocessing import IMAGENET, normalise
+from fada_jax.training import losses, optimizers, steps
+from fada_jax.training import states as train_states
 
 SPEC = ModelSpec("resnet18", 5, "group", (1, 1, 1, 1), (8, 8, 16, 16), 8, True, 4, (1, 2))
-ADAM = optim.OptimizerSpec("adam", 1e-3, 100, weight_decay=0.0, classifier_multiplier=1.0)
+ADAM = optimizers.OptimizerSpec("adam", 1e-3, 100, weight_decay=0.0, classifier_multiplier=1.0)
 
 
 @functools.cache
@@ -25,8 +27,8 @@ def make_states(norm="group", num_outputs=10, channels=16):
     spec = ModelSpec("resnet18", 5, norm, (1, 1, 1, 1), (8, 8, 16, 16), 8, True, 4, (1, 2))
     create = jax.jit(
         lambda: (
-            steps.create_generator(spec, ADAM, jax.random.key(0)),
-            steps.create_discriminator(num_outputs, channels, ADAM, jax.random.key(1), widths=(8, 8)),
+            train_states.create_generator(spec, ADAM, jax.random.key(0)),
+            train_states.create_discriminator(num_outputs, channels, ADAM, jax.random.key(1), widths=(8, 8)),
         )
     )
     return create()
@@ -147,22 +149,22 @@ BY_NORM = {"group": tuple(MESHES), "live": ("data 8", "data 2 x spatial 4")}
 
 def two_steps(norm, num_devices, fsdp, spatial):
     """Gradients, parameters, statistics and metrics after two sharded steps, as one flat list a network."""
-    mesh = sharding.make_mesh(num_devices, fsdp, spatial)
+    mesh = distributed.make_mesh(num_devices, fsdp, spatial)
     # Dilations far beyond what one device holds of the features.
     spec = ModelSpec("resnet18", 5, norm, (1, 1, 1, 1), (16, 16, 32, 64), 16, True, 4, (2, 24))
-    sgd = optim.OptimizerSpec("sgd", 1e-2, 100)
+    sgd = optimizers.OptimizerSpec("sgd", 1e-2, 100)
     states = jax.jit(
         lambda: (
-            steps.create_generator(spec, sgd, jax.random.key(0)),
-            steps.create_discriminator(10, 64, sgd, jax.random.key(1), widths=(32, 16)),
+            train_states.create_generator(spec, sgd, jax.random.key(0)),
+            train_states.create_discriminator(10, 64, sgd, jax.random.key(1), widths=(32, 16)),
         )
     )
-    placed = sharding.by_size(mesh, jax.eval_shape(states))
+    placed = distributed.by_size(mesh, jax.eval_shape(states))
     states = jax.device_put(states(), placed)
-    whole = sharding.replicated(mesh)
+    whole = distributed.replicated(mesh)
     step = quick_jit(adversarial(0.1), out_shardings=(*placed, whole), donate_argnums=(0, 1))
     for i in range(2):
-        source, target = (sharding.put_batch(make_batch(seed), mesh) for seed in (i, 10 + i))
+        source, target = (distributed.put_batch(make_batch(seed), mesh) for seed in (i, 10 + i))
         *states, metrics = step(*states, source, target)
     split = [x for x in jax.tree.leaves(states) if not x.is_fully_replicated]
     assert bool(split) == (fsdp > 1)
@@ -191,20 +193,20 @@ def test_every_mesh_computes_what_one_device_does(norm, sharded):
 
 def bfloat16_gradient(num_devices, fsdp, spatial):
     """What a bfloat16 step moves the parameters by, as one flat list, and the types that its devices sum in."""
-    mesh = sharding.make_mesh(num_devices, fsdp, spatial)
+    mesh = distributed.make_mesh(num_devices, fsdp, spatial)
     spec = ModelSpec("resnet18", 5, "live", (1, 1, 1, 1), (16, 16, 32, 64), 16, True, 4, (2, 24), "bfloat16")
-    sgd = optim.OptimizerSpec("sgd", 1e-2, 100)
-    states = jax.jit(lambda: steps.create_generator(spec, sgd, jax.random.key(0)))()
-    placed = sharding.by_size(mesh, states)
+    sgd = optimizers.OptimizerSpec("sgd", 1e-2, 100)
+    states = jax.jit(lambda: train_states.create_generator(spec, sgd, jax.random.key(0)))()
+    placed = distributed.by_size(mesh, states)
     states = jax.device_put(states, placed)
     step = quick_jit(
         functools.partial(steps.supervised_step, preprocessing=IMAGENET),
-        out_shardings=(placed, sharding.replicated(mesh)),
+        out_shardings=(placed, distributed.replicated(mesh)),
     )
-    batch = sharding.put_batch(make_batch(0), mesh)
-    text = sharding.on_mesh(mesh, step.lower)(states, batch).as_text()
+    batch = distributed.put_batch(make_batch(0), mesh)
+    text = distributed.on_mesh(mesh, step.lower)(states, batch).as_text()
     summed = re.findall(r"stablehlo\.all_reduce.*?->\s*tensor<(?:\d+x)*(\w+)>", text, re.DOTALL)
-    after = sharding.on_mesh(mesh, step)(states, batch)[0].params
+    after = distributed.on_mesh(mesh, step)(states, batch)[0].params
     moved = jax.tree.map(lambda x, y: np.asarray(x, np.float64) - np.asarray(y, np.float64), after, states.params)
     return np.concatenate([x.ravel() for x in jax.tree.leaves(moved)]).tolist(), summed
 
@@ -220,11 +222,11 @@ def test_devices_sum_bfloat16_gradients_in_float32():
 
 def kernel_gradient_of_many_devices():
     """The gradient of a 1x1 kernel that one image moves by 256 and seven images by 1."""
-    mesh = sharding.make_mesh(8)
+    mesh = distributed.make_mesh(8)
     x = jnp.ones((8, 1, 1, 1), jnp.bfloat16).at[0].set(256)
     gradient = jax.jit(jax.grad(lambda kernel, x: convolution.convolve(x, kernel).astype(jnp.float32).sum()))
-    kernel = jax.device_put(jnp.ones((1, 1, 1, 1)), sharding.replicated(mesh))
-    return sharding.on_mesh(mesh, gradient)(kernel, jax.device_put(x, sharding.by_batch(mesh, 4))).item()
+    kernel = jax.device_put(jnp.ones((1, 1, 1, 1)), distributed.replicated(mesh))
+    return distributed.on_mesh(mesh, gradient)(kernel, jax.device_put(x, distributed.by_batch(mesh, 4))).item()
 
 
 def test_small_parts_of_a_gradient_survive_the_sum_over_devices():
@@ -233,13 +235,13 @@ def test_small_parts_of_a_gradient_survive_the_sum_over_devices():
 
 
 def test_a_batch_that_devices_cannot_share_is_refused():
-    mesh = sharding.make_mesh()
+    mesh = distributed.make_mesh()
     with pytest.raises(UserError, match=r"config.batch_size=0"):
-        sharding.check_batch("config.batch_size", 0, mesh)
+        distributed.check_batch("config.batch_size", 0, mesh)
     with pytest.raises(UserError, match="num_devices=99"):
-        sharding.make_mesh(99)
+        distributed.make_mesh(99)
     with pytest.raises(UserError, match="fsdp=3 times spatial=1 must divide"):
-        sharding.make_mesh(1, fsdp=3)
+        distributed.make_mesh(1, fsdp=3)
 
 
 def test_batch_norm_statistics_follow_the_batches():
