@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from fada_jax import classes
-from fada_jax.scripts.make_miniature import png16
+from fada_jax.scripts.miniature.files import png16
 from fada_jax.scripts.rehearsal_table import RESNET, VGG
 
 # The city of Cross-City.
