@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fada_jax.scripts.miniature.codes import FRONT, LEFT, RIGHT
+from fada_jax.scripts.miniature.codes import Plane
 
 
 class Surface(NamedTuple):
@@ -24,7 +24,7 @@ class Surface(NamedTuple):
 
 def facing(x: float) -> int:
     """The plane of a surface along the street at ``x``."""
-    return LEFT if x < 0 else RIGHT
+    return Plane.LEFT if x < 0 else Plane.RIGHT
 
 
 def _range(low: float, high: float, limit: int) -> tuple[int, int]:
@@ -127,4 +127,4 @@ class Billboard(NamedTuple):
         self.canvas.cast(self.x - half, self.x + half, self.z - near, self.z + far)
 
     def _surface(self, part: int) -> Surface:
-        return Surface(self.code, part, self.instance, FRONT, self.z)
+        return Surface(self.code, part, self.instance, Plane.FRONT, self.z)

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
+import enum
+
 import numpy as np
 
 from fada_jax import classes
 
-# Classes: train ids, then what only some encodings tell apart.
 NAMES = classes.get_class_set("cityscapes19").names
-(ROAD, SIDEWALK, BUILDING, WALL, FENCE, POLE, LIGHT, SIGN, VEGETATION, TERRAIN) = range(10)
-(SKY, PERSON, RIDER, CAR, TRUCK, BUS, TRAIN, MOTORCYCLE, BICYCLE) = range(10, 19)
-EGO, STATIC, DYNAMIC, BORDER, PARKING, MARKING, PLATE = range(19, 26)
-NUM_CODES = 26
-MATERIAL = np.array([*range(19), CAR, POLE, PERSON, SKY, ROAD, ROAD, CAR])  # Code -> class whose material it shows.
-
-# Parts of objects; a body has the colour of its object's material, every other part its own of these names.
-BODY, GLASS, WHEEL, LAMP, SKIN, TRUNK, PAINT, PANEL, GO, SECOND = range(10)
-PARTS = ("glass", "wheel", "lamp", "skin", "trunk", "marking", "panel", "go", "second")
-
+# Classes by train id, then those that only some encodings tell apart.
+_OTHERS = ("ego", "static", "dynamic", "border", "parking", "marking", "plate")
+Code = enum.IntEnum("Code", [name.upper() for name in (*NAMES, *_OTHERS)], start=0)
+# Code -> class whose material it shows.
+MATERIAL = np.array([*range(19), Code.CAR, Code.POLE, Code.PERSON, Code.SKY, Code.ROAD, Code.ROAD, Code.CAR])
+# A body has the colour of its object's material, every other part its own.
+Part = enum.IntEnum("Part", "BODY GLASS WHEEL LAMP SKIN TRUNK MARKING PANEL GO SECOND", start=0)
 # What a surface faces: LEFT and RIGHT are the street's two sides.
-SKY_PLANE, GROUND, LEFT, RIGHT, FRONT = range(5)
+Plane = enum.IntEnum("Plane", "SKY GROUND LEFT RIGHT FRONT", start=0)
 
 
 def _raw_ids(dataset: str, **extra: int) -> np.ndarray:
-    """uint8 [NUM_CODES]: raw label id of every code; codes without a name are void, 0."""
+    """uint8 [codes]: raw label id of every code; codes without a name are void, 0."""
     ids = {name: raw for raw, name in classes.ENCODINGS[dataset].ids.items()} | extra
-    codes = (*NAMES, "ego", "static", "dynamic", "border", "parking", "marking", "plate")
-    return np.array([ids.get(name, 0) for name in codes], np.uint8)
+    return np.array([ids.get(code.name.lower(), 0) for code in Code], np.uint8)
 
 
 _VOID = {"ego": 1, "static": 4, "dynamic": 5, "border": 3, "parking": 9, "marking": 7}

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from fada_jax import classes
-from fada_jax.scripts.miniature.codes import BICYCLE, BORDER, NAMES, PERSON, PLATE, RAW_IDS
+from fada_jax.scripts.miniature.codes import NAMES, RAW_IDS, Code
 from fada_jax.scripts.miniature.domains import domain
 from fada_jax.scripts.miniature.layouts import Task
 from fada_jax.scripts.miniature.renderer import render
@@ -21,7 +21,7 @@ def label_ids(scene: Scene, dataset: str) -> np.ndarray:
     """Raw label ids of a dataset, uint8 [H, W]."""
     code = scene.code.copy()
     if scene.border:
-        code[:, : scene.border] = code[:, -scene.border :] = BORDER
+        code[:, : scene.border] = code[:, -scene.border :] = Code.BORDER
     return RAW_IDS[dataset][code]
 
 
@@ -30,7 +30,7 @@ def draw(task: Task) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(task.seed)
     layout, style = domain(task.domain, task.shift)
     scene = sample_scene(rng, layout, *task.size)
-    things = (scene.code >= PERSON) & (scene.code <= BICYCLE) | (scene.code == PLATE)
+    things = (scene.code >= Code.PERSON) & (scene.code <= Code.BICYCLE) | (scene.code == Code.PLATE)
     return render(rng, scene, style), label_ids(scene, task.dataset), np.where(things, scene.instance, 0)
 
 

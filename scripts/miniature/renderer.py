@@ -8,17 +8,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from fada_jax.scripts.miniature.codes import (
-    BODY,
-    BUILDING,
-    GROUND,
-    LEFT,
-    MATERIAL,
-    NAMES,
-    PARTS,
-    SECOND,
-    SKY_PLANE,
-)
+from fada_jax.scripts.miniature.codes import MATERIAL, NAMES, Code, Part, Plane
 from fada_jax.scripts.miniature.domains import Style
 from fada_jax.scripts.miniature.scenes import Scene
 
@@ -54,27 +44,27 @@ def render(rng: np.random.Generator, scene: Scene, style: Style) -> np.ndarray:
     # Colour of every pixel's object and part.
     color = material[..., :3] / 255 * (1 + material[..., 3:4] * np.clip(random[..., :1], -1.5, 2.0))
     color += material[..., 4:5] * random[..., 1:4]
-    parts = np.array([(0, 0, 0), *(style.materials[name] for name in PARTS)], np.float32) / 255
-    spread = 1 + 0.35 * random[..., 4:5] * (scene.part == SECOND)[..., None]
-    color = np.where((scene.part == BODY)[..., None], color, parts[scene.part] * spread)
+    parts = np.array([(0, 0, 0), *(style.materials[part.name.lower()] for part in Part if part)], np.float32) / 255
+    spread = 1 + 0.35 * random[..., 4:5] * (scene.part == Part.SECOND)[..., None]
+    color = np.where((scene.part == Part.BODY)[..., None], color, parts[scene.part] * spread)
 
     # Textures, fading where a pixel covers more than their period.
     texture = material[..., 5] * _lookup(tile, scene.u * material[..., 6], scene.v * material[..., 6])
     texture /= 1 + (scene.pixel * material[..., 6]) ** 2
     joint = ((scene.u / material[..., 8]) % 1 < 0.25) | ((scene.v / material[..., 8]) % 1 < 0.2)
     texture -= material[..., 7] * joint / (1 + (2 * scene.pixel / material[..., 8]) ** 2)
-    color *= 1 + (texture * np.where(scene.part == BODY, 1, 0.3))[..., None]
+    color *= 1 + (texture * np.where(scene.part == Part.BODY, 1, 0.3))[..., None]
     color = _with_windows(color, scene, style, tile, random)
 
     # Light: lit and unlit sides, shadow on the ground, less light near the ground.
     side = np.array([0, 0.05, scene.sun, -scene.sun, -0.25], np.float32)[scene.plane] * style.sun
-    upright = scene.plane >= LEFT
+    upright = scene.plane >= Plane.LEFT
     side -= style.occlusion * upright * np.exp(-np.maximum(scene.v, 0) / 1.2)
-    side -= style.shadow * scene.shade * (scene.plane == GROUND)
+    side -= style.shadow * scene.shade * (scene.plane == Plane.GROUND)
     color *= (1 + side)[..., None]
 
     # Air: the sky's gradient and clouds, haze by depth and towards the horizon.
-    sky = scene.plane == SKY_PLANE
+    sky = scene.plane == Plane.SKY
     elevation = np.maximum(scene.v, 0) / 1e4  # Slope of the ray, in the sky.
     cloud = _lookup(tile, np.arange(width)[None] * 6 / width + 0 * elevation, elevation * 12)
     color *= (1 + sky * (style.clouds * cloud - style.sky_gradient * elevation))[..., None]
@@ -85,7 +75,7 @@ def render(rng: np.random.Generator, scene: Scene, style: Style) -> np.ndarray:
 
 def _with_windows(color: np.ndarray, scene: Scene, style: Style, tile: np.ndarray, random: np.ndarray) -> np.ndarray:
     """Adds windows and shop fronts to the buildings, in their own planes."""
-    y, x = np.nonzero(scene.code == BUILDING)
+    y, x = np.nonzero(scene.code == Code.BUILDING)
     u, v, r, pixel = scene.u[y, x], scene.v[y, x], random[y, x], scene.pixel[y, x]
     pitch = 2.6 + 0.5 * np.clip(r[:, 5], -1.5, 2)
     storey = 3.0 + 0.3 * np.clip(r[:, 6], -1.5, 1.5)

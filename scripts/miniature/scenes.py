@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 
 from fada_jax.scripts.miniature.canvas import Canvas, Surface
-from fada_jax.scripts.miniature.codes import BODY, EGO, FRONT, GLASS, GROUND, LEFT, RIGHT, SKY, SKY_PLANE
+from fada_jax.scripts.miniature.codes import Code, Part, Plane
 from fada_jax.scripts.miniature.domains import Layout
 from fada_jax.scripts.miniature.streets import Street, paint_background, paint_ground, sample_street
 from fada_jax.scripts.miniature.traffic import paint_traffic
@@ -40,7 +40,7 @@ def sample_scene(rng: np.random.Generator, layout: Layout, width: int, height: i
         horizon=height * rng.uniform(*layout.horizon),
         elevation=rng.uniform(*layout.camera_height),
         index=np.zeros((height, width), np.int16),
-        surfaces=[Surface(SKY, BODY, 0, SKY_PLANE, 1e4)],
+        surfaces=[Surface(Code.SKY, Part.BODY, 0, Plane.SKY, 1e4)],
         shade=np.zeros((height, width), np.float32),
         ids=itertools.count(1),
     )
@@ -50,7 +50,7 @@ def sample_scene(rng: np.random.Generator, layout: Layout, width: int, height: i
     paint_traffic(canvas, rng, layout, street)
     if rng.random() < layout.hood:
         bottom = canvas.elevation - (height - canvas.horizon) * 2 / canvas.focal  # At a depth of 2 m.
-        canvas.disc(Surface(EGO, GLASS, next(canvas.ids), FRONT, 2.0), 0, bottom, 1.0, rng.uniform(0.08, 0.16))
+        canvas.billboard(Code.EGO, 0.0, 2.0).disc(Part.GLASS, 0, bottom, 1.0, rng.uniform(0.08, 0.16))
     return _scene(rng, layout, canvas, street)
 
 
@@ -63,8 +63,8 @@ def _scene(rng: np.random.Generator, layout: Layout, canvas: Canvas, street: Str
     code, part, instance, plane, at = (np.array(column).astype(dtype)[canvas.index] for column, dtype in columns)
     across = (np.arange(width, dtype=np.float32)[None] + 0.5 - canvas.centre) / canvas.focal
     down = (np.arange(height, dtype=np.float32)[:, None] + 0.5 - canvas.horizon) / canvas.focal
-    ground = plane == GROUND
-    walls = (plane == LEFT) | (plane == RIGHT)
+    ground = plane == Plane.GROUND
+    walls = (plane == Plane.LEFT) | (plane == Plane.RIGHT)
     slope = np.where(np.abs(across) < 1e-3, np.float32(1e-3), across)
     depth = np.where(ground, canvas.elevation / np.maximum(down, 1e-3), np.where(walls, at / slope, at))
     depth = np.clip(depth, 0.5, 1e4)

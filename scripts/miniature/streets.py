@@ -9,21 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from fada_jax.scripts.miniature.canvas import Canvas, Surface, facing
-from fada_jax.scripts.miniature.codes import (
-    BODY,
-    BUILDING,
-    FENCE,
-    FRONT,
-    GROUND,
-    MARKING,
-    NUM_CODES,
-    PAINT,
-    PARKING,
-    ROAD,
-    SIDEWALK,
-    TERRAIN,
-    WALL,
-)
+from fada_jax.scripts.miniature.codes import Code, Part, Plane
 from fada_jax.scripts.miniature.domains import Layout
 from fada_jax.scripts.miniature.objects import paint_tree
 
@@ -59,7 +45,7 @@ def sample_street(rng: np.random.Generator, layout: Layout) -> Street:
     verge = tuple(rng.uniform(1.2, 3.2) if rng.random() < layout.verge else 0.0 for _ in range(2))
     sidewalk = tuple(rng.uniform(*layout.sidewalk) for _ in range(2))
     facade = tuple(half + verge[i] + sidewalk[i] + rng.uniform(*layout.setback) for i in range(2))
-    yard = tuple(TERRAIN if rng.random() < layout.yard else SIDEWALK for _ in range(2))
+    yard = tuple(Code.TERRAIN if rng.random() < layout.yard else Code.SIDEWALK for _ in range(2))
     start = rng.uniform(9, 35) if rng.random() < layout.cross_street else 1e3
     middle = -rng.uniform(0.1, 0.6) * half
     crossing = (start, start + rng.uniform(6, 10))
@@ -76,8 +62,8 @@ def paint_ground(canvas: Canvas, street: Street) -> None:
     side, beyond = (offset > 0).astype(int), np.abs(offset) - street.half
     verge, walk = np.array(street.verge)[side], np.array(street.sidewalk)[side]
     code = np.array(street.yard)[side]
-    code = np.where(beyond < verge + walk, SIDEWALK, code)
-    code = np.where(beyond < verge, TERRAIN, code)
+    code = np.where(beyond < verge + walk, Code.SIDEWALK, code)
+    code = np.where(beyond < verge, Code.TERRAIN, code)
     start, end = street.crossing
     crossing = (z > start) & (z < end)
     lane = 2 * street.half / street.lanes
@@ -87,22 +73,22 @@ def paint_ground(canvas: Canvas, street: Street) -> None:
     line |= (np.abs(offset) < 0.13) | (np.abs(beyond + 0.35) < 0.1)
     if street.zebra:
         line |= (z > start - 3.5) & (z < start - 0.8) & (offset % 1.2 < 0.6)
-    road = np.where(line & ~crossing, MARKING, ROAD)
+    road = np.where(line & ~crossing, Code.MARKING, Code.ROAD)
     if street.parking:
-        road = np.where((beyond > -2.4) & ~crossing, PARKING, road)
+        road = np.where((beyond > -2.4) & ~crossing, Code.PARKING, road)
     code = np.where((beyond < 0) | crossing, road, code)
-    lookup = np.zeros(NUM_CODES, np.int16)
-    for ground in (ROAD, SIDEWALK, TERRAIN, PARKING, MARKING):
+    lookup = np.zeros(len(Code), np.int16)
+    for ground in (Code.ROAD, Code.SIDEWALK, Code.TERRAIN, Code.PARKING, Code.MARKING):
         lookup[ground] = len(canvas.surfaces)
-        part = PAINT if ground == MARKING else BODY
-        canvas.surfaces.append(Surface(ground, part, next(canvas.ids), GROUND, 0.0))
+        part = Part.MARKING if ground == Code.MARKING else Part.BODY
+        canvas.surfaces.append(Surface(ground, part, next(canvas.ids), Plane.GROUND, 0.0))
     canvas.index[first:] = lookup[code]
 
 
 def paint_background(canvas: Canvas, rng: np.random.Generator, layout: Layout, street: Street) -> None:
     """Skyline, buildings, yards and the walls or fences before them, far to near."""
     for x, wide, tall in rng.uniform((-70, 6, 0.4), (70, 20, 1.1), (9, 3)).tolist():
-        surface = Surface(BUILDING, BODY, next(canvas.ids), FRONT, 110.0)
+        surface = Surface(Code.BUILDING, Part.BODY, next(canvas.ids), Plane.FRONT, 110.0)
         canvas.box(surface, x - wide / 2, x + wide / 2, 0, tall * layout.building_height[1])
     for x, tall in rng.uniform((-50, 4), (50, 10), (5, 2)).tolist():
         paint_tree(canvas, rng, x, 90.0, tall, trunk=False)
@@ -147,14 +133,14 @@ def _paint_building(
     instance, tall = next(canvas.ids), rng.uniform(*layout.building_height)
     if z0 > 1:
         end = x + sign * 14
-        canvas.box(Surface(BUILDING, BODY, instance, FRONT, z0), min(x, end), max(x, end), 0, tall)
+        canvas.box(Surface(Code.BUILDING, Part.BODY, instance, Plane.FRONT, z0), min(x, end), max(x, end), 0, tall)
     if z1 > 1:
-        canvas.side(Surface(BUILDING, BODY, instance, facing(x), x), z0, z1, 0, tall)
+        canvas.side(Surface(Code.BUILDING, Part.BODY, instance, facing(x), x), z0, z1, 0, tall)
 
 
 def _paint_barriers(canvas: Canvas, rng: np.random.Generator, layout: Layout, street: Street, i: int) -> None:
     """A wall and a fence before the buildings of one side."""
-    for code, chance in ((WALL, layout.wall), (FENCE, layout.fence)):
+    for code, chance in ((Code.WALL, layout.wall), (Code.FENCE, layout.fence)):
         if rng.random() < chance:
             z0 = rng.uniform(2, 16)
             z1 = z0 + rng.uniform(10, 30)
@@ -162,6 +148,6 @@ def _paint_barriers(canvas: Canvas, rng: np.random.Generator, layout: Layout, st
                 z1 = street.crossing[0] - 0.5
             room = street.facade[i] - street.half - street.verge[i]
             x = street.middle + SIDES[i] * street.facade[i] - SIDES[i] * rng.uniform(0.1, 0.4) * room
-            tall = rng.uniform(1.6, 3.0) if code == WALL else rng.uniform(1.0, 1.9)
+            tall = rng.uniform(1.6, 3.0) if code == Code.WALL else rng.uniform(1.0, 1.9)
             if z1 > z0 + 2 and not street.crosses(z0):
-                canvas.side(Surface(code, BODY, next(canvas.ids), facing(x), x), z0, z1, 0, tall)
+                canvas.side(Surface(code, Part.BODY, next(canvas.ids), facing(x), x), z0, z1, 0, tall)

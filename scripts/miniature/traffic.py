@@ -8,20 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from fada_jax.scripts.miniature.canvas import Canvas
-from fada_jax.scripts.miniature.codes import (
-    BICYCLE,
-    BUS,
-    CAR,
-    DYNAMIC,
-    LIGHT,
-    MOTORCYCLE,
-    POLE,
-    SECOND,
-    SIGN,
-    STATIC,
-    TRAIN,
-    TRUCK,
-)
+from fada_jax.scripts.miniature.codes import Code, Part
 from fada_jax.scripts.miniature.domains import Layout
 from fada_jax.scripts.miniature.objects import paint_person, paint_post, paint_tree, paint_two_wheeler
 from fada_jax.scripts.miniature.streets import SIDES, Street
@@ -42,7 +29,7 @@ def paint_traffic(canvas: Canvas, rng: np.random.Generator, layout: Layout, stre
 
 def _in_lanes(canvas: Canvas, rng: np.random.Generator, layout: Layout, street: Street) -> Iterator[Placed]:
     """Vehicles; a truck, bus or tram is the first of its lane."""
-    chances = ((TRUCK, layout.truck), (BUS, layout.bus), (TRAIN, layout.train))
+    chances = ((Code.TRUCK, layout.truck), (Code.BUS, layout.bus), (Code.TRAIN, layout.train))
     large = [code for code, chance in chances if rng.random() < chance]
     lane_width = 2 * street.half / street.lanes
     for rank, lane in enumerate(rng.permutation(street.lanes).tolist()):
@@ -51,7 +38,7 @@ def _in_lanes(canvas: Canvas, rng: np.random.Generator, layout: Layout, street: 
         first = rank < len(large)
         while z < 70:
             if first or rng.random() < layout.traffic:
-                code = large[rank] if first else CAR
+                code = large[rank] if first else Code.CAR
                 at, rear = x + rng.uniform(-0.3, 0.3), x > street.middle
                 yield z, functools.partial(paint_vehicle, canvas, rng, code, at, z, rear)
                 z += DIMENSIONS[code][1] * 1.1
@@ -61,7 +48,7 @@ def _in_lanes(canvas: Canvas, rng: np.random.Generator, layout: Layout, street: 
 
 def _on_the_road(canvas: Canvas, rng: np.random.Generator, layout: Layout, street: Street) -> Iterator[Placed]:
     """Riders, crossing cars and people."""
-    for code, chance in ((BICYCLE, layout.cyclist), (MOTORCYCLE, layout.motorcyclist)):
+    for code, chance in ((Code.BICYCLE, layout.cyclist), (Code.MOTORCYCLE, layout.motorcyclist)):
         if rng.random() < chance:
             x, z = street.middle + rng.uniform(-0.9, 0.9) * street.half, rng.uniform(5, 16)
             yield z, functools.partial(paint_two_wheeler, canvas, rng, code, x, z, True)
@@ -81,7 +68,7 @@ def _at_the_kerb(canvas: Canvas, rng: np.random.Generator, layout: Layout, stree
         while z < 60:
             if rng.random() < 0.6 and not street.crosses(z, before=5):
                 x = street.middle + SIDES[i] * (street.half - 1.1)
-                yield z, functools.partial(paint_vehicle, canvas, rng, CAR, x, z, SIDES[i] > 0)
+                yield z, functools.partial(paint_vehicle, canvas, rng, Code.CAR, x, z, SIDES[i] > 0)
             z += rng.uniform(5, 8)
     if rng.random() < layout.trees:
         z = rng.uniform(6, 14)
@@ -103,18 +90,18 @@ def _on_the_sidewalk(
         x = street.middle + SIDES[i] * rng.uniform(low, high)
         return x, near * (far / near) ** rng.random()
 
-    for code, count in ((POLE, layout.poles), (LIGHT, layout.lights), (SIGN, layout.signs)):
+    for code, count in ((Code.POLE, layout.poles), (Code.LIGHT, layout.lights), (Code.SIGN, layout.signs)):
         for _ in range(rng.poisson(count)):
             x, z = place(street.half + 0.2, kerb + 0.8, 6.0, 35.0)
             yield z, functools.partial(paint_post, canvas, rng, code, x, z)
     for _ in range(rng.poisson(layout.persons)):
         x, z = place(inner, outer, 5.0, 40.0)
         yield z, functools.partial(paint_person, canvas, rng, x, z)
-    for code, count in ((BICYCLE, layout.bicycles), (MOTORCYCLE, layout.motorcycles)):
+    for code, count in ((Code.BICYCLE, layout.bicycles), (Code.MOTORCYCLE, layout.motorcycles)):
         for _ in range(rng.poisson(count)):
             x, z = place(inner, outer, 5.0, 18.0)
             yield z, functools.partial(paint_two_wheeler, canvas, rng, code, x, z)
     if rng.random() < layout.static:
         x, z = place(inner, outer, 5.0, 20.0)
-        box = canvas.billboard((STATIC, DYNAMIC)[int(rng.integers(2))], x, z)
-        yield z, functools.partial(box.box, SECOND, -0.35, 0.35, 0, 1.0)
+        box = canvas.billboard((Code.STATIC, Code.DYNAMIC)[int(rng.integers(2))], x, z)
+        yield z, functools.partial(box.box, Part.SECOND, -0.35, 0.35, 0, 1.0)
