@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fada_jax.models.resnet import DEPTHS
 from fada_jax.preprocessing import IMAGENET
 from fada_jax.scripts.benchmarks.timing import product_flops, resident_bytes, timed
 from fada_jax.scripts.benchmarks.work import Work
@@ -25,12 +26,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 import torch_reference as reference
 
-DEPTHS = {
-    "resnet18": ("basic", (2, 2, 2, 2)),
-    "resnet34": ("basic", (3, 4, 6, 3)),
-    "resnet50": ("bottleneck", (3, 4, 6, 3)),
-    "resnet101": ("bottleneck", (3, 4, 23, 3)),
-}
 WIDTHS = (64, 128, 256, 512)
 
 
@@ -48,7 +43,7 @@ def networks(work: Work) -> tuple[torch.nn.Module, torch.nn.Module, torch.nn.Mod
         widths = (64, 128, 256, 512, 512, 1024)
         f, channels = reference.vgg_body(widths), widths[5]
     else:
-        f = reference.ResNetBody(*DEPTHS[work.backbone], WIDTHS, 64, FusedFrozenBatchNorm)
+        f = reference.ResNetBody(*DEPTHS[int(work.backbone.removeprefix("resnet"))], WIDTHS, 64, FusedFrozenBatchNorm)
         channels = f.channels
     c = reference.Classifier(channels, work.classes)
     return f, c, reference.PixelDiscriminator(channels, work.classes)
