@@ -23,7 +23,7 @@ from fada_jax.input_pipeline import augmentation, conversion, decoding, pseudo_l
 from fada_jax.input_pipeline.augmentation import Augment
 from fada_jax.input_pipeline.stream import Stream
 from fada_jax.preprocessing import CAFFE, IMAGENET, normalise
-from fada_jax.scripts import measure_input
+from fada_jax.scripts.benchmarks import jitter as benchmark
 from fada_jax.stages import data
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -227,15 +227,15 @@ def test_jitter_after_cropping_changes_the_pixels_that_the_crop_keeps(small, tmp
 
 def test_what_jitter_after_cropping_changes_is_measured_on_the_same_draws(small, monkeypatch):
     root, _ = small
-    monkeypatch.setattr(measure_input, "ROUNDS", 1)
+    monkeypatch.setattr(benchmark, "ROUNDS", 1)
     stream = Stream("cityscapes", "train", (64, 32), labels=False)
     results = {}
     for name, brightness in (("source", 0.0), ("camvid", 0.5)):
         options = Augment(True, (0.5, 1.5), (40, 40), brightness)
-        results[name] = measure_input.measure(root / "data", dataclasses.replace(stream, augment=options), 6, seed=1)
+        results[name] = benchmark.measure(root / "data", dataclasses.replace(stream, augment=options), 6, seed=1)
     assert results["source"]["max"] == 0 < results["camvid"]["mean"] < results["camvid"]["max"]
     assert all(row["released"] > 0 and row["late"] > 0 for row in results.values())
-    assert measure_input.table(results).count("->") == 2
+    assert benchmark.table(results).count("->") == 2
 
 
 def test_every_grey_level_reaches_the_network_as_in_the_released_code():

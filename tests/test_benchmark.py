@@ -14,19 +14,20 @@ import pytest
 from commands import ROOT, command, environment
 from test_steps import SPEC
 
-from fada_jax import losses, steps
 from fada_jax.models import resize_align_corners
 from fada_jax.models.convolution import convolve
-from fada_jax.scripts import benchmark
+from fada_jax.scripts.benchmarks import compilation, flops, programs
+from fada_jax.scripts.benchmarks.work import METHOD, Work, batch_shapes, create_states, random_batch
+from fada_jax.training import losses, steps
 
 
-class Narrow(benchmark.Work):
+class Narrow(Work):
     """The same with a network that compiles in seconds."""
 
     spec = SPEC
 
 
-WORK = benchmark.Work("resnet18", 5, "float32", False, (64, 32), (48, 32), 1, 8, (1.0, 1.3), True)
+WORK = Work("resnet18", 5, "float32", False, (64, 32), (48, 32), 1, 8, (1.0, 1.3), True)
 
 
 def temporary(fn, *shapes):
@@ -35,7 +36,6 @@ def temporary(fn, *shapes):
 
 def test_losses_in_row_blocks_take_a_quarter_of_the_memory_of_full_size_maps():
     count, size, low, k = 4, (720, 1280), (90, 160), 19
-    method = benchmark.METHOD
     logits, d_logits = (jax.ShapeDtypeStruct((count, *low, channels), jnp.float32) for channels in (k, 2 * k))
     labels = jax.ShapeDtypeStruct((count, *size), jnp.uint8)
 
@@ -43,14 +43,14 @@ def test_losses_in_row_blocks_take_a_quarter_of_the_memory_of_full_size_maps():
         return losses.segmentation_loss(resize_align_corners(z, size), labels, 1.8)
 
     def plain_domains(d, z):
-        a = method.class_knowledge(resize_align_corners(z, size))
+        a = METHOD.class_knowledge(resize_align_corners(z, size))
         return jnp.stack([losses.domain_loss(resize_align_corners(d, size), a, domain) for domain in (0, 1)])
 
     def blocks_seg(z, labels):
         return losses.mean(*steps._segmentation(z, labels, 1.8, 32))
 
     def blocks_domains(d, z):
-        sums, pixels = steps._domains(d, z, method, (0, 1), size, 32)
+        sums, pixels = steps._domains(d, z, METHOD, (0, 1), size, 32)
         return sums / pixels
 
     for plain, blocks, arguments in ((plain_seg, blocks_seg, labels), (plain_domains, blocks_domains, logits)):
@@ -68,14 +68,14 @@ def test_counted_flops_are_the_products_that_no_padding_enters(k, stride, dilati
     # With ones everywhere each output counts its own products.
     products = float(jnp.sum(convolve(image, kernel, stride, dilation)))
     fn = functools.partial(convolve, stride=stride, dilation=dilation)
-    assert benchmark.layer_flops(fn, image, kernel) == [2 * products]
+    assert flops.layer_flops(fn, image, kernel) == [2 * products]
 
 
 def test_a_released_step_needs_26_teraflop():
     work = dataclasses.replace(
         WORK, backbone="resnet101", classes=19, source=(1280, 720), target=(1024, 512), batch=4, dtype="bfloat16"
     )
-    assert benchmark.least_flops(work) == pytest.approx(26.2e12, rel=0.02)
+    assert flops.least_flops(work) == pytest.approx(26.2e12, rel=0.02)
 
 
 def test_communication_is_read_off_the_program():
@@ -85,22 +85,22 @@ def test_communication_is_read_off_the_program():
       %c = f32[8]{0} collective-permute(%w), channel_id=3, source_target_pairs={{0,1}}
       %d = f32[8]{0} add(%c, %c)
     """
-    sent = benchmark.communication(hlo, 8)
+    sent = compilation.communication(hlo, 8)
     assert sent == {"all-reduce": 1600 * 2 * 3 / 4, "all-gather": 52 / 2, "collective-permute": 32}
     hlo = """
       %a = bf16[100]{0} all-reduce-start(%x), replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, to_apply=%add
       %b = (f32[10]{0}, f32[20]{0}) all-gather-start(%y), replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0'}
       %c = bf16[100]{0} all-reduce-done(%a)
     """
-    assert benchmark.communication(hlo, 8) == {"all-reduce": 200 * 2 * 3 / 4, "all-gather": 80 / 2}
+    assert compilation.communication(hlo, 8) == {"all-reduce": 200 * 2 * 3 / 4, "all-gather": 80 / 2}
 
 
 @pytest.mark.slow
 def test_the_plain_formulation_is_the_same_iteration():
     work = Narrow(**dataclasses.asdict(WORK))
-    states = jax.jit(functools.partial(benchmark.create_states, work))()
-    batches = [benchmark.random_batch(shapes, work.classes) for shapes in benchmark.batch_shapes(work)]
-    results = [jax.jit(functools.partial(step, work))(*states, *batches) for step in benchmark.STEPS.values()]
+    states = jax.jit(functools.partial(create_states, work))()
+    batches = [random_batch(shapes, work.classes) for shapes in batch_shapes(work)]
+    results = [jax.jit(functools.partial(step, work))(*states, *batches) for step in programs.STEPS.values()]
     for name, value in results[1][2].items():
         assert float(results[0][2][name]) == pytest.approx(float(value), rel=1e-5)
     for index in (0, 1):

@@ -17,12 +17,13 @@ from PIL import Image
 
 from fada_jax import classes
 from fada_jax.errors import UserError
+from fada_jax.scripts.miniature import codes, domains, files, generation, layouts
+from fada_jax.scripts.miniature.renderer import render
+from fada_jax.scripts.miniature.scenes import sample_scene
 
 ROOT = Path(__file__).resolve().parents[1]
 
-from fada_jax.scripts import make_miniature as mini  # noqa: E402
-
-COUNTS = mini.Counts(source=6, target=5, val=4, test=2, city_train=1, city_test=1)
+COUNTS = layouts.Counts(source=6, target=5, val=4, test=2, city_train=1, city_test=1)
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -48,7 +49,7 @@ def read_png16(data: bytes) -> np.ndarray:
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("miniature") / "raw"
-    mini.generate(out, counts=COUNTS, workers=1)
+    generation.generate(out, counts=COUNTS, workers=1)
     return out
 
 
@@ -62,13 +63,13 @@ def test_layout_of_the_archives(raw: Path):
         r"crosscity/(Rome|Rio|Tokyo|Taipei)/Labels/Test/pano_\w+_eval\.png": 4,
         r"miniature\.json": 1,
     }
-    files = list(contents(raw))
-    assert {p: sum(bool(re.fullmatch(p, name)) for name in files) for p in patterns} == patterns
-    assert len(files) == sum(patterns.values())
-    images = {name for name in files if "leftImg8bit" in name}
-    labels = {name.replace("gtFine/", "leftImg8bit/").replace("gtFine_labelIds", "leftImg8bit") for name in files}
+    names = list(contents(raw))
+    assert {p: sum(bool(re.fullmatch(p, name)) for name in names) for p in patterns} == patterns
+    assert len(names) == sum(patterns.values())
+    images = {name for name in names if "leftImg8bit" in name}
+    labels = {name.replace("gtFine/", "leftImg8bit/").replace("gtFine_labelIds", "leftImg8bit") for name in names}
     assert images <= labels
-    cities = {split: {p.name for p in (raw / "cityscapes/gtFine" / split).iterdir()} for split in mini.CITIES}
+    cities = {split: {p.name for p in (raw / "cityscapes/gtFine" / split).iterdir()} for split in layouts.CITIES}
     assert cities["val"] == {"frankfurt", "lindau", "munster"} and cities["train"] > {"aachen", "bremen"}
     tests = {p.name.replace(".png", "_eval.png") for p in raw.glob("crosscity/*/Images/Test/*")}
     assert tests == {p.name for p in raw.glob("crosscity/*/Labels/Test/*")}
@@ -124,26 +125,26 @@ def test_synthia_labels_have_16_bits_with_instances(raw: Path):
 
 @pytest.mark.parametrize("name", ["gta5", "synthia", "cityscapes", "Tokyo"])
 def test_every_class_occurs_in_every_domain(name: str):
-    layout, _ = mini.domain(name, 1.0)
-    seen = np.zeros(mini.NUM_CODES)
+    layout, _ = domains.domain(name, 1.0)
+    seen = np.zeros(len(codes.Code))
     for i in range(60):
-        scene = mini.sample_scene(np.random.default_rng([5, i]), layout, 128, 64)
-        seen += np.bincount(scene.code.ravel(), minlength=mini.NUM_CODES) >= 8
-    rare = {mini.NAMES[k]: int(seen[k]) for k in range(19) if seen[k] < 4}
+        scene = sample_scene(np.random.default_rng([5, i]), layout, 128, 64)
+        seen += np.bincount(scene.code.ravel(), minlength=len(codes.Code)) >= 8
+    rare = {codes.NAMES[k]: int(seen[k]) for k in range(19) if seen[k] < 4}
     assert not rare, f"images of 60 that show it: {rare}"
 
 
 def test_bytes_depend_on_the_seed_and_not_on_the_workers(raw: Path, tmp_path: Path):
-    mini.generate(tmp_path / "two", counts=COUNTS, workers=2)
+    generation.generate(tmp_path / "two", counts=COUNTS, workers=2)
     assert contents(tmp_path / "two") == contents(raw)
-    mini.generate(tmp_path / "other", ("gta5",), COUNTS, seed=1)
+    generation.generate(tmp_path / "other", ("gta5",), COUNTS, seed=1)
     first, other = contents(raw), contents(tmp_path / "other")
     assert all(first[name] != data for name, data in other.items())
 
 
 def test_a_dataset_does_not_depend_on_the_others_chosen_or_on_counts(raw: Path, tmp_path: Path):
     fewer = dataclasses.replace(COUNTS, target=2)
-    mini.generate(tmp_path / "raw", ("cityscapes",), fewer)
+    generation.generate(tmp_path / "raw", ("cityscapes",), fewer)
     first, made = contents(raw), contents(tmp_path / "raw")
     made.pop("miniature.json")
     assert made and all(first[name] == data for name, data in made.items())
@@ -151,13 +152,13 @@ def test_a_dataset_does_not_depend_on_the_others_chosen_or_on_counts(raw: Path, 
 
 @pytest.mark.parametrize("name", ["synthia", "cityscapes", "Rome", "Taipei"])
 def test_shift_scales_the_difference_from_gta5(name: str):
-    assert mini.domain(name, 0.0) == mini.domain("gta5", 1.0)
-    ends, middle = (mini.domain(name, s)[1].materials["road"] for s in (0.0, 1.0)), mini.domain(name, 0.5)
+    assert domains.domain(name, 0.0) == domains.domain("gta5", 1.0)
+    ends, middle = (domains.domain(name, s)[1].materials["road"] for s in (0.0, 1.0)), domains.domain(name, 0.5)
     np.testing.assert_allclose(middle[1].materials["road"], np.mean(list(ends), axis=0))
-    layout = mini.domain("gta5", 1.0)[0]
-    scene = mini.sample_scene(np.random.default_rng(3), layout, 128, 64)
+    layout = domains.domain("gta5", 1.0)[0]
+    scene = sample_scene(np.random.default_rng(3), layout, 128, 64)
     images = [
-        mini.render(np.random.default_rng(4), scene, mini.domain(*at)[1]).astype(float)
+        render(np.random.default_rng(4), scene, domains.domain(*at)[1]).astype(float)
         for at in (("gta5", 1.0), (name, 0.0), (name, 0.5), (name, 1.0))
     ]
     change = [np.abs(image - images[0]).mean() for image in images]
@@ -166,47 +167,47 @@ def test_shift_scales_the_difference_from_gta5(name: str):
 
 def test_other_sizes_keep_the_scene(tmp_path: Path):
     small, large = (
-        mini.sample_scene(np.random.default_rng(9), mini.LAYOUTS["gta5"], width, width // 2) for width in (128, 256)
+        sample_scene(np.random.default_rng(9), domains.LAYOUTS["gta5"], width, width // 2) for width in (128, 256)
     )
     assert (small.code == large.code[1::2, 1::2]).mean() > 0.85
-    image = mini.render(np.random.default_rng(0), large, mini.STYLES["cityscapes"])
+    image = render(np.random.default_rng(0), large, domains.STYLES["cityscapes"])
     assert image.shape == (128, 256, 3) and image.dtype == np.uint8
 
 
 def test_out_is_never_overwritten_unasked(tmp_path: Path):
-    counts = mini.Counts(source=1)
+    counts = layouts.Counts(source=1)
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("years of work")
     for overwrite in (False, True):
         with pytest.raises(UserError, match="not made by this script"):
-            mini.generate(mine, ("gta5",), counts, overwrite=overwrite)
+            generation.generate(mine, ("gta5",), counts, overwrite=overwrite)
     assert (mine / "thesis.txt").exists()
     out = tmp_path / "raw"
     out.mkdir()  # An empty folder is free to take.
-    mini.generate(out, ("gta5",), counts)
+    generation.generate(out, ("gta5",), counts)
     with pytest.raises(UserError, match="--overwrite"):
-        mini.generate(out, ("gta5",), counts)
-    mini.generate(out, ("gta5",), counts, seed=2, overwrite=True)
+        generation.generate(out, ("gta5",), counts)
+    generation.generate(out, ("gta5",), counts, seed=2, overwrite=True)
     assert not (tmp_path / "raw.partial").exists()
 
 
 def test_an_interrupted_run_leaves_no_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    real, out = mini.make, tmp_path / "raw"
+    real, out = files.write, tmp_path / "raw"
 
-    def stops(root: str, task: mini.Task) -> None:
+    def stops(root: Path, task: layouts.Task) -> None:
         if task.seed[3] == 2:
             raise KeyboardInterrupt
         real(root, task)
 
-    monkeypatch.setattr(mini, "make", stops)
+    monkeypatch.setattr(files, "write", stops)
     with pytest.raises(KeyboardInterrupt):
-        mini.generate(out, ("gta5",), COUNTS)
+        generation.generate(out, ("gta5",), COUNTS)
     assert not out.exists()
-    monkeypatch.setattr(mini, "make", real)
+    monkeypatch.setattr(files, "write", real)
     (tmp_path / "raw.partial" / "stale").write_text("")
-    mini.generate(out, ("gta5",), COUNTS)
-    assert (out / mini.MARKER).exists() and not (out / "stale").exists()
+    generation.generate(out, ("gta5",), COUNTS)
+    assert (out / generation.MARKER).exists() and not (out / "stale").exists()
     assert not (tmp_path / "raw.partial").exists()
 
 
@@ -233,13 +234,13 @@ def test_command_reports_progress_and_what_it_made(tmp_path: Path):
         {"shift": 9.0},
         {"shift": float("nan")},
         {"workers": 0},
-        {"counts": mini.Counts(source=-1)},
-        {"counts": mini.Counts(source=0)},
+        {"counts": layouts.Counts(source=-1)},
+        {"counts": layouts.Counts(source=0)},
     ],
 )
 def test_bad_values_are_user_errors(tmp_path: Path, values: dict):
     with pytest.raises(UserError):
-        mini.generate(tmp_path / "raw", **{"datasets": ("gta5",), "counts": mini.Counts(source=1), **values})
+        generation.generate(tmp_path / "raw", **{"datasets": ("gta5",), "counts": layouts.Counts(source=1), **values})
     assert not list(tmp_path.iterdir())
 
 

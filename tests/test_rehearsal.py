@@ -10,9 +10,9 @@ from commands import command
 from fada_jax.classes import ENCODINGS
 from fada_jax.configs import cityscapes_to_crosscity, gta5_to_cityscapes, synthia_to_cityscapes
 from fada_jax.errors import UserError
-from fada_jax.input_pipeline import layouts, raw_files
-from fada_jax.scripts import rehearsal_inputs, rehearse
-from fada_jax.scripts import rehearsal_table as table
+from fada_jax.input_pipeline import raw_datasets
+from fada_jax.scripts.rehearsal import checks, commands, comparison, inputs, report
+from fada_jax.scripts.rehearsal import released as table
 
 RUN = (table.GTA5, table.VGG)
 RUNS = [(task, backbone) for task in table.TASKS for backbone in table.BACKBONES]
@@ -26,7 +26,7 @@ RESIZED = {"what": "resize", "before": "1914x1052", "after": "1280x720", **CONTE
 
 
 def compare(*facts, rows=ROWS):
-    return table.compare({RUN: [("recipe", fact) for fact in facts]}, rows)
+    return comparison.compare({RUN: [("recipe", fact) for fact in facts]}, rows)
 
 
 def test_what_is_as_released_is_equal():
@@ -66,50 +66,50 @@ def test_a_fact_that_differs_is_a_difference(facts, released, seen):
         ({**RESIZED, "dataset": "synthia"}, "recipe", "'resize' lacks images"),
         ({**RESIZED, "stream": "another"}, "recipe", "'resize' lacks images"),
         ({"what": "resize"}, "recipe", "'resize' lacks after, before, images"),
-        ({**RESIZED, "stage": "adversarial"}, "adversarial", "1914x1052 -> 1280x720"),
+        ({**RESIZED, "stage": "adaptation"}, "adaptation", "1914x1052 -> 1280x720"),
         ({**RESIZED, "dataset": "cityscapes"}, "source", "1914x1052 -> 1280x720"),
     ],
 )
 def test_a_fact_that_no_row_covers_is_a_difference(fact, stage, seen):
     (differing,) = [row for row in compare(RESIZED, fact) if not row.equal]
     assert (differing.stage, differing.released, differing.seen) == (stage, "", seen)
-    assert "| no such row |" in table.markdown(table.compact([differing]))
+    assert "| no such row |" in report.markdown(report.compact([differing]))
 
 
 def as_released():
     """Every row of every run, with what the release does in both columns."""
-    rows = table.compare({run: [] for run in EVERY})
+    rows = comparison.compare({run: [] for run in EVERY})
     return [dataclasses.replace(row, seen=row.released) for row in rows]
 
 
 def test_the_table_has_rows_for_every_stage_of_every_run():
-    stages = {"source", "adversarial", "pseudo labels", "self_distillation", "tests", "predict"}
-    stages |= {f"scoring {name}" for name in rehearse.ROW_NAMES}
+    stages = {"source", "adaptation", "pseudo labels", "self_distillation", "tests", "predict"}
+    stages |= {f"scoring {name}" for name in checks.ROW_NAMES}
     for run in RUNS:
         mine = [row for row in table.RELEASED if row.value(run) is not None]
         assert stages <= {row.stage for row in mine}
         assert len({(row.stage, row.what) for row in mine}) == len(mine)
-        for stage in ("source", "adversarial", "self_distillation"):
+        for stage in ("source", "adaptation", "self_distillation"):
             assert any(row.what.startswith("to the network") for row in mine if row.stage == stage)
     raw = {row.what.partition(",")[0] for row in table.RELEASED if row.value(table.CONVERSION) is not None}
-    assert raw == set(rehearsal_inputs.SIZES) == {name for domains in table.DOMAINS.values() for name in domains}
+    assert raw == set(inputs.SIZES) == {name for domains in table.DOMAINS.values() for name in domains}
 
 
 def test_the_documentation_shows_a_rehearsal_without_differences():
-    rows = json.loads(rehearse.DOCS_ROWS.read_text())
-    assert rows == table.compact(as_released())
-    shown = rehearse.DOCS.read_text().split(rehearse.BEGIN)[1].split(rehearse.END)[0]
-    assert shown.strip() == table.markdown(rows).strip()
+    rows = json.loads(report.DOCS_ROWS.read_text())
+    assert rows == report.compact(as_released())
+    shown = report.DOCS.read_text().split(report.BEGIN)[1].split(report.END)[0]
+    assert shown.strip() == report.markdown(rows).strip()
 
 
 def test_equal_values_of_several_runs_are_one_line():
-    rows = table.compact(as_released())
+    rows = report.compact(as_released())
     jitter = [row for row in rows if row["stage"] == "self_distillation" and row["what"].endswith("jittered")]
     assert [(row["runs"], row["seen"] == "-") for row in jitter] == [("ResNet-101", False), ("VGG-16", True)]
     resized = [row["runs"] for row in rows if (row["stage"], row["what"]) == ("source", ROWS[0].what)]
     assert resized == ["GTA5", "SYNTHIA", "Cross-City"]
-    assert table.name([RUNS[0], RUNS[3]], RUNS) == "GTA5 with ResNet-101, SYNTHIA with VGG-16"
-    assert table.name(RUNS[:1], RUNS) == "GTA5 with ResNet-101"
+    assert report.name([RUNS[0], RUNS[3]], RUNS) == "GTA5 with ResNet-101, SYNTHIA with VGG-16"
+    assert report.name(RUNS[:1], RUNS) == "GTA5 with ResNet-101"
 
 
 @pytest.mark.parametrize("task", [gta5_to_cityscapes, synthia_to_cityscapes, cityscapes_to_crosscity])
@@ -117,23 +117,23 @@ def test_distilling_vgg16_jitters_nothing(task):
     for backbone, stage, strength in (
         ("vgg16", "self_distillation", 0.0),
         ("resnet101", "self_distillation", 0.5),
-        ("vgg16", "adversarial", 0.5),
+        ("vgg16", "adaptation", 0.5),
     ):
         config = task.get_config(f"backbone={backbone},stage={stage}")
-        labelled = config.source if stage == "adversarial" else config.target
+        labelled = config.source if stage == "adaptation" else config.target
         assert (labelled.brightness, labelled.contrast, labelled.saturation) == (strength,) * 3
         assert labelled.hue == (0.2 if strength else 0.0)
 
 
-@pytest.mark.parametrize("dataset", rehearsal_inputs.SIZES)
+@pytest.mark.parametrize("dataset", inputs.SIZES)
 def test_raw_data_are_in_their_layouts_and_hold_every_id(dataset, tmp_path, monkeypatch):
-    monkeypatch.setitem(rehearsal_inputs.SIZES, dataset, (64, 48))
-    rehearsal_inputs.make_raw(dataset, tmp_path)
-    splits = layouts.DATASETS[dataset](tmp_path, rehearsal_inputs.CITY)
+    monkeypatch.setitem(inputs.SIZES, dataset, (64, 48))
+    inputs.make_raw(dataset, tmp_path)
+    splits = raw_datasets.DATASETS[dataset](tmp_path, inputs.CITY)
     examples = [example for split in splits.values() for example in split]
-    assert len(examples) == len(list(rehearsal_inputs.raw_files(dataset, tmp_path)))
+    assert len(examples) == len(list(inputs.raw_files(dataset, tmp_path)))
     for example in examples:
-        record = raw_files.read_record(dataset, ENCODINGS[dataset], example)
+        record = raw_datasets.read_record(dataset, ENCODINGS[dataset], example)
         assert (record.width, record.height) == (64, 48)
         held = set(np.flatnonzero(record.counts).tolist())
         assert held == (ENCODINGS[dataset].defined if example.label else set())
@@ -145,31 +145,31 @@ def test_the_first_failure_ends_a_rehearsal():
     def fail():
         raise UserError("as meant")
 
-    assert rehearse.side_by_side(2, [lambda i=i: i for i in range(5)]) == list(range(5))
+    assert commands.side_by_side(2, [lambda i=i: i for i in range(5)]) == list(range(5))
     with pytest.raises(UserError, match="as meant"):
-        rehearse.side_by_side(2, [lambda: 1, fail, lambda: 2])
+        commands.side_by_side(2, [lambda: 1, fail, lambda: 2])
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(UserError, match="not made by this script"):
-        rehearse.prepare(tmp_path)
+        commands.prepare(tmp_path)
     for _ in range(2):
-        rehearse.prepare(tmp_path / "new")
+        commands.prepare(tmp_path / "new")
         (tmp_path / "new" / "raw").mkdir()
         (tmp_path / "new" / "compiled").mkdir(exist_ok=True)
-    rehearse.prepare(tmp_path / "new")
-    assert {path.name for path in (tmp_path / "new").iterdir()} == {"compiled", rehearse.MARKER}
+    commands.prepare(tmp_path / "new")
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"compiled", commands.MARKER}
 
 
 def test_labels_that_differ_are_named():
     ours = np.zeros((10, 100), np.uint8)
     theirs = ours.copy()
     theirs[0, 0] = 1
-    assert rehearse.agreement(ours, theirs, "both") == 0.999
+    assert checks.agreement(ours, theirs, "both") == 0.999
     theirs[0, 1] = 1
     with pytest.raises(UserError, match=r"both are the same in 99\.8000% of the pixels"):
-        rehearse.agreement(ours, theirs, "both")
+        checks.agreement(ours, theirs, "both")
 
 
 def test_wrong_use_ends_with_one_line(tmp_path):
@@ -182,13 +182,13 @@ def test_wrong_use_ends_with_one_line(tmp_path):
 @pytest.mark.timeout(3600)
 def test_the_released_road_at_its_real_sizes(tmp_path):
     output = command("scripts/rehearse.py", f"--out={tmp_path}/r")
-    report = json.loads((tmp_path / "r" / "handovers.json").read_text())
-    assert report["rows"] == table.compact(as_released())
-    assert all(row["released"] == row["seen"] for row in report["rows"])
-    assert set(report["checks"]) == {"/".join(run) for run in RUNS}
-    for checks in report["checks"].values():
-        shares = [value for key, value in checks.items() if " as " in key]
-        assert len(shares) == 4 and min(shares) >= rehearse.AGREEMENT
+    handovers = json.loads((tmp_path / "r" / "handovers.json").read_text())
+    assert handovers["rows"] == report.compact(as_released())
+    assert all(row["released"] == row["seen"] for row in handovers["rows"])
+    assert set(handovers["checks"]) == {"/".join(run) for run in RUNS}
+    for values in handovers["checks"].values():
+        shares = [value for key, value in values.items() if " as " in key]
+        assert len(shares) == 4 and min(shares) >= checks.AGREEMENT
     for run in RUNS:
-        assert {"source", "control", "adversarial", "self_distillation"} <= set(report["facts"][run[0]][run[1]])
+        assert {"source", "control", "adaptation", "self_distillation"} <= set(handovers["facts"][run[0]][run[1]])
     assert f"made in {tmp_path}/r" in output

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fada_jax.classes import IGNORE
+from fada_jax.training import selection as sd
 
 K = 4
 

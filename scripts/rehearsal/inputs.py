@@ -1,4 +1,4 @@
-"""What a rehearsal starts from: raw data in their real layouts and sizes, and weights as ImageNet models have them.
+"""The inputs of a rehearsal: raw data in their real layouts and sizes, and weights as ImageNet models have them.
 
 All of it is random; pictures are smooth, and labels hold every id of their data set in blocks.
 """
@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image
 
 from fada_jax import classes
-from fada_jax.scripts.make_miniature import png16
-from fada_jax.scripts.rehearsal_table import RESNET, VGG
+from fada_jax.scripts.miniature.files import write_label
+from fada_jax.scripts.miniature.layouts import Counts, plan
+from fada_jax.scripts.rehearsal.released import RESNET, VGG
 
 # The city of Cross-City.
 CITY = "Rome"
@@ -39,40 +40,25 @@ def picture(random: np.random.Generator, width: int, height: int) -> np.ndarray:
     return np.clip(smooth + random.integers(-12, 13, (height, width, 1), dtype=np.int16), 0, 255).astype(np.uint8)
 
 
-def blocks(random: np.random.Generator, dataset: str, width: int, height: int) -> np.ndarray:
+def enlarged(coarse: np.ndarray, width: int, height: int) -> np.ndarray:
+    """A 12x16 map in blocks, [H, W]."""
+    large = np.kron(coarse, np.ones((-(-height // 12), -(-width // 16)), coarse.dtype))
+    return np.ascontiguousarray(large[:height, :width])
+
+
+def blocks(random: np.random.Generator, dataset: str) -> np.ndarray:
     """Random raw ids in blocks, every id of the data set among them, uint8 [H, W]."""
     defined = np.array(sorted(classes.ENCODINGS[dataset].defined), np.uint8)
-    coarse = random.permutation(np.resize(defined, 12 * 16)).reshape(12, 16)
-    large = np.kron(coarse, np.ones((-(-height // 12), -(-width // 16)), np.uint8))
-    return np.ascontiguousarray(large[:height, :width])
+    return enlarged(random.permutation(np.resize(defined, 12 * 16)).reshape(12, 16), *SIZES[dataset])
 
 
 def raw_files(dataset: str, root: Path) -> Iterator[tuple[Path, Path | None]]:
     """Images of a raw data set, each with its label; None: unlabelled."""
-    if dataset == "gta5":
-        for i in range(1, 5):
-            yield root / "images" / f"{i:05d}.png", root / "labels" / f"{i:05d}.png"
-    elif dataset == "synthia":
-        for i in range(4):
-            base = root / "RAND_CITYSCAPES"
-            yield base / "RGB" / f"{i:07d}.png", base / "GT" / "LABELS" / f"{i:07d}.png"
-    elif dataset == "cityscapes":
-        for split, city, i in (
-            ("train", "aachen", 0),
-            ("train", "aachen", 1),
-            ("train", "bochum", 0),
-            ("val", "lindau", 0),
-        ):
-            stem = f"{split}/{city}/{city}_{i:06d}_000019"
-            yield root / "leftImg8bit" / f"{stem}_leftImg8bit.png", root / "gtFine" / f"{stem}_gtFine_labelIds.png"
-    else:
-        folder = root / CITY
-        for i in range(3):
-            yield folder / "Images" / "Train" / f"pano_{i:05d}_0_0.png", None
-        yield (
-            folder / "Images" / "Test" / "pano_00003_1_180.png",
-            folder / "Labels" / "Test" / "pano_00003_1_180_eval.png",
-        )
+    counts = Counts(source=4, target=3, val=1, test=0, city_train=3, city_test=1)
+    for task in plan((dataset,), counts, size=SIZES[dataset], seed=0, shift=0.0):
+        if task.domain in (dataset, CITY):
+            image, label = (root / name.removeprefix(f"{dataset}/") for name in (task.image, task.label))
+            yield image, label if task.label else None
 
 
 def make_raw(dataset: str, root: Path) -> None:
@@ -82,18 +68,9 @@ def make_raw(dataset: str, root: Path) -> None:
         for path in filter(None, (image, label)):
             path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture(random, *SIZES[dataset])).save(image, compress_level=1)
-        if label is None:
-            continue
-        ids = blocks(random, dataset, *SIZES[dataset])
-        if dataset == "synthia":
-            instances = random.integers(0, 60_000, (12, 16), dtype=np.uint16).repeat(64, 0).repeat(80, 1)
-            instances = instances[: ids.shape[0], : ids.shape[1]]
-            label.write_bytes(png16(np.stack([ids.astype(np.uint16), instances, np.zeros_like(instances)], axis=2)))
-            continue
-        pixels = Image.fromarray(ids)
-        if dataset == "gta5":
-            pixels.putpalette(random.integers(0, 256, 768, dtype=np.uint8).tobytes())
-        pixels.save(label, compress_level=1)
+        if label:
+            instances = random.integers(0, 60_000, (12, 16), dtype=np.uint16)
+            write_label(label, dataset, blocks(random, dataset), enlarged(instances, *SIZES[dataset]))
 
 
 def torchvision_resnet(path: Path) -> None:

@@ -1,8 +1,4 @@
-"""The input's share of ``scripts/benchmark.py input``: images a second per core, beside a PyTorch DataLoader on Pillow.
-
-  python scripts/benchmark.py input --compare=torch --output=input.json
-  python scripts/benchmark.py input --memory_batches=2000
-  python scripts/benchmark.py input --resume_step=1000
+"""The training input: images a second per core, beside a PyTorch DataLoader on Pillow; its memory, and how it resumes.
 
 Images are generated at GTA5's size, 1914x1052, as PNGs of about 2.5 MB; the DataLoader reads those files, or
 PNGs of 1280x720, and fada-jax what it converts them to. Rates divide by CPU time.
@@ -23,19 +19,14 @@ from absl import flags
 from PIL import Image, ImageEnhance
 
 from fada_jax import classes
+from fada_jax.input_pipeline import conversion, streams
+from fada_jax.input_pipeline.stream import Augment, Stream
 
 FULL, SIZE = (1914, 1052), (1280, 720)
 JITTER = {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.2}
 IDS = np.array([7, 11, 21, 23, 26], np.uint8)
 BATCH_SIZE = 4
 NEEDED = 120.0  # Images a second that keep an H100 busy: about 15 adversarial steps of 4 + 4.
-
-
-def define_flags() -> None:
-    """Flags of this benchmark alone; ``--compare`` and ``--output`` belong to all."""
-    flags.DEFINE_integer("batches", 12, "input: batches of 4 images for each figure.", lower_bound=1)
-    flags.DEFINE_integer("memory_batches", 0, "input: resident memory over as many batches instead.", lower_bound=0)
-    flags.DEFINE_integer("resume_step", 0, "input: time to the first batch from there instead.", lower_bound=0)
 
 
 def _field(random: np.random.Generator, detail: int, channels: int) -> np.ndarray:
@@ -116,10 +107,6 @@ def torch_batches(root: Path, jitter: str) -> Iterator[Any]:
 
 def our_batches(data_dir: Path, jitter: str, batch_size: int = BATCH_SIZE, start_step: int = 0) -> Iterator[Any]:
     """The training stream."""
-    from fada_jax.input_pipeline import streams
-    from fada_jax.input_pipeline.augmentation import Augment
-    from fada_jax.input_pipeline.stream import Stream
-
     augment = Augment(**JITTER, jitter_first=jitter == "jitter") if jitter else Augment()
     stream = Stream("gta5", "train", SIZE, augment=augment, sampling="balanced")
     class_set = classes.get_class_set("cityscapes19")
@@ -145,8 +132,6 @@ def measure_rates(batches: int, compare: bool) -> dict[str, Any]:
       ``cases``: name -> ``images_per_second_per_core``, ``cores_needed`` and, compared, ``torch`` and ``speedup``;
       ``megabytes``: an image as PNG and as record, at both sizes.
     """
-    from fada_jax.input_pipeline import conversion
-
     result: dict[str, Any] = {"cases": {}, "images_needed_per_second": NEEDED, "megabytes": {}}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -218,8 +203,6 @@ def measure_resume(step: int) -> dict[str, Any]:
 
 def _resized_data() -> tempfile.TemporaryDirectory:
     """A folder with four generated images converted at 1280x720."""
-    from fada_jax.input_pipeline import conversion
-
     folder = tempfile.TemporaryDirectory()
     make_raw(Path(folder.name) / "raw", 4)
     conversion.convert(conversion.Conversion("gta5", Path(folder.name) / "raw", resize=SIZE), folder.name)

@@ -1,4 +1,4 @@
-"""PyTorch's share of ``scripts/benchmark.py step`` and ``infer``: the same networks, iteration and views, tuned.
+"""PyTorch's share of the benchmarks of the step and of inference: the same networks, iteration and views, tuned.
 
 The modules are those of the parity tests. Here L_seg's backward comes before the target's forward, D sees the target's
 features once for each loss that moves another network, batch norm is PyTorch's fused one, nothing waits for the device.
@@ -19,8 +19,10 @@ from torch import Tensor
 
 from fada_jax.models.resnet import RESNETS, WIDTHS
 from fada_jax.preprocessing import IMAGENET
+from fada_jax.scripts.benchmarks.timing import product_flops, resident_bytes, timed
+from fada_jax.scripts.benchmarks.work import Work
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 import torch_reference as reference
 
@@ -32,7 +34,7 @@ class FusedFrozenBatchNorm(reference.FrozenBatchNorm):
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=0.0)
 
 
-def networks(work: Any) -> tuple[torch.nn.Module, torch.nn.Module, torch.nn.Module]:
+def networks(work: Work) -> tuple[torch.nn.Module, torch.nn.Module, torch.nn.Module]:
     """F, C and D of ``work`` with random weights."""
     torch.manual_seed(0)
     if work.backbone == "vgg16":
@@ -56,7 +58,7 @@ def normalise(x: Tensor) -> Tensor:
     return (x.float() * IMAGENET.scale - mean) / std
 
 
-def make_step(work: Any, device: torch.device, prepare: Callable[[Any], Any]) -> Callable[[], None]:
+def make_step(work: Work, device: torch.device, prepare: Callable[[Any], Any]) -> Callable[[], None]:
     """One adversarial iteration over random images."""
     s = reference.Settings()
     f, c, d = (prepare(network.to(device)) for network in networks(work))
@@ -99,7 +101,7 @@ def make_step(work: Any, device: torch.device, prepare: Callable[[Any], Any]) ->
     return once
 
 
-def make_inference(work: Any, device: torch.device, prepare: Callable[[Any], Any]) -> Callable[[], None]:
+def make_inference(work: Work, device: torch.device, prepare: Callable[[Any], Any]) -> Callable[[], None]:
     """Labels at the images' own size, over scales and flips."""
     f, c, _ = (prepare(network.to(device)) for network in networks(work))
     batch = images(work.batch, work.target, device)
@@ -124,10 +126,8 @@ def make_inference(work: Any, device: torch.device, prepare: Callable[[Any], Any
     return once
 
 
-def run(command: str, work: Any, warmup: int, repeats: int, cores: int) -> dict[str, Any]:
-    """Times PyTorch in this process; see ``benchmark.run_jax``."""
-    from fada_jax.scripts import benchmark
-
+def run(command: str, work: Work, warmup: int, repeats: int, cores: int) -> dict[str, Any]:
+    """Times PyTorch in this process, as ``frameworks.run_jax`` times JAX."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     accelerated = device.type == "cuda"
     if cores:
@@ -138,27 +138,23 @@ def run(command: str, work: Any, warmup: int, repeats: int, cores: int) -> dict[
     def prepare(network: torch.nn.Module) -> Any:
         return torch.compile(network.to(memory_format=torch.channels_last)) if accelerated else network
 
-    def waiting(call: Callable[[], Any]) -> Callable[[], None]:
-        def once() -> None:
-            call()
-            if accelerated:
-                torch.cuda.synchronize()
+    def block_until_ready(_: Any) -> None:
+        if accelerated:
+            torch.cuda.synchronize()
 
-        return once
-
-    n = 8192 if accelerated else 2048
-    a = torch.ones((n, n), dtype=getattr(torch, work.dtype), device=device)
-    product = benchmark.timed(waiting(lambda: a @ a), 2, 10 if accelerated else 3)
+    dtype = getattr(torch, work.dtype)
+    product = product_flops(
+        lambda n: torch.ones((n, n), dtype=dtype, device=device), lambda a: block_until_ready(a @ a), accelerated
+    )
     began = time.perf_counter()
     call = (make_step if command == "step" else make_inference)(work, device, prepare)
-    once = waiting(call)
-    once()
+    block_until_ready(call())
     compile_seconds = time.perf_counter() - began
     return {
-        **benchmark.timed(once, warmup, repeats),
+        **timed(lambda: block_until_ready(call()), warmup, repeats),
         "compile_seconds": compile_seconds,
-        "product_flops": 2.0 * n**3 / min(product["seconds"]),
-        "peak_bytes": torch.cuda.max_memory_allocated() if accelerated else benchmark.resident_bytes(),
+        "product_flops": product,
+        "peak_bytes": torch.cuda.max_memory_allocated() if accelerated else resident_bytes(),
         "device": torch.cuda.get_device_name() if accelerated else "cpu",
         "version": f"torch {torch.__version__}",
     }
