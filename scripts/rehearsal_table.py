@@ -370,7 +370,7 @@ def compact(compared: Sequence[Compared]) -> list[dict[str, Any]]:
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows of ``compact`` as a table, with stages that are alike in one line."""
+    """The rows of ``compact`` as a table, with stages that are alike in one line, and what is as released said once."""
     # What must not happen in a stage, and does not, comes together.
     nothing: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
@@ -388,8 +388,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         if stage not in stages:
             stages.append(stage)
     lines = [
-        f"| {', '.join(stages)} | {what} | {runs} | {released} | {seen} |"
+        f"|{', '.join(stages)}|{what}|{runs}|{seen if seen == released else f'released: {released}; here: {seen}'}|"
         for (what, runs, released, seen), stages in merged.items()
     ]
-    head = ["| stage | what | runs | released | here |", "| --- | --- | --- | --- | --- |"]
-    return "\n".join([*head, *lines]) + "\n"
+    return "\n".join(["|stage|what|runs|released and here|", "|---|---|---|---|", *lines]) + "\n"
