@@ -38,11 +38,11 @@ def comments(function: Any) -> dict[str, str]:
 
 
 def _table(texts: dict[str, str], values: dict[str, Any], prefix: str = "") -> list[str]:
-    lines = ["| key | default | meaning |", "| --- | --- | --- |"]
+    lines = ["|key|default|meaning|", "|---|---|---|"]
     for key, text in texts.items():
         if key in values:
             cell = text.replace("|", "\\|")
-            lines.append(f"| `{prefix}{key}` | `{values[key]!r}` | {cell} |")
+            lines.append(f"|`{prefix}{key}`|`{values[key]!r}`|{cell}|")
     return lines
 
 
@@ -61,12 +61,12 @@ def reference() -> str:
         "",
         "## Arguments",
         "",
-        "| argument | default | values |",
-        "| --- | --- | --- |",
+        "|argument|default|values|",
+        "|---|---|---|",
     ]
     allowed = {"stage": base.STAGES, "method": base.METHODS, "backbone": base.BACKBONES, "size": base.SIZES}
     for name, default in base.ARGUMENTS.items():
-        lines.append(f"| `{name}` | `{default}` | {', '.join(f'`{value}`' for value in allowed[name])} |")
+        lines.append(f"|`{name}`|`{default}`|{', '.join(f'`{value}`' for value in allowed[name])}|")
     lines += ["", "## Keys", "", *_table(comments(base.get_config), settings.flat(own))]
     for name, function in _SHARED.items():
         lines += ["", f"## Keys of {name}", "", (function.__doc__ or "").splitlines()[0].replace("``", "`"), ""]

@@ -26,6 +26,7 @@ from scipy import stats
 
 from fada_jax import cli
 from fada_jax.errors import UserError
+from fada_jax.scripts import rehearsal_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -207,6 +208,11 @@ def jitter(data: Mapping[str, Any]) -> str:
     return markdown(head, rows, left=2)
 
 
+def rehearsal(data: Mapping[str, Any]) -> str:
+    """What the last rehearsal of the released sizes saw."""
+    return rehearsal_table.markdown(data["rehearsal"])
+
+
 def errors(data: Mapping[str, Any]) -> str:
     """Every mistake that is tested, with its answer."""
     parts = []
@@ -222,6 +228,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "gains": gains,
     "parity": parity,
     "jitter": jitter,
+    "rehearsal": rehearsal,
     "errors": errors,
 }
 

@@ -61,7 +61,7 @@ from fada_jax.scripts.rehearsal_table import (
 ROOT = Path(__file__).resolve().parents[1]
 MARKER = "rehearsal.json"
 DOCS, DOCS_ROWS = ROOT / "docs" / "method.md", ROOT / "docs" / "rehearsal.json"
-BEGIN, END = "<!-- rehearsal -->", "<!-- end of rehearsal -->"
+BEGIN, END = "<!-- numbers:rehearsal -->", "<!-- /numbers -->"
 
 STEPS, BATCH = 2, 2
 ROW_NAMES = ("source_only", "control", "colour_matching", "adapted", "self_distilled", "self_distilled_multi_scale")
