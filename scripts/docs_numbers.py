@@ -3,12 +3,13 @@
   python scripts/docs_numbers.py            # or: make docs-numbers
   python scripts/docs_numbers.py --check    # writes nothing; ends with status 1 where a page differs
 
-Pages mark where numbers stand. A table stands between ``<!-- numbers:NAME -->`` and ``<!-- /numbers -->``, a value in a
+Pages mark where numbers stand: a table between ``<!-- numbers:NAME -->`` and ``<!-- /numbers -->``, a value in a
 line between ``<!--=NAME-->`` and ``<!--/-->``. NAME is a path: a file of docs/results/ or docs/ without its ending, then
 keys and positions, joined by dots. ``NAME:SPEC`` formats a value as Python does: ``<!--=gta5.mean.adapted:.1f-->``.
 
-A table is an object with ``columns``, ``rows`` and a format for each column, or one of ``TABLES`` below. TASK_components.csv,
-which scripts/ablate.py writes, is read as TASK: ``mean``, ``sd`` and ``over`` (gains paired by seed with 95% t intervals).
+A table is an object with ``columns``, ``rows`` and a format for each column, or one of ``TABLES`` below.
+TASK_components.csv, which scripts/ablate.py writes, is read as TASK: ``mean``, ``sd`` and ``over`` (gains paired by
+seed with 95% t intervals). Tables are written without spaces beside their bars: nobody edits them.
 """
 
 from __future__ import annotations
@@ -275,6 +276,8 @@ def pages(root: Path = ROOT) -> list[Path]:
 def main(arguments: list[str]) -> None:
     if arguments:
         raise UserError(f"unexpected argument {arguments[0]!r}: this command takes flags only")
+    if not RESULTS.is_dir():
+        raise UserError(f"{RESULTS} is not there: this command needs a checkout")
     data, differing = read_results(), []
     for page in pages():
         text = page.read_text()
