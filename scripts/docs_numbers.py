@@ -5,7 +5,8 @@
 
 Pages mark where numbers stand: a table between ``<!-- numbers:NAME -->`` and ``<!-- /numbers -->``, a value in a
 line between ``<!--=NAME-->`` and ``<!--/-->``. NAME is a path: a file of docs/results/ or docs/ without its ending,
-then keys and positions, joined by dots. ``NAME:SPEC`` formats a value as Python does: ``<!--=gta5.mean.adapted:.1f-->``.
+then keys and positions, joined by dots. ``NAME:SPEC`` formats a value as Python does:
+``<!--=gta5.mean.adapted:.1f-->``.
 
 A table is an object with ``columns``, ``rows`` and a format for each column, or one of ``TABLES`` below.
 TASK_components.csv, which scripts/ablate.py writes, is read as TASK: ``mean``, ``sd`` and ``over`` (gains paired by
