@@ -5,7 +5,7 @@ REHEARSAL ?= rehearsal
 SEED ?= 0
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test rehearsal lint docs clean
+.PHONY: demo test rehearsal lint docs docs-numbers clean
 
 demo: .venv/.run
 	@.venv/bin/python -m fada_jax demo --out=$(DEMO) --seed=$(SEED)
@@ -25,6 +25,10 @@ lint: .venv/.test
 docs: .venv/.docs
 	@NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict --quiet --site-dir=build/site
 	@echo "documentation: build/site/index.html"
+
+docs-numbers: .venv/.run
+	@.venv/bin/python scripts/config_reference.py
+	@.venv/bin/python scripts/docs_numbers.py
 
 .venv/bin/python:
 	@echo "making the virtual environment .venv"

@@ -47,7 +47,7 @@ def table(kind: type, default: Any, prefix: str = "") -> list[str]:
         value = getattr(default, key)
         if not dataclasses.is_dataclass(value):
             cell = text.replace("|", "\\|")
-            rows.append(f"| `{prefix}{key}` | `{value!r}` | {cell} |")
+            rows.append(f"|`{prefix}{key}`|`{value!r}`|{cell}|")
         elif not any(isinstance(value, shared) for shared in _SHARED.values()):
             rows += table(type(value), value, f"{key}.")
     return rows
@@ -55,7 +55,7 @@ def table(kind: type, default: Any, prefix: str = "") -> list[str]:
 
 def reference() -> str:
     """The page: arguments, then every key with its default and meaning."""
-    head = ["| key | default | meaning |", "| --- | --- | --- |"]
+    head = ["|key|default|meaning|", "|---|---|---|"]
     lines = [
         "# Configs",
         "",
@@ -67,11 +67,11 @@ def reference() -> str:
         "",
         "## Arguments",
         "",
-        "| argument | default | values |",
-        "| --- | --- | --- |",
+        "|argument|default|values|",
+        "|---|---|---|",
     ]
     for name, default in base.ARGUMENTS.items():
-        lines.append(f"| `{name}` | `{default}` | {', '.join(f'`{value}`' for value in base.VALUES[name])} |")
+        lines.append(f"|`{name}`|`{default}`|{', '.join(f'`{value}`' for value in base.VALUES[name])}|")
     lines += ["", "## Keys", "", *head, *table(Config, Config())]
     for name, kind in _SHARED.items():
         lines += ["", f"## Keys of {name}", "", (kind.__doc__ or "").splitlines()[0], "", *head, *table(kind, kind())]

@@ -73,7 +73,7 @@ def test_a_fact_that_differs_is_a_difference(facts, released, seen):
 def test_a_fact_that_no_row_covers_is_a_difference(fact, stage, seen):
     (differing,) = [row for row in compare(RESIZED, fact) if not row.equal]
     assert (differing.stage, differing.released, differing.seen) == (stage, "", seen)
-    assert "| no such row |" in report.markdown(report.compact([differing]))
+    assert "released: no such row; here: " in report.markdown(report.compact([differing]))
 
 
 def as_released():

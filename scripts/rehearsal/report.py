@@ -12,7 +12,7 @@ from fada_jax.scripts.rehearsal.comparison import Compared, Fact, stage_of
 from fada_jax.scripts.rehearsal.released import BACKBONES, CONVERSION, NOTHING, RAW, TASKS, Run
 
 DOCS, DOCS_ROWS = ROOT / "docs" / "method.md", ROOT / "docs" / "rehearsal.json"
-BEGIN, END = "<!-- rehearsal -->", "<!-- end of rehearsal -->"
+BEGIN, END = "<!-- numbers:rehearsal -->", "<!-- /numbers -->"
 
 
 def name(runs: Sequence[Run], every: Sequence[Run]) -> str:
@@ -47,29 +47,24 @@ def compact(compared: Sequence[Compared]) -> list[dict[str, Any]]:
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows of ``compact`` as a table, with stages that are alike in one line."""
-    # What must not happen in a stage, and does not, comes together.
-    nothing: dict[tuple[str, str, str], list[str]] = {}
+    """The rows of ``compact`` as a table without what neither does: stages, runs and quantities that are alike come in
+    one line, and what is as released is said once."""
+    stages: dict[tuple[str, str, str, str], list[str]] = {}
     for row in rows:
-        if (row["released"], row["seen"]) == (NOTHING, NOTHING):
-            image, _, change = row["what"].rpartition(", ")
-            nothing.setdefault((row["stage"], row["runs"], image), []).append(change)
-    merged: dict[tuple[str, ...], list[str]] = {}
-    for row in rows:
-        what, released, seen = row["what"], row["released"] or "no such row", row["seen"]
-        if (released, seen) == (NOTHING, NOTHING):
-            image = what.rpartition(", ")[0]
-            what = f"{image}, {', '.join(nothing[row['stage'], row['runs'], image])}"
-        stages = merged.setdefault((what, row["runs"], released, seen), [])
-        stage = row["stage"] + ("\\*" if row.get("ours") else "")
-        if stage not in stages:
-            stages.append(stage)
-    lines = [
-        f"| {', '.join(stages)} | {what} | {runs} | {released} | {seen} |"
-        for (what, runs, released, seen), stages in merged.items()
-    ]
-    head = ["| stage | what | runs | released | here |", "| --- | --- | --- | --- | --- |"]
-    return "\n".join([*head, *lines]) + "\n"
+        released = row["released"] or "no such row"
+        if (released, row["seen"]) != (NOTHING, NOTHING):
+            key = (row["what"], row["runs"], released, row["seen"])
+            stages.setdefault(key, []).append(row["stage"] + ("\\*" if row.get("ours") else ""))
+    values: dict[tuple[str, str], list[str]] = {}
+    for (what, runs, released, seen), names in stages.items():
+        value = seen if seen == released else f"released: {released}; here: {seen}"
+        cell = value if runs == "all" else f"{runs}: {value}"
+        values.setdefault((", ".join(dict.fromkeys(names)), what), []).append(cell)
+    quantities: dict[tuple[str, str], list[str]] = {}
+    for (names, what), cells in values.items():
+        quantities.setdefault((names, "; ".join(cells)), []).append(what)
+    lines = [f"|{names}|{'; '.join(whats)}|{cell}|" for (names, cell), whats in quantities.items()]
+    return "\n".join(["|stage|what|released and here|", "|---|---|---|", *lines]) + "\n"
 
 
 def write_docs(rows: list[dict[str, Any]]) -> None:
