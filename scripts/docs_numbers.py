@@ -28,7 +28,7 @@ from scipy import stats
 
 from fada_jax import cli
 from fada_jax.errors import UserError
-from fada_jax.scripts import rehearsal_table
+from fada_jax.scripts.rehearsal import report
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -212,7 +212,7 @@ def jitter(data: Mapping[str, Any]) -> str:
 
 def rehearsal(data: Mapping[str, Any]) -> str:
     """What the last rehearsal of the released sizes saw."""
-    return rehearsal_table.markdown(data["rehearsal"])
+    return report.markdown(data["rehearsal"])
 
 
 def errors(data: Mapping[str, Any]) -> str:

@@ -224,9 +224,9 @@ def specs_of(settings: reference.Settings) -> tuple[optimizers.OptimizerSpec, op
 def method_of(settings: reference.Settings) -> Method:
     """Our method with the reference's settings."""
     if settings.kind == "soft":
-        return SoftLabels(settings.temperature, settings.clip)
+        return SoftLabels(temperature=settings.temperature, clip=settings.clip)
     if settings.kind == "hard":
-        return HardLabels(settings.temperature, settings.threshold)
+        return HardLabels(temperature=settings.temperature, threshold=settings.threshold)
     return DomainLabels(settings.temperature)
 
 

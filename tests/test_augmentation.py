@@ -12,11 +12,11 @@ import pytest
 import raw_trees
 import released_transforms as released
 import scipy.stats
-from fada_jax.settings import preprocessing
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fada_jax import config as schema
 from fada_jax.classes import IGNORE, get_class_set
 from fada_jax.configs import gta5_to_cityscapes, synthia_to_cityscapes
 from fada_jax.input_pipeline import augmentation, conversion, decoding, pseudo_labels, streams
@@ -106,7 +106,8 @@ def write_pseudo_labels(path, names, size):
 
 def read(config, which, *, start_step=0, steps=2, pseudo_labels=""):
     """Name, draw, image and label of every example of a stage's stream."""
-    stream, size = data.streams(config, pseudo_labels)[which]
+    settled = schema.read(config)
+    stream, size = data.streams(settled, pseudo_labels)[which], data.stream_batch_size(settled)
     options = {"class_set": get_class_set(config.class_set), "batch_size": size, "seed": config.seed}
     batches = streams.train_batches(config.data_dir, stream, start_step=start_step, **options)
     for step, batch in zip(range(start_step, start_step + steps), batches, strict=False):
@@ -147,7 +148,7 @@ def check_against_released(config, which, raw, *, pseudo=None, **options):
         wanted = (released.caffe_normalised if caffe else released.to_tensor_normalised)(expected)
         # A few roundings of float32, at 255 and at 255 / 255 / 0.224.
         tolerance = 3e-5 + 2 * levels if caffe else 2e-6 + 2 * levels / 255 / 0.224
-        np.testing.assert_allclose(normalise(image, preprocessing(config)), wanted, rtol=0, atol=tolerance)
+        np.testing.assert_allclose(normalise(image, schema.read(config).preprocessing), wanted, rtol=0, atol=tolerance)
         draws.append(drawn)
     return draws
 

@@ -212,7 +212,9 @@ def tiny_config(**values):
 
 def write_checkpoints(workdir, config, *steps, images=None):
     """Checkpoints of zeros, which need no compilation."""
-    states = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(lambda: step.create_states(config)))
+    states = jax.tree.map(
+        lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(lambda: step.create_states(schema.read(config)))
+    )
     class_set = classes.get_class_set(config.class_set)
     meta = checkpoints.make_meta(
         schema.read(config).plain(), schema.read(config).model, schema.read(config).preprocessing, class_set, images

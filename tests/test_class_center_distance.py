@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_steps import SPEC
 
-from fada_jax import class_center_distance as ccd
 from fada_jax import classes
+from fada_jax.evaluation import class_center_distance as ccd
 from fada_jax.models import Segmenter
 from fada_jax.preprocessing import IMAGENET, normalise
 from fada_jax.training import checkpoints

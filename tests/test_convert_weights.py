@@ -13,8 +13,13 @@ torch = pytest.importorskip("torch")
 import parity  # noqa: E402
 from commands import command_here, one_error  # noqa: E402
 
-from fada_jax import classes, convert_weights, preprocessing, train  # noqa: E402
-from fada_jax import config as schema
+from fada_jax import (  # noqa: E402
+    classes,
+    convert_weights,
+    distributed,
+    preprocessing,
+)
+from fada_jax import config as schema  # noqa: E402
 from fada_jax.configs import (  # noqa: E402
     camvid_day_to_dusk,
     cityscapes_to_crosscity,
@@ -24,7 +29,8 @@ from fada_jax.configs import (  # noqa: E402
 from fada_jax.errors import UserError  # noqa: E402
 from fada_jax.interop import exporting, reading, torch_tables  # noqa: E402
 from fada_jax.models import BACKBONES, ModelSpec  # noqa: E402
-from fada_jax.training import checkpoints
+from fada_jax.stages import parents  # noqa: E402
+from fada_jax.training import checkpoints  # noqa: E402
 
 
 def released(backbone="resnet101", num_classes=19, prefix=""):
@@ -151,7 +157,7 @@ def test_imagenet_weights_start_a_stage_with_a_fresh_classifier(tmp_path):
     ):
         config = module.get_config(f"backbone=resnet18,stage={stage}")
         config.init_from = str(tmp_path / "w")
-        states = train.initial_states(config, train.sharding.make_mesh(1))
+        states = parents.initial_states(schema.read(config), distributed.make_mesh(1))
         g = states["generator"]
         kernel = np.asarray(g.params["feature_extractor"]["layer3_1"]["conv2"]["kernel"])
         np.testing.assert_array_equal(kernel.transpose(3, 2, 0, 1), state_dict["layer3.1.conv2.weight"])
@@ -172,7 +178,7 @@ def test_config_and_checkpoint_must_agree_on_the_preprocessing(tmp_path):
     config.init_from = str(tmp_path / "w")
     config.preprocessing.channel_order = "BGR"
     with pytest.raises(UserError, match=r"preprocessing is .*'RGB'.*, this config's is .*'BGR'"):
-        train.initial_states(config, train.sharding.make_mesh(1))
+        parents.initial_states(schema.read(config), distributed.make_mesh(1))
 
 
 class Malicious:

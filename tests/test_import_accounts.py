@@ -12,12 +12,20 @@ torch = pytest.importorskip("torch")
 
 import torch_reference as reference  # noqa: E402
 
-from fada_jax import classes, convert_weights, train  # noqa: E402
-from fada_jax import config as schema
+from fada_jax import (  # noqa: E402
+    classes,
+    convert_weights,
+    distributed,
+)
+from fada_jax import config as schema  # noqa: E402
 from fada_jax.configs import gta5_to_cityscapes  # noqa: E402
 from fada_jax.errors import UserError  # noqa: E402
 from fada_jax.interop import exporting, importing, reading  # noqa: E402
-from fada_jax.training import checkpoints
+from fada_jax.stages import (  # noqa: E402
+    parents,
+    run,
+)
+from fada_jax.training import checkpoints  # noqa: E402
 
 K, STEP = 19, 7
 COUNTERS = (optax.ScaleByScheduleState, optax.ScaleByAdamState)
@@ -180,7 +188,7 @@ TAKEN = {
 @functools.cache
 def fresh_states(name):
     """The states that a run of a config begins with."""
-    return train.initial_states(make_config(name), train.sharding.make_mesh(1))
+    return parents.initial_states(schema.read(make_config(name)), distributed.make_mesh(1))
 
 
 def in_our_layout(tensor):
@@ -247,7 +255,7 @@ def named_leaves(states):
 def restored(workdir, config):
     """The states of an imported workdir, as a run that goes on there reads them."""
     (step,) = checkpoints.available_steps(workdir)
-    shapes = jax.eval_shape(functools.partial(train.create_states, config))
+    shapes = jax.eval_shape(lambda: step.create_states(schema.read(config)))
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return step, checkpoints.restore_states(workdir, step, shapes, jax.tree.map(lambda _: device, shapes))
 
@@ -503,7 +511,7 @@ def test_training_in_an_imported_workdir_begins_with_the_imported_states(kind, n
     )  # fmt: skip
     convert_weights.import_file(str(files[kind]), str(tmp_path), config=config)
     imported, logged = restored(tmp_path, config)[1], []
-    states = train.train(config, tmp_path, batches=batches(adversarial), log=logged.append)
+    states = run.train(schema.read(config), tmp_path, batches=batches(adversarial), log=logged.append)
     assert any(f"steps {begin} to {begin + 2}" in line for line in logged)
     assert checkpoints.available_steps(tmp_path) == [begin, begin + 1, begin + 2]
     for network, state in states.items():

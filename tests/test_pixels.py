@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_steps import SPEC, make_batch, make_states
 
 from fada_jax.classes import IGNORE
-from fada_jax.methods import METHODS, HardLabels, SoftLabels
+from fada_jax.methods import SYSTEMS, HardLabels, SoftLabels
 from fada_jax.models import Segmenter, resize_align_corners
 from fada_jax.models.layers import interpolation_matrix
 from fada_jax.preprocessing import IMAGENET
@@ -63,7 +63,7 @@ def test_segmentation_in_blocks_is_segmentation_at_full_size(low, size, rows, se
 @pytest.mark.parametrize("name", ["fada", "hard", "binary"])
 def test_both_domain_losses_in_blocks(name, rows):
     rng = np.random.default_rng(0)
-    method = HardLabels(threshold=0.6) if name == "hard" else METHODS[name]()
+    method = HardLabels(threshold=0.6) if name == "hard" else SYSTEMS[name].method()
     size = (24, 17)
     logits = jnp.asarray(rng.normal(0, 4, (2, 5, 4, K)), jnp.float32)
     d_logits = jnp.asarray(rng.normal(0, 2, (2, 5, 4, method.num_outputs(K))), jnp.float32)

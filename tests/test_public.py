@@ -19,8 +19,8 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix, jaccard_score
 
 import fada_jax
-from fada_jax import classes, convert_weights
-from fada_jax import settings as project_settings
+from fada_jax import config as schema
+from fada_jax import convert_weights
 from fada_jax.configs import gta5_to_cityscapes
 from fada_jax.errors import UserError
 from fada_jax.evaluation import predictor
@@ -50,16 +50,15 @@ def tiny_config(arguments, **values):
 def workdir(tmp_path_factory):
     """A workdir made of random weights, by way of a weight file of ours."""
     folder = tmp_path_factory.mktemp("public")
-    config = tiny_config("stage=source")
-    spec, class_set = project_settings.model_spec(config), classes.get_class_set(config.class_set)
+    config = schema.read(tiny_config("stage=source"))
+    spec = config.model
     shapes = jax.eval_shape(
         lambda: train_states.create_generator(spec, optimizers.OptimizerSpec(), jax.random.key(0))
     ).params
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(0, 1.5 / np.sqrt(x.size / x.shape[-1]), x.shape), shapes)
     flat = traverse_util.flatten_dict({"params": params}, sep=".")
-    preprocessing = project_settings.preprocessing(config)
-    meta = checkpoints.make_meta(project_settings.plain(config), spec, preprocessing, class_set)
+    meta = checkpoints.make_meta(config.plain(), spec, config.preprocessing, config.classes)
     safetensors.numpy.save_file(
         {key: value.astype(np.float32) for key, value in flat.items()},
         folder / "model.safetensors",

@@ -10,7 +10,7 @@ from commands import command
 from fada_jax.classes import ENCODINGS
 from fada_jax.configs import cityscapes_to_crosscity, gta5_to_cityscapes, synthia_to_cityscapes
 from fada_jax.errors import UserError
-from fada_jax.input_pipeline import raw_datasets
+from fada_jax.input_pipeline import layouts, raw_files
 from fada_jax.scripts.rehearsal import checks, commands, comparison, inputs, report
 from fada_jax.scripts.rehearsal import released as table
 
@@ -129,11 +129,11 @@ def test_distilling_vgg16_jitters_nothing(task):
 def test_raw_data_are_in_their_layouts_and_hold_every_id(dataset, tmp_path, monkeypatch):
     monkeypatch.setitem(inputs.SIZES, dataset, (64, 48))
     inputs.make_raw(dataset, tmp_path)
-    splits = raw_datasets.DATASETS[dataset](tmp_path, inputs.CITY)
+    splits = layouts.DATASETS[dataset](tmp_path, inputs.CITY)
     examples = [example for split in splits.values() for example in split]
     assert len(examples) == len(list(inputs.raw_files(dataset, tmp_path)))
     for example in examples:
-        record = raw_datasets.read_record(dataset, ENCODINGS[dataset], example)
+        record = raw_files.read_record(dataset, ENCODINGS[dataset], example)
         assert (record.width, record.height) == (64, 48)
         held = set(np.flatnonzero(record.counts).tolist())
         assert held == (ENCODINGS[dataset].defined if example.label else set())

@@ -17,7 +17,7 @@ from commands import command_here, on_devices, one_error
 from PIL import Image
 
 import fada_jax
-from fada_jax import api, classes, distributed, train
+from fada_jax import api, classes, distributed
 from fada_jax import config as schema
 from fada_jax.configs import cityscapes_to_crosscity, gta5_to_cityscapes
 from fada_jax.errors import UserError
@@ -27,8 +27,7 @@ from fada_jax.input_pipeline.pseudo_labels import PseudoLabels
 from fada_jax.interop import stablehlo
 from fada_jax.models import Discriminator, Segmenter, compute_dtype
 from fada_jax.models.convolution import written_for
-from fada_jax.scripts import run_recipe
-from fada_jax.stages import labelling, parents, run, step
+from fada_jax.stages import labelling, parents, recipe, run, step
 from fada_jax.training import checkpoints, losses
 from fada_jax.training import states as train_states
 from fada_jax.training.optimizers import OptimizerSpec
@@ -52,7 +51,7 @@ def config_of(arguments, data_dir="", **values):
 
 def write_model(workdir, config, seed=0, step=2):
     """A workdir of random weights that disagree about most pixels."""
-    states = jax.jit(lambda: step.create_states(config))()
+    states = jax.jit(lambda: step.create_states(schema.read(config)))()
     rng = np.random.default_rng(seed)
     params = jax.tree.map(
         lambda x: rng.normal(0, 1.5 / np.sqrt(x.size / x.shape[-1]), x.shape).astype(np.float32),
@@ -95,9 +94,9 @@ def label(config, workdir, stored=None, log=lambda line: None):
     """The pseudo labels of a stage by name, and their provenance."""
     workdir.mkdir(exist_ok=True)
     mesh = distributed.make_mesh()
-    provenance = labelling.ensure_pseudo_labels(config, workdir, stored or {}, None, mesh, log)
-    file = PseudoLabels(labelling.pseudo_label_file(config, workdir))
-    stream = train.make_stream(config.target, labels=False, augment=False)
+    provenance = labelling.ensure_pseudo_labels(schema.read(config), workdir, stored or {}, None, mesh, log)
+    file = PseudoLabels(labelling.pseudo_label_file(schema.read(config), workdir))
+    stream = schema.read(config).target.stream(labels=False, augment=False)
     labels = {}
     for name in streams.names(config.data_dir, stream):
         with Image.open(io.BytesIO(file.read(name))) as image:
@@ -111,7 +110,7 @@ def test_the_teacher_labels_what_it_predicts_at_the_size_it_is_tested_at(data_di
     assert (provenance["teacher_size"], provenance["label_size"]) == ([32, 16], [64, 32])
     segment = fada_jax.load(teacher)
     assert segment.input_size == (32, 16) and len(labels) == 6
-    stream = train.make_stream(config.target, augment=False)
+    stream = schema.read(config).target.stream(augment=False)
     class_set = classes.get_class_set("cityscapes19")
     images = streams.examples(data_dir, stream, class_set, range(6))
     same = [np.mean(labels[name] == segment(image)) for name, (image, _) in zip(labels, images, strict=True)]
@@ -153,16 +152,16 @@ def test_a_stage_whose_origin_was_made_again_is_refused(data_dir, teacher, tmp_p
     source = write_model(tmp_path / "source", config_of("stage=source", data_dir))
     config = config_of("stage=adversarial", data_dir, init_from=str(source), total_steps=1)
     said = []
-    run.train(config, tmp_path / "w", log=said.append)
+    run.train(schema.read(config), tmp_path / "w", log=said.append)
     assert not any("random" in line for line in said)
-    stored, _ = run.check(config, tmp_path / "w")
+    stored, _ = run.check(schema.read(config), tmp_path / "w")
     assert stored["parents"]["init_from"] == {"step": 2, "digest": checkpoints.load_model(source).digest}
     # The same weights elsewhere are the same.
     moved = source.rename(tmp_path / "moved")
     run.check(config_of("stage=adversarial", data_dir, init_from=str(moved), total_steps=1), tmp_path / "w")
     write_model(tmp_path / "source", config_of("stage=source", data_dir), seed=7)
     with pytest.raises(UserError, match="other weights lie now"):
-        run.check(config, tmp_path / "w")
+        run.check(schema.read(config), tmp_path / "w")
 
 
 def test_a_stage_without_weights_says_that_it_starts_at_random(data_dir, tmp_path):
@@ -215,13 +214,13 @@ def test_scoring_again_compiles_nothing(data_dir, teacher, monkeypatch):
     results = [scoring.evaluate_stage(teacher, data_dir=str(data_dir)) for _ in range(2)]
     config = config_of("stage=adversarial", data_dir)
     mesh = distributed.make_mesh()
-    states = {"generator": parents.initial_states(config, mesh, checkpoints.load_model(teacher))["generator"]}
-    with_own = scoring.validate(config, states, 2, mesh)
+    states = parents.initial_states(schema.read(config), mesh, checkpoints.load_model(teacher))
+    with_own = scoring.validate(schema.read(config), states["generator"], 2, mesh)["miou"]
     # Validation in training runs the spec of the config; on a CPU that is the same network.
     assert len(traced) <= 2 and results[0] == results[1]
     assert with_own == pytest.approx(results[0]["miou"])
     before = len(traced)
-    scoring.validate(config, states, 2, mesh)
+    scoring.validate(schema.read(config), states["generator"], 2, mesh)["miou"]
     assert len(traced) == before
     scoring.compiled_step.cache_clear()
 
@@ -237,7 +236,7 @@ def test_pixels_are_counted_exactly_beyond_float32():
 def fresh_vgg():
     config = gta5_to_cityscapes.get_config("backbone=vgg16,stage=adversarial")
     config.update_from_flattened_dict({"model.widths": (8, 8, 8, 8, 16, 64), "discriminator.widths": (64, 48)})
-    return jax.device_get({k: s.params for k, s in jax.jit(lambda: step.create_states(config))().items()})
+    return jax.device_get({k: s.params for k, s in jax.jit(lambda: step.create_states(schema.read(config)))().items()})
 
 
 @pytest.mark.parametrize("name", ["classifier", "discriminator", "fc6", "fc7"])
@@ -348,10 +347,8 @@ def test_arguments_of_a_config_given_as_keys_are_refused():
 
 def test_a_lambda_on_the_command_line_is_not_the_controls(tmp_path):
     path, overrides = "configs/gta5_to_cityscapes.py:size=miniature", {"lambda_adv": 0.2}
-    stages = run_recipe.stage_configs(path, overrides, "fada", tmp_path)
-    assert (stages["adversarial"].lambda_adv, stages["control"].lambda_adv) == (0.2, 0.0)
-    for config in stages.values():
-        schema.read(config)
+    stages = recipe.configs(path, overrides, tmp_path)
+    assert (stages["adaptation"].lambda_adv, stages["control"].lambda_adv) == (0.2, 0.0)
 
 
 def test_deterministic_sets_xlas_flag(monkeypatch):
@@ -369,7 +366,7 @@ def test_every_released_student_is_larger_than_its_teacher():
 
 
 def test_networks_take_auto():
-    spec = schema.model_spec(gta5_to_cityscapes.get_config("size=miniature"))
+    spec = schema.read(gta5_to_cityscapes.get_config("size=miniature")).model
     state = train_states.create_generator(dataclasses.replace(spec, dtype="auto"), OptimizerSpec(), jax.random.key(0))
     apply_fn = Segmenter(dataclasses.replace(spec, dtype="auto")).apply
     shapes = jax.eval_shape(apply_fn, state.variables, jnp.zeros((1, 32, 32, 3)))

@@ -16,16 +16,15 @@ import pytest
 import raw_trees
 from commands import ROOT, environment, on_devices
 from interruptions import make_data
-from ml_collections import ConfigDict
 from PIL import Image
 from test_bad_inputs import tiny_config, write_checkpoints
 
-from fada_jax import classes, cli, distributed, files, train
+from fada_jax import classes, cli, distributed, files
 from fada_jax import config as schema
 from fada_jax.errors import UserError
 from fada_jax.input_pipeline import conversion, records, streams
 from fada_jax.input_pipeline.stream import Stream
-from fada_jax.stages import data, run, step, workdirs
+from fada_jax.stages import logs, run, step, workdirs
 from fada_jax.training import checkpoints, loop
 
 
@@ -280,11 +279,10 @@ def test_skipping_changes_no_good_step():
 
 
 def test_a_line_of_the_log_cut_short_is_dropped(tmp_path):
-    from fada_jax import run_log
 
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
-    config = schema.plain(tiny_config())
-    with run_log.open_log(tmp_path, loop.Plan(2, 9, 1, 1), config, lambda line: None):
+    config = schema.read(tiny_config()).plain()
+    with logs.open_log(tmp_path, loop.Plan(2, 9, 1, 1), config, lambda line: None):
         pass
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
 
@@ -294,21 +292,22 @@ def test_training_stops_at_a_nan_and_names_its_images(data_dir, tmp_path):
     config = tiny_config(data_dir=str(data_dir), total_steps=8, checkpoint_every=1, log_every=1, log_images=0)
     config.generator_optimizer.update(kind="sgd", learning_rate=1e30, momentum=0.0)
     with pytest.raises(UserError, match="became NaN or infinite at step"):
-        run.train(config, tmp_path, log=lambda line: None)
+        run.train(schema.read(config), tmp_path, log=lambda line: None)
     noted = json.loads((tmp_path / "non_finite.jsonl").read_text())
     assert len(noted["images"]["source"]) == 8
     good = checkpoints.available_steps(tmp_path)
-    assert all(step < noted["step"] for step in good)
-    for step in good:
-        assert all(np.isfinite(x).all() for x in jax.tree.leaves(checkpoints.load_model(tmp_path, str(step)).params))
+    assert all(number < noted["step"] for number in good)
+    for number in good:
+        params = checkpoints.load_model(tmp_path, str(number)).params
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
 
 
 def test_the_images_of_a_bad_step_are_written_down(data_dir, tmp_path):
     config = tiny_config(data_dir=str(data_dir))
     said = []
-    streams = data.streams(config)
-    for step in (1, 2):
-        train.note_non_finite(config, tmp_path, step, ["loss_seg"], streams, said.append)
+    stage = run._Run(schema.read(config), tmp_path, distributed.make_mesh(), said.append, data_sets=True)
+    for number in (1, 2):
+        run._note_non_finite(stage, number, ["loss_seg"])
     lines = [json.loads(line) for line in (tmp_path / "non_finite.jsonl").read_text().splitlines()]
     assert [(line["step"], line["metrics"]) for line in lines] == [(1, ["loss_seg"]), (2, ["loss_seg"])]
     # Six images are an epoch: of two batches of eight the first twelve places are two epochs.
@@ -319,7 +318,7 @@ def test_the_images_of_a_bad_step_are_written_down(data_dir, tmp_path):
 
 def restored_on_meshes(workdir):
     """How many leaves of step 3 were split over devices, and the sum of all leaves, by mesh."""
-    config = ConfigDict(checkpoints.read_meta(workdir, 3)["config"])
+    config = schema.stored(checkpoints.read_meta(workdir, 3)["config"], 19)
     shapes = jax.eval_shape(lambda: step.create_states(config))
     restored = []
     for axes in ({"fsdp": 4}, {"fsdp": 2, "spatial": 2}, {}):
@@ -352,8 +351,8 @@ def test_batch_names_are_those_of_the_batches(data_dir):
         for path in raw.rglob("*.png")
     }
     batches = streams.train_batches(data_dir, stream, start_step=2, **options)
-    for step in (2, 3):
-        batch, names = next(batches), streams.batch_names(data_dir, stream, step=step, **options)
+    for number in (2, 3):
+        batch, names = next(batches), streams.batch_names(data_dir, stream, step=number, **options)
         for image, name in zip(batch["image"], names, strict=True):
             np.testing.assert_array_equal(image, pixels[name])
 
@@ -370,6 +369,6 @@ def test_a_signal_saves_and_leaves(data_dir, tmp_path, number):
             threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
 
     with pytest.raises(UserError, match=r"stopped at step \d+ of 1000, saved: run the same command again"):
-        run.train(config, tmp_path, log=log)
+        run.train(schema.read(config), tmp_path, log=log)
     assert time.monotonic() - when[0] < 30
     assert checkpoints.available_steps(tmp_path) == [len((tmp_path / "metrics.jsonl").read_text().splitlines())]

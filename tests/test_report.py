@@ -11,12 +11,12 @@ from commands import command
 from fada_jax import images
 from fada_jax.classes import get_class_set
 from fada_jax.errors import UserError
+from fada_jax.reporting import page as report
 from fada_jax.reporting import paper
-from fada_jax.scripts import report
-from fada_jax.scripts.ablate import LABELS
+from fada_jax.reporting.rows import LABELS
 
 ROWS = ("source_only", "control", "colour_matching", "adapted", "self_distilled", "self_distilled_multi_scale")
-STAGES = ("source", "control", "adversarial", "self_distillation")
+STAGES = ("source", "control", "adaptation", "self_distillation")
 
 
 def make_workdir(root, task="gta5_to_cityscapes", seed=0, city=""):
@@ -48,7 +48,7 @@ def make_workdir(root, task="gta5_to_cityscapes", seed=0, city=""):
         lines.insert(1, {"step": 3, "skipped": "NaN"})
         (root / stage / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for i in range(2):
-        for column in ("image", "source", "adversarial", "label"):
+        for column in ("image", "source", "adaptation", "label"):
             picture = rng.integers(0, 256, (8, 16, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
             images.write_image(root / "panels" / f"{i}_{column}.png", picture)
     return root
@@ -59,7 +59,7 @@ def workdirs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     first, second = make_workdir(root / "seed0"), make_workdir(root / "seed1", seed=1)
     by_class = dict.fromkeys(get_class_set("cityscapes19").names, 1.5) | {"train": None}
-    stages = {stage: {"both": {"mean": 1.5, "ccd": by_class}} for stage in ("source", "adversarial")}
+    stages = {stage: {"both": {"mean": 1.5, "ccd": by_class}} for stage in ("source", "adaptation")}
     (first / "ccd.json").write_text(json.dumps({"stages": stages}))
     return first, second
 

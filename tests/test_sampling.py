@@ -15,6 +15,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fada_jax import config as schema
 from fada_jax.classes import get_class_set
 from fada_jax.configs import gta5_to_cityscapes
 from fada_jax.input_pipeline import conversion, sampling, streams
@@ -249,7 +250,7 @@ def test_source_and_target_of_one_split_draw_different_images(data_dir):
     config.target.dataset = "gta5"
     config.source.sampling = "uniform"
     names = {}
-    for role, (stream, _) in data.streams(config).items():
+    for role, stream in data.streams(schema.read(config)).items():
         options = {"class_set": CITYSCAPES, "batch_size": 7, "seed": 0}
         names[role] = [streams.batch_names(data_dir, stream, step=step, **options) for step in range(20)]
     # Each epoch holds every image, in one of 5,040 orders.

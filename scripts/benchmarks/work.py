@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fada_jax.methods import METHODS
+from fada_jax.methods import SoftLabels
 from fada_jax.models import ModelSpec
 from fada_jax.training import optimizers
 from fada_jax.training import states as train_states
 
-METHOD = METHODS["fada"]()
+METHOD = SoftLabels()
 
 
 @dataclasses.dataclass(frozen=True)
