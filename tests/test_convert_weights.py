@@ -27,7 +27,7 @@ from fada_jax.configs import (  # noqa: E402
     synthia_to_cityscapes,
 )
 from fada_jax.errors import UserError  # noqa: E402
-from fada_jax.interop import exporting, reading, torch_tables  # noqa: E402
+from fada_jax.interop import exporting, model_card, reading, torch_tables  # noqa: E402
 from fada_jax.models import BACKBONES, ModelSpec  # noqa: E402
 from fada_jax.stages import parents  # noqa: E402
 from fada_jax.training import checkpoints  # noqa: E402
@@ -130,6 +130,8 @@ def test_a_released_file_is_described_as_its_config_describes_it(task, backbone)
         assert {key: plain[key] for key in ("task", "stage", "multi_scale")} == {
             key: value for key, value in described.config.items() if key != "eval"
         }
+        card = model_card.model_card(checkpoints.Model(params={}, batch_stats={}, **vars(described)))
+        assert f"| 0 | {class_set.names[0]} |" in card and "does not say how they were trained" in card
 
 
 def torchvision_resnet18():
