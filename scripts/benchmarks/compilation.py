@@ -20,7 +20,7 @@ from fada_jax.scripts.benchmarks.flops import least_flops
 from fada_jax.scripts.benchmarks.programs import STEPS
 from fada_jax.scripts.benchmarks.work import Work, batch_shapes, create_states
 
-# What XLA's GPU compiler asks a device for; it compiles for this one where none is.
+# Description of an H100; XLA's GPU compiler asks the device for it if the machine has a GPU.
 H100 = """
 gpu_device_info {
   cuda_compute_capability { major: 9 }
@@ -36,7 +36,7 @@ runtime_version { major: 12 minor: 8 }
 dnn_version_info { major: 9 minor: 10 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
-# It cannot try kernels out, and its own matrix products need that.
+# XLA cannot time kernels without a GPU, and its Triton matrix products need that.
 WITHOUT_A_GPU = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 
 

@@ -1,4 +1,4 @@
-"""What ``config.<stream>.jitter_first=False`` changes against the released order, and what it saves."""
+"""The difference that ``config.<stream>.jitter_first=False`` makes to the pixels and to the CPU time of an image."""
 
 from __future__ import annotations
 

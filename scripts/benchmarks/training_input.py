@@ -151,8 +151,8 @@ def measure_rates(batches: int, compare: bool) -> dict[str, Any]:
                 ours = rate(our_batches(data_dir, jitter), batches)
                 case = {"images_per_second_per_core": ours, "cores_needed": NEEDED / ours}
                 if compare:
-                    theirs = rate(torch_batches(root / stored, jitter), batches)
-                    case |= {"torch": theirs, "speedup": ours / theirs}
+                    case["torch"] = rate(torch_batches(root / stored, jitter), batches)
+                    case["speedup"] = ours / case["torch"]
                 result["cases"][f"{stored}{jitter and ', '}{jitter}"] = case
     return result
 
@@ -164,8 +164,8 @@ def table(result: dict[str, Any]) -> str:
     for name, case in result["cases"].items():
         stored, _, jitter = name.partition(", ")
         title = names[stored] + (f", {jitter}" if jitter else "")
-        theirs = f"{case['torch']:>12.1f}{case['speedup']:>8.2f}" if "torch" in case else f"{'-':>12}{'-':>8}"
-        lines.append(f"{title:<36}{case['images_per_second_per_core']:>14.1f}{theirs}{case['cores_needed']:>17.1f}")
+        compared = f"{case['torch']:>12.1f}{case['speedup']:>8.2f}" if "torch" in case else f"{'-':>12}{'-':>8}"
+        lines.append(f"{title:<36}{case['images_per_second_per_core']:>14.1f}{compared}{case['cores_needed']:>17.1f}")
     sizes = ", ".join(f"{name} {size:.2f}" for name, size in result["megabytes"].items())
     return "\n".join([*lines, f"MB an image with its label: {sizes}"])
 

@@ -1,4 +1,4 @@
-"""What is measured: networks, images and views; states and batches of that size."""
+"""The work of a benchmark: networks, images and views; states and batches of that size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ METHOD = SoftLabels()
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What is measured.
+    """The size of a benchmark.
 
     Attributes:
       backbone, classes, dtype, remat: of the network; released widths, frozen batch norm.

@@ -1,4 +1,4 @@
-"""Scenes: a street drawn at random and painted, as maps of what each pixel shows and where that is."""
+"""Scenes: a street drawn at random and painted, as maps of the class and the position of each pixel."""
 
 from __future__ import annotations
 

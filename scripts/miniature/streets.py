@@ -1,4 +1,4 @@
-"""The street: its plan, its ground, and what lines it: buildings, yards, walls and fences."""
+"""The street: its plan, its ground, and both of its sides: buildings, yards, walls and fences."""
 
 from __future__ import annotations
 

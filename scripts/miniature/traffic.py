@@ -14,7 +14,7 @@ from fada_jax.scripts.miniature.objects import paint_person, paint_post, paint_t
 from fada_jax.scripts.miniature.streets import SIDES, Street
 from fada_jax.scripts.miniature.vehicles import DIMENSIONS, paint_crossing_car, paint_vehicle
 
-# Depth of an object, and what paints it.
+# Depth of an object, and the call that paints it.
 Placed = tuple[float, Callable[[], None]]
 
 

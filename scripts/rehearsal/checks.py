@@ -1,4 +1,4 @@
-"""Checks of what the commands of a run made: scores, weights, labels and probabilities."""
+"""Checks of the files of a run: scores, weights, labels and probabilities."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def agreement(first: np.ndarray, second: np.ndarray, pair: str) -> float:
 
 
 def check_scores(workdir: Path) -> dict[str, Any]:
-    """Every row is there and scored at the label's size, and ``evaluate`` gives the recipe's last one.
+    """Every row exists and is scored at the label's size, and ``evaluate`` gives the recipe's last one.
 
     Raises:
       UserError: not so.

@@ -1,4 +1,4 @@
-"""Commands as a user runs them, their folder, and what they note; several run side by side."""
+"""Commands as a user runs them, their folder, and the facts that they note; several run side by side."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from fada_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 MARKER = "rehearsal.json"
+_BEGAN = time.perf_counter()
 
 
-def log(text: str, began: float = time.perf_counter()) -> None:
+def log(text: str) -> None:
     """A progress line with the seconds since the start."""
-    print(f"{time.perf_counter() - began:5.0f} s  {text}", flush=True)
+    print(f"{time.perf_counter() - _BEGAN:5.0f} s  {text}", flush=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +86,7 @@ def prepare(out: Path) -> None:
     """An empty folder with the mark of this script; of an earlier rehearsal only what was compiled stays.
 
     Raises:
-      UserError: something else lies there.
+      UserError: the folder holds other files.
     """
     if out.exists() and not (out / MARKER).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out={out}: not made by this script; name another folder")

@@ -1,4 +1,4 @@
-"""What each command handed over, in the words of the table of the released code, and the comparison with it."""
+"""The facts that commands noted, in the words of the table of the released code, and their comparison with it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _STREAMS = {
     "pictures": "{domain} image for TensorBoard",
     "colours": "{domain} image for its colours",
 }
-# Kind of fact -> what is handed over and its value, over the fields of the fact and of ``_derived``.
-_READ = {
+# Kind of fact -> the hand-over and its value, over the fields of the fact and of ``_derived``.
+_SENTENCES = {
     "stored": ("{dataset}, stored", "image {image}, label {label}"),
     "raw label": ("{dataset}, label file", "{bits} bits, {colours}"),
     "jitter": ("{images}, jittered", "at {size}: {jitters}"),
@@ -59,7 +59,7 @@ class UncoveredError(ValueError):
 
 
 def _derived(fact: Fact, domains: Mapping[str, str]) -> dict[str, str]:
-    """What sentences say that is not word for word in the fact."""
+    """Fields of the sentences that are not word for word in the fact."""
     result, domain = {}, domains.get(fact.get("dataset", ""), "")
     if domain and fact.get("stream") in _STREAMS:
         result |= {"domain": domain, "images": _STREAMS[fact["stream"]].format(domain=domain)}
@@ -98,9 +98,9 @@ def read(run: Run, command: str, fact: Fact) -> tuple[str, str, str]:
     Raises:
       UncoveredError: of a kind, with a field or of a data set that the table does not know.
     """
-    if fact["what"] not in _READ:
+    if fact["what"] not in _SENTENCES:
         raise UncoveredError(f"nothing is known of {fact['what']!r}")
-    texts = _READ[fact["what"]]
+    texts = _SENTENCES[fact["what"]]
     known = {**fact, **_derived(fact, DOMAINS.get(run[0], {}))}
     named = {name for text in texts for _, name, _, _ in string.Formatter().parse(text) if name}
     if missing := named - known.keys():

@@ -71,7 +71,7 @@ def write_docs(rows: list[dict[str, Any]]) -> None:
     """Writes the rows to docs/rehearsal.json and between the marks of docs/method.md.
 
     Raises:
-      UserError: the marks are not there.
+      UserError: the documentation lacks the marks.
     """
     text = DOCS.read_text()
     if text.count(BEGIN) != 1 or text.count(END) != 1:
