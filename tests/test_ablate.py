@@ -8,6 +8,7 @@ from commands import ROOT
 from scipy import stats
 
 from fada_jax.errors import UserError
+from fada_jax.reporting import ablation
 from fada_jax.scripts import ablate
 
 ROWS = ("source_only", "control", "colour_matching_global", "colour_matching_image", "adapted", "oracle", "binary")
@@ -35,17 +36,17 @@ def table_rows(text, section):
 def test_intervals_are_those_of_the_paired_t_test():
     rng = np.random.default_rng(1)
     values, baseline = rng.normal(30, 2, 5), rng.normal(25, 2, 5)
-    mean, half = ablate.difference(values, baseline)
+    mean, half = ablation.difference(values, baseline)
     interval = stats.ttest_rel(values, baseline).confidence_interval(0.95)
     assert (mean - half, mean + half) == pytest.approx((interval.low, interval.high))
     # Shared luck of a seed does not widen the interval.
-    assert ablate.difference(values + 10 * np.arange(5), values + 10 * np.arange(5) - 1) == pytest.approx((1, 0))
-    assert np.isnan(ablate.difference([3.0], [1.0])[1])
+    assert ablation.difference(values + 10 * np.arange(5), values + 10 * np.arange(5) - 1) == pytest.approx((1, 0))
+    assert np.isnan(ablation.difference([3.0], [1.0])[1])
 
 
 def test_the_table_has_mean_spread_gains_and_the_papers_numbers():
     scores = seeds(3)
-    text = ablate.markdown("components", "gta5_to_cityscapes", scores)
+    text = ablation.markdown("components", "gta5_to_cityscapes", scores)
     rows, gains, classes = (table_rows(text, i) for i in range(3))
     adapted = [scores[s]["adapted"]["miou"] for s in range(3)]
     spread = f"{np.mean(adapted):.1f} ± {np.std(adapted, ddof=1):.1f}"
@@ -58,7 +59,7 @@ def test_the_table_has_mean_spread_gains_and_the_papers_numbers():
         "over binary (global alignment)", "over F-Adv",
     ]  # fmt: skip
     assert gains["F-Adv"][-1] == ""
-    for baseline, cell in zip(ablate.BASELINES[:-1], gains["F-Adv"][:-1], strict=True):
+    for baseline, cell in zip(ablation.BASELINES[:-1], gains["F-Adv"][:-1], strict=True):
         other = [scores[s][baseline]["miou"] for s in range(3)]
         interval = stats.ttest_rel(adapted, other).confidence_interval(0.95)
         expected = f"{np.subtract(adapted, other).mean():+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]"
@@ -68,7 +69,7 @@ def test_the_table_has_mean_spread_gains_and_the_papers_numbers():
 
 
 def test_a_single_seed_has_no_spread_and_synthia_its_second_mean():
-    text = ablate.markdown("components", "synthia_to_cityscapes", seeds(1, star=True))
+    text = ablation.markdown("components", "synthia_to_cityscapes", seeds(1, star=True))
     rows = table_rows(text, 0)
     assert rows["synthia_to_cityscapes, components"] == ["mIoU", "mIoU* (13)", "seed 0", "paper"]
     assert "±" not in text and "[" not in text
@@ -78,7 +79,7 @@ def test_a_single_seed_has_no_spread_and_synthia_its_second_mean():
 def test_table_5_has_a_column_for_each_source_domain():
     names = ("source_only", "binary", "hard", "fada")
     scores = {task: seeds(2, names) for task in ("gta5_to_cityscapes", "synthia_to_cityscapes")}
-    rows = table_rows(ablate.across_tasks("knowledge", scores), 0)
+    rows = table_rows(ablation.across_tasks("knowledge", scores), 0)
     assert rows["knowledge"] == list(scores)
     assert [cell.split("(")[1] for cell in rows["hard labels"]] == ["paper 45.7)", "paper 40.8)"]
     assert [cell.split("(")[1] for cell in rows["soft labels (FADA)"]] == ["paper 46.9)", "paper 41.5)"]
@@ -112,27 +113,27 @@ def test_a_table_is_made_of_every_seed_that_is_finished(tmp_path, monkeypatch):
 
 def test_a_variant_that_is_the_recipes_own_stage_shares_its_folder(tmp_path, monkeypatch):
     trained = []
-    monkeypatch.setattr(ablate.train, "train", lambda config, folder: trained.append((folder.name, config)))
-    monkeypatch.setattr(ablate.evaluate, "evaluate_stage", lambda *_, **__: {"miou": 1.0, "iou": {}, "confusion": []})
+    monkeypatch.setattr(ablate.run, "train", lambda config, folder: trained.append((folder.name, config)))
+    monkeypatch.setattr(ablate.scoring, "evaluate_stage", lambda *_, **__: {"miou": 1.0, "iou": {}, "confusion": []})
     path = str(ROOT / "configs" / "gta5_to_cityscapes.py") + ":size=miniature"
     task = ablate.Task(path, {}, "gta5_to_cityscapes", tmp_path, "")
     for table in ("clipping", "lambda", "alignment", "distillation"):
-        for name, variant in ablate.TABLES[table].items():
+        for name, variant in ablation.TABLES[table].items():
             rows = ablate.run_variant(task, name, variant, 7)
             assert rows[name] == {"miou": 1.0, "iou": {}} and (len(rows) == 2) == (table == "distillation")
-            assert all(ablate._label(table, row) for row in rows)
+            assert all(ablation.label(table, row) for row in rows)
     configs = dict(trained)
     assert sorted(configs) == sorted(
         ["clip_0.7", "clip_0.8", "clip_1.0", "lambda_x0.1", "lambda_x0.3", "lambda_x3", "lambda_x10", "binary",
-         "output_space", "entropy", "adversarial", "self_distillation", "keep_1", "keep_0.8", "keep_0.3",
-         "relative_0.5", "teacher_multi_scale", "student_from_adversarial"]
+         "output_space", "entropy", "adaptation", "self_distillation", "keep_1", "keep_0.8", "keep_0.3",
+         "relative_0.5", "teacher_multi_scale", "student_from_adaptation"]
     )  # fmt: skip
     students = {name: config for name, config in configs.items() if config.stage == "self_distillation"}
     assert len(students) == 7
-    assert {c.teacher_from for c in students.values()} == {str(tmp_path / "seed7" / "adversarial")}
-    assert students["student_from_adversarial"].init_from == str(tmp_path / "seed7" / "adversarial")
+    assert {c.teacher_from for c in students.values()} == {str(tmp_path / "seed7" / "adaptation")}
+    assert students["student_from_adaptation"].init_from == str(tmp_path / "seed7" / "adaptation")
     assert students["relative_0.5"].pseudo_labels.relative and students["keep_0.8"].pseudo_labels.keep == 0.8
-    del configs["student_from_adversarial"]
+    del configs["student_from_adaptation"]
     assert configs["lambda_x3"].lambda_adv == pytest.approx(3 * configs["clip_0.7"].lambda_adv)
     assert configs["clip_0.7"].knowledge.clip == 0.7
     assert {c.init_from for c in configs.values()} == {str(tmp_path / "seed7" / "source")}
@@ -142,11 +143,11 @@ def test_a_variant_that_is_the_recipes_own_stage_shares_its_folder(tmp_path, mon
 def test_there_is_no_oracle_where_the_target_has_no_labels(tmp_path, monkeypatch, capsys):
     """Cross-City's training images have none."""
     trained = []
-    monkeypatch.setattr(ablate.train, "train", lambda config, folder: trained.append(folder.name))
+    monkeypatch.setattr(ablate.run, "train", lambda config, folder: trained.append(folder.name))
     monkeypatch.setattr(
         ablate.run_recipe, "run", lambda *_, **__: ([{"name": "source_only", "miou": 1.0, "iou": {}}], {})
     )
-    monkeypatch.setattr(ablate.evaluate, "evaluate_stage", lambda *_, **__: {"miou": 1.0, "iou": {}})
+    monkeypatch.setattr(ablate.scoring, "evaluate_stage", lambda *_, **__: {"miou": 1.0, "iou": {}})
     path = str(ROOT / "configs" / "cityscapes_to_crosscity.py") + ":size=miniature,city=Rome"
     task = ablate.Task(path, {}, "cityscapes_to_crosscity_Rome", tmp_path, "")
     for labelled, rows in ((False, ["source_only", "binary"]), (True, ["source_only", "oracle", "binary"])):

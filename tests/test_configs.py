@@ -9,6 +9,7 @@ from fada_jax import classes
 from fada_jax import config as schema
 from fada_jax.configs import base
 from fada_jax.errors import UserError
+from fada_jax.methods.stages import STAGES
 from fada_jax.stages import data, step
 from fada_jax.training import optimizers
 
@@ -20,25 +21,22 @@ def load(task, arguments=""):
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("stage", base.STAGES)
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("variant", ["backbone=resnet101", "backbone=vgg16", "size=miniature"])
 def test_every_stage_builds_and_its_data_has_the_classes(task, stage, variant):
-    config = load(task, f"stage={stage},{variant}")
-    schema.read(config)
-    for name in ("source", "target", "eval"):
-        classes.label_table(config[name].dataset, classes.get_class_set(config.class_set))
-    spec = schema.read(config).model
-    assert spec.num_classes == classes.get_class_set(config.class_set).num_classes
-    assert ("target" in data.batch_shapes(schema.read(config))) == (stage == "adversarial")
+    config = schema.read(load(task, f"stage={stage},{variant}"))
+    for stream in (config.source, config.target, config.eval):
+        classes.label_table(stream.dataset, config.classes)
+    assert config.model.num_classes == config.classes.num_classes
+    assert ("target" in data.batch_shapes(config)) == (stage == "adaptation")
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("stage", base.STAGES)
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("size", base.SIZES)
 def test_the_rate_never_reaches_zero(task, stage, size):
-    config = load(task, f"stage={stage},size={size}")
-    for network in ("generator", "discriminator"):
-        spec = schema.optimizer_spec(config, network)
+    config = schema.read(load(task, f"stage={stage},size={size}"))
+    for network, spec in (("generator", config.generator_optimizer), ("discriminator", config.discriminator_optimizer)):
         schedule = optimizers.poly_schedule(spec.learning_rate, spec.schedule_steps, spec.power)
         assert float(schedule(config.total_steps - 1)) > 0
         if size == "released" and network == "generator":
@@ -48,7 +46,7 @@ def test_the_rate_never_reaches_zero(task, stage, size):
 
 def test_released_values():
     source = load("gta5_to_cityscapes", "stage=source")
-    adversarial = load("gta5_to_cityscapes", "stage=adversarial")
+    adversarial = load("gta5_to_cityscapes", "stage=adaptation")
     distillation = load("gta5_to_cityscapes", "stage=self_distillation")
     assert [c.total_steps for c in (source, adversarial, distillation)] == [20_000, 40_000, 20_000]
     assert [c.generator_optimizer.schedule_steps for c in (source, adversarial)] == [31_250, 62_500]
@@ -108,7 +106,7 @@ def test_unknown_keys_are_refused():
     ],
 )
 def test_impossible_values_are_refused_by_name(key, value):
-    config = load("gta5_to_cityscapes", "stage=adversarial")
+    config = load("gta5_to_cityscapes", "stage=adaptation")
     config.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=key.split(".")[-1] if key != "total_steps" else "total_steps"):
         schema.read(config)

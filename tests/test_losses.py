@@ -140,7 +140,7 @@ def test_domain_loss_rejects_a_discriminator_of_another_class_count(d_logits):
 
 
 def test_poly_schedule_stops_before_its_end():
-    spec = optimizers.OptimizerSpec()
+    spec = optimizers.OptimizerSpec(learning_rate=2.5e-4, schedule_steps=62_500)
     schedule = optimizers.poly_schedule(spec.learning_rate, spec.schedule_steps, spec.power)
     for step in (0, 1, 20_000, 40_000, 60_000):
         np.testing.assert_allclose(schedule(step), 2.5e-4 * (1 - step / 62_500) ** 0.9, rtol=1e-5)
