@@ -135,9 +135,7 @@ def _installed_config(argument: str) -> str:
     file = path.partition(":")[0]
     if flag != "--config" or not file.startswith("configs/") or Path(file).exists():
         return argument
-    from fada_jax import configs
-
-    installed = Path(configs.__file__).parents[1] / path
+    installed = Path(__file__).with_name("configs").parent / path
     return f"{flag}={installed}" if Path(str(installed).partition(":")[0]).is_file() else argument
 
 

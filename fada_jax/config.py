@@ -12,7 +12,6 @@ import functools
 import json
 import runpy
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 from ml_collections import ConfigDict
@@ -23,7 +22,7 @@ from fada_jax.errors import UserError
 from fada_jax.input_pipeline.stream import Augment, Stream
 from fada_jax.methods import SYSTEMS, Method, Supervised, TrainingSpec
 from fada_jax.methods.stages import STAGES, Stage, current_name
-from fada_jax.models import BACKBONES, ModelSpec, compute_dtype
+from fada_jax.models import BACKBONES, ModelSpec
 from fada_jax.preprocessing import Preprocessing
 from fada_jax.ranges import (
     Crop,
@@ -202,10 +201,6 @@ class Config:
         del values["model"]["num_classes"]
         return values
 
-    def replace(self, **values: Any) -> Config:
-        """A copy with other values."""
-        return dataclasses.replace(self, **values)
-
 
 # Keys that may differ between the run that wrote a checkpoint and the one that goes on from it.
 FREE_ON_RESUME = (
@@ -214,8 +209,7 @@ FREE_ON_RESUME = (
 )
 
 
-# What an experiment's ``get_config`` returns.
-Experiment = ConfigDict
+Experiment = ConfigDict  # What ``get_config`` of a config file returns.
 
 
 def defaults() -> ConfigDict:
@@ -297,20 +291,18 @@ def _schema() -> TypeAdapter[Config]:
     return TypeAdapter(Config)
 
 
+_LIMITS = {"greater_than_equal": "at least {ge:g}", "less_than_equal": "at most {le:g}", "greater_than": "above {gt:g}"}
+
+
 def _message(error: Mapping[str, Any], values: Any, prefix: str = "config") -> str:
     """One line of what pydantic found."""
     keys = [key for key in error["loc"] if isinstance(key, str) and not key.startswith("function-")]
     name = ".".join([prefix, *keys])
     for key in keys:
         values = values[key]
-    limits = {
-        "greater_than_equal": "at least {ge:g}",
-        "less_than_equal": "at most {le:g}",
-        "greater_than": "above {gt:g}",
-    }
     kind, context = error["type"], error.get("ctx", {})
-    if kind in limits:
-        what = "must be " + limits[kind].format(**context)
+    if kind in _LIMITS:
+        what = "must be " + _LIMITS[kind].format(**context)
     elif kind == "literal_error":
         what = "must be one of " + context["expected"].replace("'", "").replace(" or ", ", ")
     elif kind == "value_error":
@@ -379,32 +371,6 @@ def _check_options(config: Config) -> None:
         TypeAdapter(SYSTEMS[config.method].method).validate_json(json.dumps(config.options), strict=True)
     except ValidationError as error:
         raise UserError(_message(error.errors()[0], config.options, "config.options")) from error
-
-
-def refuse_other_config(old: Mapping[str, Any], new: Mapping[str, Any], where: str | Path) -> None:
-    """Refuses to go on in a workdir that belongs to another config.
-
-    Args:
-      old, new: as ``Config.plain`` gives them.
-      where: the workdir.
-
-    Raises:
-      UserError: naming every key that matters, with both values.
-    """
-    before, now = flat(old), flat(new)
-    for values in (before, now):
-        # 'auto' and what it means here are the same, and so are both names of a stage.
-        values["model.dtype"] = compute_dtype(values.get("model.dtype", "auto"))
-        for key in ("stage", "student_from"):
-            values[key] = current_name(values.get(key, ""))
-    changed = [
-        f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
-        # A key that an earlier version did not have is no contradiction.
-        for key in sorted(before)
-        if before.get(key) != now.get(key) and key.split(".")[0] not in FREE_ON_RESUME
-    ]
-    if changed:
-        raise UserError(f"{where} belongs to another config ({'; '.join(changed)}): use another --workdir")
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

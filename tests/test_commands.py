@@ -31,7 +31,7 @@ def run(commands):
 
 
 def test_every_command_says_what_it_does_with_an_example():
-    modules = {**program.commands(), "": "fada_jax"}
+    modules = {**program.COMMANDS, "": "fada_jax"}
     for module, (status, out, err) in zip(
         modules.values(), run([[m, "--help"] for m in modules.values()]), strict=True
     ):

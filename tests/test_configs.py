@@ -10,7 +10,7 @@ from fada_jax import config as schema
 from fada_jax.configs import base
 from fada_jax.errors import UserError
 from fada_jax.methods.stages import STAGES
-from fada_jax.stages import data, step
+from fada_jax.stages import data, step, workdirs
 from fada_jax.training import optimizers
 
 TASKS = ("gta5_to_cityscapes", "synthia_to_cityscapes", "cityscapes_to_crosscity", "camvid_day_to_dusk")
@@ -115,7 +115,7 @@ def test_impossible_values_are_refused_by_name(key, value):
 def test_another_config_in_a_workdir_is_refused_with_both_values():
     old, new = load("gta5_to_cityscapes"), load("gta5_to_cityscapes")
     new.log_every = 7
-    schema.refuse_other_config(schema.read(old).plain(), schema.read(new).plain(), "W")
+    workdirs.refuse_other_config(schema.read(old).plain(), schema.read(new).plain(), "W")
     new.generator_optimizer.learning_rate = 1.0
     with pytest.raises(UserError, match=r"W belongs .*generator_optimizer.learning_rate: 0.0005 there, 1.0 now"):
-        schema.refuse_other_config(schema.read(old).plain(), schema.read(new).plain(), "W")
+        workdirs.refuse_other_config(schema.read(old).plain(), schema.read(new).plain(), "W")

@@ -27,7 +27,7 @@ from fada_jax.input_pipeline.pseudo_labels import PseudoLabels
 from fada_jax.interop import stablehlo
 from fada_jax.models import Discriminator, Segmenter, compute_dtype
 from fada_jax.models.convolution import written_for
-from fada_jax.stages import labelling, parents, recipe, run, step
+from fada_jax.stages import labelling, parents, recipe, run, step, workdirs
 from fada_jax.training import checkpoints, losses
 from fada_jax.training import states as train_states
 from fada_jax.training.optimizers import OptimizerSpec
@@ -281,10 +281,10 @@ def test_auto_is_resolved_where_the_program_runs(data_dir, teacher, tmp_path):
         api.load(teacher, dtype="float16")
     config = config_of("stage=adversarial", data_dir)
     other = config_of("stage=adversarial", data_dir, **{"model.dtype": "float32"})
-    schema.refuse_other_config(schema.read(config).plain(), schema.read(other).plain(), tmp_path)
+    workdirs.refuse_other_config(schema.read(config).plain(), schema.read(other).plain(), tmp_path)
     other.model.dtype = "bfloat16"
     with pytest.raises(UserError, match=r"model\.dtype"):
-        schema.refuse_other_config(schema.read(config).plain(), schema.read(other).plain(), tmp_path)
+        workdirs.refuse_other_config(schema.read(config).plain(), schema.read(other).plain(), tmp_path)
 
 
 def test_an_artifact_holds_every_platforms_own_formulation(teacher, tmp_path):

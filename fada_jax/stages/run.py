@@ -15,7 +15,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from fada_jax import distributed, files, handovers
-from fada_jax.config import Config, flat, refuse_other_config
+from fada_jax.config import Config, flat
 from fada_jax.errors import UserError
 from fada_jax.evaluation import scoring
 from fada_jax.methods import States
@@ -60,7 +60,7 @@ def check(config: Config, workdir: Path, *, data_sets: bool = True) -> Begun:
             # A class map may have moved; what counts is the classes in it. ImageNet weights have none of their own.
             before = {"class_set": list((checkpoints.class_set(meta) or config.classes).names)}
             now = {"class_set": list(config.classes.names), **parents.same_parents(config, meta, workdir)}
-            refuse_other_config(meta["config"] | before, config.plain() | now, workdir)
+            workdirs.refuse_other_config(meta["config"] | before, config.plain() | now, workdir)
             break
     images = data.check_streams(config, labelling.pseudo_label_file(config, workdir), mesh) if data_sets else {}
     stored = meta.get("images") or images
@@ -122,7 +122,7 @@ def train(
     """
     workdir = files.local(workdir, "--workdir").absolute()
 
-    # ---- Refused before anything is written
+    # ---- What can be refused is refused before anything is written
     begun = check(config, workdir, data_sets=batches is None)
     run, models, states = _Run(config, workdir, make_mesh(config), log, batches is None), {}, None
     if not begun.meta:
@@ -144,14 +144,11 @@ def train(
 
         # ---- Workdir, labels and what a checkpoint says of itself
         _announce(run, begun.meta, begins=last is None)
-        if jax.process_index() == 0:
-            files.write_text(workdir / "config.json", json.dumps(config.plain(), indent=2) + "\n")
-        meta = _meta(run, begun, models, begins=last is None)
-        multihost_utils.sync_global_devices("workdir")
+        meta = _own(run, begun, models, begins=last is None)
 
         # ---- Data, step and loop
-        read = data.read_batches(config, run.pseudo_labels, start) if batches is None else batches
-        read = itertools.islice(read, 0 if run.data_sets else start, None)
+        own = data.read_batches(config, run.pseudo_labels, start)
+        read = own if batches is None else itertools.islice(batches, start, None)
         put = functools.partial(distributed.put_batch, mesh=run.mesh)
         placed = loop.prefetch(read, lambda batch: {name: put(part) for name, part in batch.items()})
         states, done = _fit(run, states, placed, start, meta)
@@ -176,9 +173,11 @@ def _announce(run: _Run, meta: Mapping[str, Any], *, begins: bool) -> None:
         log(f"{config.stage}: config.init_from is empty, so it starts from random weights")
 
 
-def _meta(run: _Run, begun: Begun, models: Mapping[str, checkpoints.Model], *, begins: bool) -> dict[str, Any]:
-    """``meta`` of the checkpoints to come; a teacher's labels are made first where they are missing."""
+def _own(run: _Run, begun: Begun, models: Mapping[str, checkpoints.Model], *, begins: bool) -> dict[str, Any]:
+    """Writes the config and missing labels of a teacher into the workdir; returns ``meta`` of its checkpoints."""
     config, origin = run.config, {}
+    if jax.process_index() == 0:
+        files.write_text(run.workdir / "config.json", json.dumps(config.plain(), indent=2) + "\n")
     if begun.meta:
         origin["parents"] = begun.meta.get("parents", {})
     else:
@@ -187,6 +186,7 @@ def _meta(run: _Run, begun: Begun, models: Mapping[str, checkpoints.Model], *, b
         origin["pseudo_labels"] = labelling.ensure_pseudo_labels(
             config, run.workdir, {} if begins else begun.meta, models.get("teacher_from"), run.mesh, run.log
         )
+    multihost_utils.sync_global_devices("workdir")
     return checkpoints.make_meta(
         config.plain(), config.model, config.preprocessing, config.classes, begun.images, **origin
     )

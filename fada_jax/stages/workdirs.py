@@ -1,18 +1,21 @@
-"""Folders of stages and recipes: which stage a folder means, and that it belongs to one run at a time."""
+"""Folders of stages and recipes: which stage a folder means, whose it is, and that one run at a time is in it."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from fada_jax.config import FREE_ON_RESUME, flat
 from fada_jax.errors import UserError
-from fada_jax.methods.stages import RENAMED, STAGES
+from fada_jax.methods.stages import RENAMED, STAGES, current_name
+from fada_jax.models import compute_dtype
 from fada_jax.training import checkpoints
 
 
@@ -63,3 +66,29 @@ def hold(workdir: str | Path) -> Iterator[None]:
         if multihost_utils.broadcast_one_to_all(np.bool_(bool(reason))):
             raise UserError(f"{workdir}: {reason or 'process 0 was refused'}")
         yield
+
+
+def refuse_other_config(old: Mapping[str, Any], new: Mapping[str, Any], where: str | Path) -> None:
+    """Refuses to go on in a workdir that belongs to another config.
+
+    Args:
+      old, new: as ``Config.plain`` gives them.
+      where: the workdir.
+
+    Raises:
+      UserError: naming every key that matters, with both values.
+    """
+    before, now = flat(old), flat(new)
+    for values in (before, now):
+        # 'auto' and what it means here are the same, and so are both names of a stage.
+        values["model.dtype"] = compute_dtype(values.get("model.dtype", "auto"))
+        for key in ("stage", "student_from"):
+            values[key] = current_name(values.get(key, ""))
+    changed = [
+        f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
+        # A key that an earlier version did not have is no contradiction.
+        for key in sorted(before)
+        if before.get(key) != now.get(key) and key.split(".")[0] not in FREE_ON_RESUME
+    ]
+    if changed:
+        raise UserError(f"{where} belongs to another config ({'; '.join(changed)}): use another --workdir")

@@ -101,42 +101,67 @@ def fit(
     Raises:
       UserError: a metric or a state became NaN or infinite, or the batches ran out.
     """
-    iterator = iter(batches)
-    pending: list[dict[str, Any]] = []
-    since, waited, skipped = time.perf_counter(), 0.0, 0
+    iterator, window = iter(batches), _Window(plan.start)
     step = plan.start
-    checked = step
     while step < plan.total:
         asked = time.perf_counter()
         batch = next(iterator, None)
         if batch is None:
             raise UserError(f"the input ended after {step} of {plan.total} steps")
-        waited += time.perf_counter() - asked
+        window.waited += time.perf_counter() - asked
         states, metrics = step_fn(states, batch)
-        pending.append(metrics)
+        window.pending.append(metrics)
         step += 1
-        if len(pending) > IN_FLIGHT:
-            jax.block_until_ready(pending[-1 - IN_FLIGHT])
+        if len(window.pending) > IN_FLIGHT:
+            jax.block_until_ready(window.pending[-1 - IN_FLIGHT])
         ending = should_stop(step) or step == plan.total
         logging, saving = ending or step % plan.log_every == 0, ending or step % plan.checkpoint_every == 0
         if logging or saving:
-            pending = jax.device_get(pending)
-            for offset, values in enumerate(pending[checked - step :], start=checked + 1):
-                skipped = skipped + 1 if values.get("skipped") else 0
-                _check(offset, values, skipped, on_non_finite)
-            checked = step
+            window.check(step, on_non_finite)
             if not all_finite(jax.tree.leaves(states)):
                 on_non_finite(step, [])
                 raise UserError(_advice("the parameters", step))
         if logging:
-            elapsed = time.perf_counter() - since
-            on_log(step, {**_means(pending), "steps_per_second": len(pending) / elapsed, "data_wait": waited / elapsed})
-            pending, since, waited = [], time.perf_counter(), 0.0
+            on_log(step, window.means())
         if saving:
             on_checkpoint(step, states)
         if ending:
             break
     return states, step
+
+
+@dataclasses.dataclass
+class _Window:
+    """Steps since the last report.
+
+    Attributes:
+      checked: the last step whose metrics were looked at.
+      pending: metrics of the steps.
+      since, waited: when the window began, and the seconds spent waiting for batches.
+      skipped: steps skipped in a row.
+    """
+
+    checked: int
+    pending: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    since: float = dataclasses.field(default_factory=time.perf_counter)
+    waited: float = 0.0
+    skipped: int = 0
+
+    def check(self, step: int, on_non_finite: Callable[[int, list[str]], None]) -> None:
+        """Fetches the metrics up to ``step`` and refuses those that are not finite."""
+        self.pending = jax.device_get(self.pending)
+        for offset, values in enumerate(self.pending[self.checked - step :], start=self.checked + 1):
+            self.skipped = self.skipped + 1 if values.get("skipped") else 0
+            _check(offset, values, self.skipped, on_non_finite)
+        self.checked = step
+
+    def means(self) -> dict[str, float]:
+        """Means of the metrics with the rate and the share of waiting; the next window begins."""
+        elapsed = time.perf_counter() - self.since
+        rates = {"steps_per_second": len(self.pending) / elapsed, "data_wait": self.waited / elapsed}
+        result = {**_means(self.pending), **rates}
+        self.pending, self.since, self.waited = [], time.perf_counter(), 0.0
+        return result
 
 
 def _means(values: list[dict[str, Any]]) -> dict[str, float]:
