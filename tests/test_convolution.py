@@ -8,7 +8,8 @@ from commands import on_devices
 
 from fada_jax import distributed
 from fada_jax.models import ModelSpec, Segmenter
-from fada_jax.models.convolution import convolve, written_for
+from fada_jax.models.convolution import convolve
+from fada_jax.scripts.benchmarks.formulations import written_for
 
 # Channels in and out, kernel, stride, dilation: each way that a gradient is taken on CPUs.
 CASES = {
@@ -59,7 +60,7 @@ def test_every_platform_computes_the_convolution_of_pytorch(case):
     y = torch.nn.functional.conv2d(images, weights, None, stride, dilation * (k // 2), dilation).permute(0, 2, 3, 1)
     (y * torch.from_numpy(weight)).sum().backward()
     truth = [y.detach(), images.grad.permute(0, 2, 3, 1), weights.grad.permute(2, 3, 1, 0)]
-    for platform in ("cpu", "gpu", "tpu"):
+    for platform in ("cpu", "cuda", "tpu"):
         for value, expected in zip(run(platform, x, kernel, weight, stride, dilation), truth, strict=True):
             assert value.shape == expected.shape
             error = np.linalg.norm(value - expected.numpy()) / np.linalg.norm(expected)
@@ -78,7 +79,7 @@ def test_accelerators_get_the_convolution_of_xla():
     def primitives(platform):
         return [equation.primitive.name for equation in equations(platform)]
 
-    for platform in ("gpu", "tpu"):
+    for platform in ("cuda", "tpu"):
         assert primitives(platform).count("conv_general_dilated") == 2
         assert not {"dot_general", "optimization_barrier"} & set(primitives(platform))
     assert primitives("cpu").count("dot_general") == 9
@@ -92,7 +93,7 @@ def test_no_kernel_gradient_on_a_gpu_has_strides():
         ]
         return set(found)
 
-    assert strides("gpu") == {(1, 1)}
+    assert strides("cuda") == {(1, 1)}
     assert strides("tpu") == {(1, 1), (2, 2)}
 
 
@@ -113,7 +114,7 @@ def test_every_platform_trains_the_same_network():
             return jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
 
     expected = run_as("cpu")
-    for platform in ("gpu", "tpu"):
+    for platform in ("cuda", "tpu"):
         for value, truth in zip(jax.tree.leaves(run_as(platform)), jax.tree.leaves(expected), strict=True):
             assert np.linalg.norm(value - truth) <= 1e-5 * np.linalg.norm(truth), platform
 
@@ -127,7 +128,7 @@ def split_over_rows():
         for spatial in (2, 4):
             mesh = distributed.make_mesh(4, 1, spatial)
             put = [jax.device_put(a, distributed.by_batch(mesh, 4)) for a in (x, weight)]
-            _, *values = run("gpu", put[0], kernel, put[1], 1, dilation)
+            _, *values = run("cuda", put[0], kernel, put[1], 1, dilation)
             errors += [float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in zip(values, expected, strict=True)]
     return errors
 

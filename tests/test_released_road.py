@@ -26,7 +26,6 @@ from fada_jax.input_pipeline import conversion, streams
 from fada_jax.input_pipeline.pseudo_labels import PseudoLabels
 from fada_jax.interop import stablehlo
 from fada_jax.models import Discriminator, Segmenter, compute_dtype
-from fada_jax.models.convolution import written_for
 from fada_jax.stages import labelling, parents, recipe, run, step, workdirs
 from fada_jax.training import checkpoints, losses
 from fada_jax.training import states as train_states
@@ -265,8 +264,7 @@ def test_new_layers_start_as_pytorch_starts_them(name):
 
 def test_auto_is_resolved_where_the_program_runs(data_dir, teacher, tmp_path):
     assert gta5_to_cityscapes.get_config().model.dtype == "auto" and compute_dtype("auto") == "float32"
-    with written_for("gpu"):
-        assert compute_dtype("auto") == "bfloat16" and compute_dtype("float32") == "float32"
+    assert compute_dtype("auto", "gpu") == "bfloat16" and compute_dtype("float32", "gpu") == "float32"
     image = raw_trees.picture(0, 40, 70)
     expected = fada_jax.load(teacher, dtype="float32").probabilities(image)
     assert fada_jax.load(teacher).dtype == "float32"
@@ -365,13 +363,13 @@ def test_every_released_student_is_larger_than_its_teacher():
         assert adapted.eval.size == (1024, 512) and student.target.size == student.eval.size == (2048, 1024)
 
 
-def test_networks_take_auto():
+def test_networks_take_auto(monkeypatch):
     spec = schema.read(gta5_to_cityscapes.get_config("size=miniature")).model
     state = train_states.create_generator(dataclasses.replace(spec, dtype="auto"), OptimizerSpec(), jax.random.key(0))
     apply_fn = Segmenter(dataclasses.replace(spec, dtype="auto")).apply
     shapes = jax.eval_shape(apply_fn, state.variables, jnp.zeros((1, 32, 32, 3)))
     assert shapes[1].dtype == jnp.float32
-    with written_for("tpu"):
-        shapes = jax.eval_shape(lambda v, x: apply_fn(v, x), state.variables, jnp.zeros((1, 32, 32, 3)))
-        assert (shapes[0].dtype, shapes[1].dtype) == (jnp.float32, jnp.bfloat16)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    shapes = jax.eval_shape(lambda v, x: apply_fn(v, x), state.variables, jnp.zeros((1, 32, 32, 3)))
+    assert (shapes[0].dtype, shapes[1].dtype) == (jnp.float32, jnp.bfloat16)
     assert Discriminator(4, (8, 8)).dtype == jnp.float32

@@ -29,8 +29,8 @@ from fada_jax.models.layers import interpolate
 from fada_jax.preprocessing import normalise
 from fada_jax.training import checkpoints
 
-# Platform of ``jax.export`` -> JAX's name of the backend, see ``models.convolution``.
-PLATFORMS = {"cpu": "cpu", "cuda": "gpu", "tpu": "tpu"}
+# As ``jax.export`` calls them.
+PLATFORMS = ("cpu", "cuda", "tpu")
 FUNCTIONS = ("probabilities", "multi_scale", "features")
 FORMAT = 1
 
@@ -55,20 +55,15 @@ def upsample_to_any(x: jax.Array, size: tuple[Any, Any]) -> jax.Array:
 def functions(model: checkpoints.Model, dtype: str = "auto") -> dict[str, Function]:
     """The exported functions by name, each of the flat weights and of uint8 RGB images [N, H, W, 3] of any size.
 
-    Every platform that they run on has its own formulation of the layers and its own compute type, see
-    ``models.convolution``; which of them runs is decided there.
+    On every platform layers have its formulation (``models.convolution.by_platform``) and its compute type.
     """
-
-    def on(backend: str, name: str) -> Function:
-        def fn(weights: dict[str, jax.Array], images: jax.Array) -> jax.Array:
-            with convolution.written_for(backend):
-                return _functions(checkpoints.in_dtype(model, dtype))[name](weights, images)
-
-        return fn
+    on = {platform: _functions(checkpoints.in_dtype(model, dtype, platform)) for platform in PLATFORMS}
+    if len({_dtype_on(platform, model, dtype) for platform in PLATFORMS}) == 1:
+        return on["cpu"]
 
     def everywhere(name: str) -> Function:
-        return lambda weights, images: jax.lax.platform_dependent(
-            weights, images, **{platform: on(backend, name) for platform, backend in PLATFORMS.items()}
+        return lambda weights, images: convolution.by_platform(
+            weights, images, default=on["tpu"][name], cpu=on["cpu"][name], cuda=on["cuda"][name]
         )
 
     return {name: everywhere(name) for name in FUNCTIONS}
@@ -104,7 +99,7 @@ def _serialise(fn: Callable[..., jax.Array], weights: dict[str, np.ndarray]) -> 
     n, h, w = export.symbolic_shape("n, h, w")
     shapes = {key: jax.ShapeDtypeStruct(x.shape, x.dtype) for key, x in weights.items()}
     with jax.enable_x64(True):
-        exported = export.export(jax.jit(fn), platforms=tuple(PLATFORMS))(
+        exported = export.export(jax.jit(fn), platforms=PLATFORMS)(
             shapes, jax.ShapeDtypeStruct((n, h, w, 3), jnp.uint8)
         )
     return bytes(exported.serialize())
@@ -147,7 +142,7 @@ def export_model(
         "model": dataclasses.asdict(model.spec),
         "checkpoint_step": model.step,
         "platforms": list(PLATFORMS),
-        "dtype": {platform: _dtype_on(backend, model, dtype) for platform, backend in PLATFORMS.items()},
+        "dtype": {platform: _dtype_on(platform, model, dtype) for platform in PLATFORMS},
     }
     (partial / "model.json").write_text(json.dumps(description, indent=2) + "\n")
     (partial / "README.md").write_text(model_card(model))
@@ -157,9 +152,8 @@ def export_model(
     return output
 
 
-def _dtype_on(backend: str, model: checkpoints.Model, dtype: str) -> str:
-    with convolution.written_for(backend):
-        return convolution.inference_dtype(model.spec.dtype, dtype)
+def _dtype_on(platform: str, model: checkpoints.Model, dtype: str) -> str:
+    return convolution.inference_dtype(model.spec.dtype, dtype, platform)
 
 
 def _write_saved_model(model: checkpoints.Model, weights: dict[str, np.ndarray], path: Path, dtype: str) -> None:
@@ -204,11 +198,10 @@ def load_artifact(path: str | Path) -> Predictor:
             name: jax.jit(export.deserialize(bytearray((path / f"{name}.stablehlo").read_bytes())).call)
             for name in FUNCTIONS
         }
-        platforms = {backend: platform for platform, backend in PLATFORMS.items()}
         # Artifacts of earlier versions compute in one type everywhere.
         dtype = description["model"]["dtype"]
         if "dtype" in description:
-            dtype = description["dtype"][platforms[jax.default_backend()]]
+            dtype = description["dtype"]["cuda" if jax.default_backend() == "gpu" else jax.default_backend()]
     except Exception as error:  # Damaged files raise a dozen unrelated types.
         raise UserError(f"{path} is no readable artifact of fada_jax.export: {str(error).splitlines()[0]}") from error
     return Predictor(

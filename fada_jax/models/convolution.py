@@ -1,4 +1,4 @@
-"""Square convolutions with PyTorch's padding, written for each platform as what runs fastest there.
+"""Square convolutions with PyTorch's padding, for each platform in the formulation that is fastest there.
 
 On TPUs a convolution is XLA's own. On GPUs so it is, but for the gradient with respect to the kernel of a dilated one:
 XLA hands that to cuDNN as a convolution whose kernel is as large as the image, so it is taken of the d * d interleaved
@@ -9,10 +9,10 @@ from many channels to few are projected first and shifted after. The results are
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,45 +20,41 @@ from jax.sharding import PartitionSpec
 
 # Mesh axes that split a batch; see ``fada_jax.sharding``.
 BATCH_AXES = ("data", "fsdp")
-_written_for: list[str] = []
 
 
-@contextlib.contextmanager
-def written_for(name: str) -> Iterator[None]:
-    """While open, layers are traced as platform ``name`` ('cpu', 'gpu', 'tpu') runs them, whatever runs here.
+def by_platform(*arguments: Any, default: Callable[..., Any], **own: Callable[..., Any]) -> Any:
+    """``default(*arguments)`` or, where a platform has a formulation of its own, that one's equal result.
 
-    For counting on a CPU what an accelerator's program takes.
+    Each program holds the formulation of the platform that it is compiled for; an exported one holds all.
+
+    Args:
+      *arguments: arrays.
+      default: formulation of platforms that have none of their own.
+      **own: by platform: 'cpu', 'cuda', 'tpu'.
     """
-    _written_for.append(name)
-    try:
-        yield
-    finally:
-        _written_for.pop()
+    own = {platform: function for platform, function in own.items() if function is not default}
+    return jax.lax.platform_dependent(*arguments, default=default, **own) if own else default(*arguments)
 
 
-def platform() -> str:
-    """What layers are traced for: 'cpu', 'gpu' or 'tpu'."""
-    return _written_for[-1] if _written_for else jax.default_backend()
-
-
-def compute_dtype(name: str) -> str:
-    """The compute type that ``name`` means where the program runs: 'auto' is float32 on CPUs, else bfloat16."""
+def compute_dtype(name: str, platform: str = "") -> str:
+    """The compute type that ``name`` means on a platform (empty: here): 'auto' is float32 on CPUs, else bfloat16."""
     if name != "auto":
         return name
-    return "float32" if platform() == "cpu" else "bfloat16"
+    return "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
 
 
-def inference_dtype(stored: str, asked: str) -> str:
+def inference_dtype(stored: str, asked: str, platform: str = "") -> str:
     """The compute type of a stored model.
 
     Args:
       stored: what it was trained with.
       asked: 'float32', 'bfloat16', or 'auto': what it was trained with on accelerators, and float32 on CPUs, which have
         nothing to gain from less.
+      platform: that runs it; empty: the one here.
     """
     if asked != "auto":
         return asked
-    return "float32" if platform() == "cpu" else compute_dtype(stored)
+    return "float32" if (platform or jax.default_backend()) == "cpu" else compute_dtype(stored, platform)
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1) -> jax.Array:
@@ -122,19 +118,28 @@ _convolve_rounded.defvjp(_rounded_forward, _rounded_backward)
 
 def _convolve_here(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
     if kernel.shape[0] == 1:
-        x, stride, dilation = x[:, ::stride, ::stride], 1, 1
-    if platform() == "cpu":
-        return _convolve_on_cpu(x, kernel, stride, dilation)
-    if platform() == "gpu" and stride == 1 and dilation > 1:
-        return _dilated_on_gpu(x, kernel, dilation)
+        return _convolve(x[:, ::stride, ::stride], kernel, 1, 1)
     return _convolve(x, kernel, stride, dilation)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolve(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
-    # Of a product with another number of rows XLA's GPU compiler makes one of eight more, in copies of both sides.
-    padded = platform() == "gpu" and x.size // x.shape[-1] % 8
-    if kernel.shape[0] == 1 and not padded:
+    def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return _plain(x, kernel, stride, dilation)
+
+    def by_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return jnp.einsum("nhwc,cd->nhwd", x, kernel[0, 0])
+
+    def projected(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return _project_and_shift(x, kernel, dilation)
+
+    if kernel.shape[0] == 1:
+        # XLA's GPU compiler pads products whose number of rows is no multiple of 8, in copies of both sides.
+        return by_platform(x, kernel, default=by_product, cuda=plain if x.size // x.shape[-1] % 8 else by_product)
+    return by_platform(x, kernel, default=plain, cpu=projected if _to_few_channels(kernel, stride) else plain)
+
+
+def _plain(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
     pad = dilation * (kernel.shape[0] - 1) // 2
     return jax.lax.conv_general_dilated(
         x,
@@ -146,18 +151,41 @@ def _convolve(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> ja
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _dilated_on_gpu(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
-    return _convolve(x, kernel, 1, dilation)
+def _forward(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> tuple[jax.Array, tuple]:
+    return _convolve(x, kernel, stride, dilation), (x, kernel)
 
 
-def _dilated_forward(x: jax.Array, kernel: jax.Array, dilation: int) -> tuple[jax.Array, tuple]:
-    return _convolve(x, kernel, 1, dilation), (x, kernel)
-
-
-def _dilated_backward(dilation: int, held: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _backward(stride: int, dilation: int, held: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = held
-    (d_x,) = jax.linear_transpose(lambda x: _convolve(x, kernel, 1, dilation), x)(gradient)
+    rows_fit = kernel.shape[0] == 1 and x.size // x.shape[-1] % 8 == 0
+
+    def transposed(x: jax.Array, kernel: jax.Array, gradient: jax.Array, product: bool) -> tuple[jax.Array, jax.Array]:
+        """XLA's own gradients."""
+        if product:
+            convolve = lambda x, kernel: jnp.einsum("nhwc,cd->nhwd", x, kernel[0, 0])  # noqa: E731
+        else:
+            convolve = lambda x, kernel: _plain(x, kernel, stride, dilation)  # noqa: E731
+        (d_x,) = jax.linear_transpose(lambda x: convolve(x, kernel), x)(gradient)
+        (d_kernel,) = jax.linear_transpose(lambda kernel: convolve(x, kernel), kernel)(gradient)
+        return d_x, d_kernel
+
+    default = functools.partial(transposed, product=kernel.shape[0] == 1)
+    cuda = functools.partial(transposed, product=rows_fit)
+    if stride == 1 and dilation > 1:
+        cuda = functools.partial(_dilated_backward, dilation=dilation)
+    elif rows_fit == (kernel.shape[0] == 1):
+        cuda = default
+    cpu = functools.partial(_cpu_backward, stride=stride, dilation=dilation)
+    return by_platform(x, kernel, gradient, default=default, cpu=cpu, cuda=cuda)
+
+
+_convolve.defvjp(_forward, _backward)
+
+
+def _dilated_backward(
+    x: jax.Array, kernel: jax.Array, gradient: jax.Array, dilation: int
+) -> tuple[jax.Array, jax.Array]:
+    (d_x,) = jax.linear_transpose(lambda x: _plain(x, kernel, 1, dilation), x)(gradient)
     k, _, channels, features = kernel.shape
     if k * k * features <= channels:
         # The classifier: all taps of the gradient are narrower than the features, so that one product reads those once.
@@ -165,11 +193,8 @@ def _dilated_backward(dilation: int, held: tuple, gradient: jax.Array) -> tuple[
         product = jnp.einsum("nhwc,nhwd->cd", x, taps)
         return d_x, product.reshape(channels, k, k, features).transpose(1, 2, 0, 3)
     x, gradient = _interleaved(x, dilation), _interleaved(gradient, dilation)
-    (d_kernel,) = jax.linear_transpose(lambda kernel: _convolve(x, kernel, 1, 1), kernel)(gradient)
+    (d_kernel,) = jax.linear_transpose(lambda kernel: _plain(x, kernel, 1, 1), kernel)(gradient)
     return d_x, d_kernel
-
-
-_dilated_on_gpu.defvjp(_dilated_forward, _dilated_backward)
 
 
 def _interleaved(x: jax.Array, dilation: int) -> jax.Array:
@@ -191,10 +216,8 @@ def _to_few_channels(kernel: jax.Array, stride: int) -> bool:
     return k > 1 and stride == 1 and k * k * features <= channels
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _convolve_on_cpu(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
-    if not _to_few_channels(kernel, stride):
-        return _convolve(x, kernel, stride, dilation)
+def _project_and_shift(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
+    """The convolution as one product with all taps, whose results are shifted and summed."""
     k, _, channels, features = kernel.shape
     projected = jnp.einsum("nhwc,cd->nhwd", x, kernel.transpose(2, 0, 1, 3).reshape(channels, -1))
     taps = projected.reshape(*x.shape[:3], k, k, features)
@@ -208,23 +231,20 @@ def _convolve_on_cpu(x: jax.Array, kernel: jax.Array, stride: int, dilation: int
     )
 
 
-def _forward(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> tuple[jax.Array, tuple]:
-    return _convolve_on_cpu(x, kernel, stride, dilation), (x, kernel)
-
-
-def _backward(stride: int, dilation: int, held: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernel = held
+def _cpu_backward(
+    x: jax.Array, kernel: jax.Array, gradient: jax.Array, stride: int, dilation: int
+) -> tuple[jax.Array, jax.Array]:
     k, channels = kernel.shape[1:3]
     d_kernel = _kernel_gradient(x, gradient, k, stride, dilation)
     if _to_few_channels(kernel, stride):
         mirrored = kernel[::-1, ::-1].transpose(0, 1, 3, 2).reshape(-1, channels)
         shifted = jnp.concatenate(_shifted(gradient, k, 1, dilation), axis=-1)
         return jnp.einsum("nhwd,dc->nhwc", shifted, mirrored), d_kernel
-    (d_x,) = jax.linear_transpose(lambda x: _convolve(x, kernel, stride, dilation), x)(gradient)
+    if k == 1:
+        (d_x,) = jax.linear_transpose(lambda x: jnp.einsum("nhwc,cd->nhwd", x, kernel[0, 0]), x)(gradient)
+    else:
+        (d_x,) = jax.linear_transpose(lambda x: _plain(x, kernel, stride, dilation), x)(gradient)
     return d_x, d_kernel
-
-
-_convolve_on_cpu.defvjp(_forward, _backward)
 
 
 def _kernel_gradient(x: jax.Array, gradient: jax.Array, k: int, stride: int, dilation: int) -> jax.Array:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fada_jax.models.convolution import convolve, platform
+from fada_jax.models.convolution import by_platform, convolve
 
 Dtype = Any
 
@@ -77,13 +77,18 @@ def _relu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return y, y
 
 
-def _passes(y: jax.Array) -> jax.Array:
-    """Where the output ``y`` of a ReLU is positive."""
-    # Of y > 0 XLA makes a comparison of the ReLU's input, which a GPU then writes beside the output.
-    return y > 0 if platform() == "cpu" else y != 0
+def _relu_gradient(y: jax.Array, gradient: jax.Array) -> jax.Array:
+    """The gradient of a ReLU with output ``y``."""
+    return by_platform(
+        y,
+        gradient,
+        # XLA rewrites relu(x) > 0 to x > 0, and a GPU then writes x beside the output; it does not rewrite != 0.
+        default=lambda y, gradient: jnp.where(y != 0, gradient, 0),
+        cpu=lambda y, gradient: jnp.where(y > 0, gradient, 0),
+    )
 
 
-relu.defvjp(_relu_forward, lambda y, gradient: (jnp.where(_passes(y), gradient, 0),))
+relu.defvjp(_relu_forward, lambda y, gradient: (_relu_gradient(y, gradient),))
 
 
 @jax.custom_vjp
@@ -94,9 +99,7 @@ def relu_of_sum(x: jax.Array, y: jax.Array) -> jax.Array:
     those of all blocks before it. It does not do so for a sum of two arrays; there it is ``-y + y`` where ``x + y`` is
     negative, which is as exact.
     """
-    if platform() == "cpu":
-        return jnp.maximum(x, -y) + y
-    return jnp.maximum(x + y, 0)
+    return by_platform(x, y, default=lambda x, y: jnp.maximum(x + y, 0), cpu=lambda x, y: jnp.maximum(x, -y) + y)
 
 
 def _relu_of_sum_forward(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -104,7 +107,7 @@ def _relu_of_sum_forward(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Arr
     return z, z
 
 
-relu_of_sum.defvjp(_relu_of_sum_forward, lambda z, gradient: (jnp.where(_passes(z), gradient, 0),) * 2)
+relu_of_sum.defvjp(_relu_of_sum_forward, lambda z, gradient: (_relu_gradient(z, gradient),) * 2)
 
 
 def max_pool(x: jax.Array) -> jax.Array:

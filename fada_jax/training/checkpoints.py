@@ -343,9 +343,9 @@ def load_model(workdir: str | Path, checkpoint: str = "last") -> Model:
     return Model(spec, preprocessing, predicted, tree["params"], tree["batch_stats"], meta["config"], step)
 
 
-def in_dtype(model: Model, dtype: str) -> Model:
+def in_dtype(model: Model, dtype: str, platform: str = "") -> Model:
     """``model`` with the compute type to run it in, see ``models.convolution.inference_dtype``."""
-    spec = dataclasses.replace(model.spec, dtype=inference_dtype(model.spec.dtype, dtype))
+    spec = dataclasses.replace(model.spec, dtype=inference_dtype(model.spec.dtype, dtype, platform))
     return dataclasses.replace(model, spec=spec)
 
 

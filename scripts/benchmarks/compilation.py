@@ -15,8 +15,8 @@ from jax.experimental import topologies
 
 from fada_jax import distributed
 from fada_jax.errors import UserError
-from fada_jax.models.convolution import written_for
 from fada_jax.scripts.benchmarks.flops import least_flops
+from fada_jax.scripts.benchmarks.formulations import written_for
 from fada_jax.scripts.benchmarks.programs import STEPS
 from fada_jax.scripts.benchmarks.work import Work, batch_shapes, create_states
 
@@ -105,7 +105,7 @@ def compile_once(
         donate_argnums=(0, 1),
         out_shardings=(*shardings, distributed.replicated(mesh)),
     )
-    with written_for(form):
+    with written_for({"gpu": "cuda"}.get(form, form)):
         shapes = (*distributed.placed(states, shardings), *distributed.placed_batch(mesh, batch_shapes(work)))
         lowered = distributed.on_mesh(mesh, step.lower)(*shapes)
     began = time.perf_counter()

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fada_jax.models import Segmenter
-from fada_jax.models.convolution import written_for
+from fada_jax.scripts.benchmarks.formulations import written_for
 from fada_jax.scripts.benchmarks.programs import our_inference
 from fada_jax.scripts.benchmarks.work import Work, batch_shapes, create_states, inference_shapes
 
@@ -44,7 +44,7 @@ def layer_flops(fn: Callable[..., Any], *shapes: Any) -> list[float]:
             elif equation.primitive.name == "dot_general":
                 flops.append(2.0 * equation.outvars[0].aval.size * equation.invars[1].aval.shape[0])
 
-    with written_for("gpu"):
+    with written_for("cuda"):
         walk(jax.make_jaxpr(fn)(*shapes).jaxpr)
     return flops
 

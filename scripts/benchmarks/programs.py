@@ -11,8 +11,8 @@ from flax import linen as nn
 
 from fada_jax.evaluation import inference
 from fada_jax.models import Segmenter, layers, resize_align_corners
-from fada_jax.models.convolution import written_for
 from fada_jax.preprocessing import IMAGENET, normalise
+from fada_jax.scripts.benchmarks.formulations import written_for
 from fada_jax.scripts.benchmarks.work import METHOD, Work
 from fada_jax.training import losses, steps
 
