@@ -18,7 +18,7 @@ from fada_jax.preprocessing import CAFFE
 
 SIZES = ("released", "miniature")
 ARGUMENTS = {"stage": "source", "method": "fada", "backbone": "resnet101", "size": "released"}
-VALUES = {"stage": tuple(STAGES), "method": tuple(SYSTEMS), "backbone": BACKBONES, "size": SIZES}
+VALUES = {"stage": tuple(STAGES), "method": tuple(SYSTEMS), "backbone": tuple(BACKBONES), "size": SIZES}
 
 
 def parse(text: str, **own: str) -> ConfigDict:

@@ -325,8 +325,9 @@ def _check_together(config: Config) -> None:
     _one_of("method", config.method, SYSTEMS)
     _one_of("model.backbone", config.model.backbone, BACKBONES)
     _one_of("student_from", config.student_from, ("init_from", "source", "adaptation"))
-    if config.model.remat and config.model.backbone == "vgg16":
-        raise UserError("config.model.remat=True needs a ResNet: VGG-16 has no blocks to compute again")
+    backbone = BACKBONES[config.model.backbone]
+    if config.model.remat and not backbone.remat:
+        raise UserError("config.model.remat=True needs a ResNet: other backbones have no blocks to compute again")
     if config.batch_size % config.kind.parts:
         raise UserError(f"config.batch_size={config.batch_size} must be even: half source, half target")
     if config.kind.adapts and config.lambda_adv:
@@ -337,11 +338,10 @@ def _check_together(config: Config) -> None:
             f"config.eval_every={config.eval_every} must be a multiple of config.checkpoint_every="
             f"{config.checkpoint_every}: what is scored is a checkpoint"
         )
-    stages = 6 if config.model.backbone == "vgg16" else 4
     for key in ("stage_sizes", "widths"):
         value = getattr(config.model, key)
-        if len(value) not in (0, stages):
-            raise UserError(f"config.model.{key}={value} must be 0 or {stages} numbers of at least 1")
+        if len(value) not in (0, backbone.widths):
+            raise UserError(f"config.model.{key}={value} must be 0 or {backbone.widths} numbers of at least 1")
     for name in ("source", "target", "eval"):
         scale = getattr(config, name).scale
         if scale and scale[0] > scale[1]:

@@ -21,12 +21,12 @@ from pathlib import Path
 from absl import flags
 
 from fada_jax import cli
-from fada_jax.classes import ENCODINGS, read_class_map
+from fada_jax.classes import CITIES, ENCODINGS, read_class_map
 from fada_jax.errors import UserError
 
 
 def main(arguments: list[str]) -> None:
-    from fada_jax.input_pipeline import layouts, records
+    from fada_jax.input_pipeline import records
 
     if arguments:
         raise UserError(f"unexpected argument {arguments[0]!r}: this command takes flags only")
@@ -39,10 +39,10 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--name and --class_map are for --dataset=folder, not for {options.dataset}")
     cities = ("",)
     if options.dataset == "crosscity":
-        cities = (options.city,) if options.city else layouts.CITIES
+        cities = (options.city,) if options.city else CITIES
     for city in cities:
-        if city and city not in layouts.CITIES:
-            raise UserError(f"--city={city}: one of {', '.join(layouts.CITIES)}")
+        if city and city not in CITIES:
+            raise UserError(f"--city={city}: one of {', '.join(CITIES)}")
         title = "/".join(filter(None, (options.name or options.dataset, city)))
         root = records.folder(options.data_dir, options.name or options.dataset, city)
         if root.is_dir() and not options.overwrite:

@@ -47,10 +47,10 @@ def test_losses_in_row_blocks_take_a_quarter_of_the_memory_of_full_size_maps():
         return jnp.stack([losses.domain_loss(resize_align_corners(d, size), a, domain) for domain in (0, 1)])
 
     def blocks_seg(z, labels):
-        return losses.mean(*steps._segmentation(z, labels, 1.8, 32))
+        return losses.mean(*steps.segmentation_sums(z, labels, 1.8, 32))
 
     def blocks_domains(d, z):
-        sums, pixels = steps._domains(d, z, METHOD, (0, 1), size, 32)
+        sums, pixels = steps.domain_sums(d, z, METHOD, (0, 1), size, 32)
         return sums / pixels
 
     for plain, blocks, arguments in ((plain_seg, blocks_seg, labels), (plain_domains, blocks_domains, logits)):

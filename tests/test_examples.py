@@ -4,34 +4,49 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.special import softmax
+from commands import quick_jit
 
 from examples.own_backbone.plain import Plain, PlainSegmenter
-from examples.own_method.joint import FeaturesAndClasses
-from fada_jax.methods import Adversarial
+from examples.own_method.flip import FlipConsistency
+from fada_jax.methods import DomainLabels, TrainingSpec
+from fada_jax.models import ModelSpec
 from fada_jax.preprocessing import IMAGENET
 from fada_jax.training import optimizers, steps
 from fada_jax.training import states as train_states
 
+IMAGES = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3), dtype=np.uint8)
 BATCH = {
-    "image": np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3), dtype=np.uint8),
-    "label": np.random.default_rng(1).integers(0, 5, (2, 32, 48), dtype=np.uint8),
+    "source": {"image": IMAGES, "label": np.random.default_rng(1).integers(0, 5, (2, 32, 48), dtype=np.uint8)},
+    "target": {"image": IMAGES[:, ::-1]},
 }
 
 
-def test_the_example_of_a_method_has_the_form_of_ours():
-    method = FeaturesAndClasses(temperature=2.0)
-    rng = np.random.default_rng(0)
-    logits, features = (
-        rng.normal(size=(1, 2, 3, 5)).astype(np.float32),
-        rng.normal(size=(1, 2, 3, 4)).astype(np.float32),
-    )
-    read = method.discriminator_input(logits, features)
-    np.testing.assert_allclose(read, np.concatenate([features, softmax(logits / 2, -1)], -1), atol=1e-6)
-    knowledge = method.class_knowledge(jnp.asarray(logits))
-    assert 2 * knowledge.shape[-1] == method.num_outputs(5)
-    public = {name for name in dir(Adversarial) if not name.startswith("_")}
-    assert {"temperature", "num_outputs", "discriminator_input", "class_knowledge"} <= set(dir(method)) & public
+SPEC = TrainingSpec(
+    ModelSpec("resnet18", 5, "group", (1, 1, 1, 1), (8, 8, 16, 16), 8, True, 4, (1, 2)),
+    generator_optimizer=optimizers.OptimizerSpec("adam", 2e-3, 100, weight_decay=0.0, classifier_multiplier=1.0),
+)
+
+
+def test_the_example_of_a_method_learns_both_of_its_losses():
+    method = FlipConsistency()
+    states = jax.jit(lambda: method.init(jax.random.key(0), SPEC))()
+    step = quick_jit(lambda states: method.step(states, BATCH, jax.random.key(0), jnp.float32(1.0), SPEC))
+    history = []
+    for _ in range(20):
+        states, metrics = step(states)
+        history.append(metrics)
+    assert float(history[-1]["loss_seg"]) < 0.9 * float(history[0]["loss_seg"])
+    assert all(np.isfinite(value) for metrics in history for value in metrics.values())
+
+
+def test_a_mirrored_image_costs_a_symmetric_network_nothing():
+    """Without a single pixel that differs from its mirror image the distance is 0, to rounding."""
+    method = FlipConsistency()
+    states = jax.jit(lambda: method.init(jax.random.key(0), SPEC))()
+    constant = {name: {**part, "image": np.full_like(part["image"], 7)} for name, part in BATCH.items()}
+    _, metrics = quick_jit(lambda s: method.step(s, constant, jax.random.key(0), jnp.float32(1.0), SPEC))(states)
+    _, other = quick_jit(lambda s: method.step(s, BATCH, jax.random.key(0), jnp.float32(1.0), SPEC))(states)
+    assert float(metrics["loss_flip"]) < float(other["loss_flip"])
 
 
 def test_the_example_of_a_backbone_keeps_its_contract():
@@ -42,17 +57,17 @@ def test_the_example_of_a_backbone_keeps_its_contract():
 
 
 @pytest.mark.slow
-def test_both_examples_train_together():
-    model, method = PlainSegmenter(5), FeaturesAndClasses()
+def test_the_backbone_trains_under_an_adversarial_method():
+    model, method = PlainSegmenter(5), DomainLabels()
     params = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
-    adam = optimizers.OptimizerSpec("adam", 2e-3, 100, weight_decay=0.0, classifier_multiplier=1.0)
+    adam = SPEC.generator_optimizer
     generator = train_states.TrainState.create(
         apply_fn=model.apply, params=params, tx=optimizers.generator_optimizer(adam)
     )
-    discriminator = train_states.create_discriminator(2, 64 + 5, adam, jax.random.key(1), widths=(8, 8))
+    discriminator = train_states.create_discriminator(2, 64, adam, jax.random.key(1), widths=(8, 8))
     step = jax.jit(
         lambda g, d: steps.adversarial_step(
-            g, d, BATCH, {"image": BATCH["image"][:, ::-1]}, preprocessing=IMAGENET, method=method, lambda_adv=0.01
+            g, d, BATCH["source"], BATCH["target"], preprocessing=IMAGENET, method=method, lambda_adv=0.01
         )
     )
     losses = []
@@ -60,4 +75,4 @@ def test_both_examples_train_together():
         generator, discriminator, metrics = step(generator, discriminator)
         losses.append(float(metrics["loss_seg"]))
         assert all(np.isfinite(value) for value in metrics.values())
-    assert losses[-1] < losses[0] - 0.01
+    assert losses[-1] < losses[0]

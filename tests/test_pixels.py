@@ -49,7 +49,7 @@ def test_segmentation_in_blocks_is_segmentation_at_full_size(low, size, rows, se
         return -jnp.take_along_axis(log_p, np.where(valid, labels, 0)[..., None], axis=-1)[valid].mean()
 
     def blocks(z):
-        return losses.mean(*steps._segmentation(z, jnp.asarray(labels), 1.8, rows))
+        return losses.mean(*steps.segmentation_sums(z, jnp.asarray(labels), 1.8, rows))
 
     with jax.enable_x64(True):
         expected, expected_gradient = jax.value_and_grad(plain)(jnp.asarray(logits, jnp.float64))
@@ -73,7 +73,7 @@ def test_both_domain_losses_in_blocks(name, rows):
         return jnp.stack([losses.domain_loss(resize_align_corners(d, size), a, domain) for domain in (0, 1)])
 
     def blocks(d, z):
-        sums, count = steps._domains(d, z, method, (0, 1), size, rows)
+        sums, count = steps.domain_sums(d, z, method, (0, 1), size, rows)
         return sums / count
 
     np.testing.assert_allclose(blocks(d_logits, logits), plain(d_logits), rtol=2e-6)

@@ -2,7 +2,8 @@
 
 from fada_jax.models.convolution import compute_dtype
 from fada_jax.models.layers import fold_batch_norm, resize_align_corners
-from fada_jax.models.segmenter import BACKBONES, DTYPES, Discriminator, ModelSpec, Segmenter, interchange
+from fada_jax.models.segmenter import BACKBONES, Discriminator, Segmenter
+from fada_jax.models.spec import DTYPES, ModelSpec, interchange
 
 __all__ = [
     "BACKBONES",

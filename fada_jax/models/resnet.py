@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from fada_jax.models import layers
+from fada_jax.models.convolution import compute_dtype
+from fada_jax.models.spec import ModelSpec
 
 # Backbone -> block, blocks per stage.
 RESNETS = {
@@ -142,3 +144,19 @@ class ResNet(nn.Module):
                     name=f"layer{number}_{i}",
                 )(x, train)
         return x
+
+
+def build(spec: ModelSpec) -> ResNet:
+    """The ResNet of a spec, with torchvision's sizes where it names none."""
+    block, stage_sizes = RESNETS[spec.backbone]
+    return ResNet(
+        block=block,
+        stage_sizes=spec.stage_sizes or stage_sizes,
+        widths=spec.widths or WIDTHS,
+        stem_width=spec.stem_width,
+        stem_pool=spec.stem_pool,
+        output_stride=spec.output_stride,
+        norm=spec.norm,
+        remat=spec.remat,
+        dtype=jnp.dtype(compute_dtype(spec.dtype)),
+    )

@@ -2,54 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
-from typing import Any, Literal, get_args, get_type_hints
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fada_jax.models import layers
+from fada_jax.models import layers, resnet, vgg
 from fada_jax.models.convolution import compute_dtype
-from fada_jax.models.resnet import RESNETS, WIDTHS, ResNet
-from fada_jax.models.vgg import VGG16
-from fada_jax.ranges import Positive, Rates, Widths
-
-BACKBONES = (*RESNETS, "vgg16")
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelSpec:
-    """Everything that determines the shapes of G; it is stored in checkpoints."""
-
-    backbone: str  # One of BACKBONES.
-    num_classes: int  # K.
-    # Self-distillation from GTA5 trains batch norm; every other released stage keeps it frozen.
-    norm: Literal["frozen", "live", "group"] = "frozen"
-    stage_sizes: Widths = ()  # ResNet blocks per stage; empty: the backbone's own.
-    widths: Widths = ()  # Channels per stage; empty: the backbone's own.
-    stem_width: Positive = 64  # Channels of the ResNet stem.
-    stem_pool: bool = True  # Max-pool after the ResNet stem.
-    output_stride: Literal[4, 8, 16, 32] = 8  # Input pixels per feature pixel (ResNet).
-    aspp_rates: Rates = (6, 12, 18, 24)  # Dilations of the classifier's parallel convolutions.
-    # Compute type; 'auto' is bfloat16 on accelerators and float32 on CPUs. Parameters stay float32.
-    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
-    remat: bool = False  # ResNet: compute the insides of blocks again in the backward pass instead of keeping them.
-
-
-DTYPES: tuple[str, ...] = get_args(get_type_hints(ModelSpec)["dtype"])
-
-
-def interchange(theirs: ModelSpec, ours: ModelSpec) -> list[tuple[str, Any, Any]]:
-    """What two networks must agree in for the weights of one to serve the other: config key and both values.
-
-    Frozen and live batch norm hold the same arrays, so that only group norm tells norms apart.
-    """
-    fields = ["backbone", "stage_sizes", "widths", "stem_width", "stem_pool", "output_stride", "aspp_rates"]
-    if "group" in (theirs.norm, ours.norm):
-        fields.append("norm")
-    return [(f"model.{field}", getattr(theirs, field), getattr(ours, field)) for field in fields]
+from fada_jax.models.resnet import RESNETS
+from fada_jax.models.spec import ModelSpec
 
 
 class AsppClassifier(nn.Module):
@@ -78,24 +41,29 @@ class AsppClassifier(nn.Module):
         return total
 
 
-def feature_extractor(spec: ModelSpec) -> ResNet | VGG16:
-    """The module F of ``spec``, with the backbone's own sizes where ``spec`` names none."""
-    dtype = jnp.dtype(compute_dtype(spec.dtype))
-    if spec.backbone == "vgg16":
-        widths = {"widths": spec.widths[:5], "fc_width": spec.widths[5]} if spec.widths else {}
-        return VGG16(**widths, dtype=dtype)
-    block, stage_sizes = RESNETS[spec.backbone]
-    return ResNet(
-        block=block,
-        stage_sizes=spec.stage_sizes or stage_sizes,
-        widths=spec.widths or WIDTHS,
-        stem_width=spec.stem_width,
-        stem_pool=spec.stem_pool,
-        output_stride=spec.output_stride,
-        norm=spec.norm,
-        remat=spec.remat,
-        dtype=dtype,
-    )
+class Backbone(NamedTuple):
+    """A feature extractor F.
+
+    Attributes:
+      build: the module of a spec, with the backbone's own sizes where the spec names none.
+      widths: how many numbers ``ModelSpec.widths`` and ``stage_sizes`` have, unless none.
+      remat: whether it knows ``ModelSpec.remat``.
+    """
+
+    build: Callable[[ModelSpec], nn.Module]
+    widths: int = 4
+    remat: bool = False
+
+
+BACKBONES: Mapping[str, Backbone] = {
+    **dict.fromkeys(RESNETS, Backbone(resnet.build, remat=True)),
+    "vgg16": Backbone(vgg.build, widths=6),
+}
+
+
+def feature_extractor(spec: ModelSpec) -> nn.Module:
+    """The module F of ``spec``."""
+    return BACKBONES[spec.backbone].build(spec)
 
 
 class Segmenter(nn.Module):

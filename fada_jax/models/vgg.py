@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from fada_jax.models import layers
+from fada_jax.models.convolution import compute_dtype
+from fada_jax.models.spec import ModelSpec
 
 # Convolutions per block, and whether the block is followed by a 2x2 max-pool (pool4 and pool5 are left out).
 BLOCKS = ((2, True), (2, True), (3, True), (3, False), (3, False))
@@ -53,3 +55,9 @@ class VGG16(nn.Module):
             )
             x = layers.relu(conv(x))
         return x
+
+
+def build(spec: ModelSpec) -> VGG16:
+    """The VGG-16 of a spec, with its own sizes where the spec names none."""
+    widths = {"widths": spec.widths[:5], "fc_width": spec.widths[5]} if spec.widths else {}
+    return VGG16(**widths, dtype=jnp.dtype(compute_dtype(spec.dtype)))

@@ -39,7 +39,7 @@ class Alignment(Protocol):
         """Class knowledge of each pixel, float32 [N, H, W, outputs of D / 2]."""
 
 
-def _forward(state: TrainState, params: Any, collections: Any, images: jax.Array) -> tuple[jax.Array, jax.Array, Any]:
+def forward(state: TrainState, params: Any, collections: Any, images: jax.Array) -> tuple[jax.Array, jax.Array, Any]:
     """Logits and features at feature resolution, and the collections with updated batch statistics."""
     (logits, features), updated = state.apply_fn(
         {"params": params, **collections}, images, train=True, mutable=["batch_stats"]
@@ -47,7 +47,7 @@ def _forward(state: TrainState, params: Any, collections: Any, images: jax.Array
     return logits, features, {**collections, **updated}
 
 
-def _segmentation(
+def segmentation_sums(
     logits: jax.Array, labels: jax.Array, temperature: float, block_rows: int
 ) -> tuple[jax.Array, jax.Array]:
     """Sum of L_seg at the labels' size, and the labelled pixels."""
@@ -61,7 +61,7 @@ def _segmentation(
     return sums[0], count
 
 
-def _domains(
+def domain_sums(
     d_logits: jax.Array,
     logits: jax.Array,
     method: Alignment,
@@ -87,7 +87,7 @@ def _after(images: jax.Array, tree: Any) -> jax.Array:
     return images + (probe != probe).astype(images.dtype)
 
 
-def _accumulate(
+def accumulate(
     part: Callable[[Any, Any], tuple[Any, Any]], collections: Any, batch: Any, micro_batches: int
 ) -> tuple[Any, Any]:
     """Sums of ``part(collections, batch) -> (sums, collections)`` over micro-batches, one after the other."""
@@ -136,14 +136,14 @@ def supervised_step(
         images = normalise(batch["image"], preprocessing)
 
         def loss_fn(params: Any) -> tuple[jax.Array, Any]:
-            logits, _, updated = _forward(state, params, collections, images)
-            total, count = _segmentation(logits, batch["label"], temperature, block_rows)
+            logits, _, updated = forward(state, params, collections, images)
+            total, count = segmentation_sums(logits, batch["label"], temperature, block_rows)
             return total, (count, updated)
 
         (total, (count, updated)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         return (total, count, grads), updated
 
-    (total, count, grads), collections = _accumulate(part, state.collections, batch, accumulate_steps)
+    (total, count, grads), collections = accumulate(part, state.collections, batch, accumulate_steps)
     grads = jax.tree.map(lambda g: losses.mean(g, count), grads)
     state = state.apply_gradients(grads=grads, collections=collections)
     return state, {"loss_seg": losses.mean(total, count), "grad_norm": optax.tree.norm(grads)}
@@ -163,15 +163,15 @@ class _Alternation(NamedTuple):
     ) -> tuple[jax.Array, jax.Array]:
         """Sums of the domain losses of D with parameters ``d_params`` at ``size``, and the pixels that count."""
         d_logits = self.discriminator.apply_fn({"params": d_params}, d_input)
-        return _domains(d_logits, logits, self.method, domains, size, self.block_rows)
+        return domain_sums(d_logits, logits, self.method, domains, size, self.block_rows)
 
     def source_sums(self, collections: Any, batch: Batch) -> tuple[dict[str, tuple], Any]:
         """Sum, gradient and pixels of L_seg and of D's loss on the source, and the updated collections."""
         images = normalise(batch["image"], self.preprocessing)
 
         def seg_loss(params: Any) -> tuple[jax.Array, Any]:
-            logits, features, updated = _forward(self.generator, params, collections, images)
-            total, count = _segmentation(logits, batch["label"], self.method.temperature, self.block_rows)
+            logits, features, updated = forward(self.generator, params, collections, images)
+            total, count = segmentation_sums(logits, batch["label"], self.method.temperature, self.block_rows)
             return total, (count, logits, self.method.discriminator_input(logits, features), updated)
 
         (seg, (seg_count, logits, d_input, updated)), seg_grads = jax.value_and_grad(seg_loss, has_aux=True)(
@@ -190,7 +190,7 @@ class _Alternation(NamedTuple):
         images = normalise(images, self.preprocessing)
 
         def extract(params: Any) -> tuple[jax.Array, Any]:
-            logits, features, updated = _forward(self.generator, params, collections, images)
+            logits, features, updated = forward(self.generator, params, collections, images)
             return self.method.discriminator_input(logits, features), (logits, updated)
 
         d_input, input_pullback, (logits, updated) = jax.vjp(extract, self.generator.params, has_aux=True)
@@ -246,7 +246,7 @@ def adversarial_step(
       updated G and D, and ``loss_seg``, ``loss_adv``, ``loss_d``, ``grad_norm``.
     """
     alternation = _Alternation(generator, discriminator, preprocessing, method, block_rows)
-    sums, collections = _accumulate(alternation.sums, generator.collections, (source, target), accumulate_steps)
+    sums, collections = accumulate(alternation.sums, generator.collections, (source, target), accumulate_steps)
     value, grads = {}, {}
     for name, (total, total_grads, count) in sums.items():
         value[name] = losses.mean(total, count)

@@ -1,0 +1,41 @@
+"""What determines the shapes of a segmentation network."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, get_args, get_type_hints
+
+from fada_jax.ranges import Positive, Rates, Widths
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """Everything that determines the shapes of G; it is stored in checkpoints."""
+
+    backbone: str  # One of BACKBONES of fada_jax/models/segmenter.py.
+    num_classes: int  # K.
+    # Self-distillation from GTA5 trains batch norm; every other released stage keeps it frozen.
+    norm: Literal["frozen", "live", "group"] = "frozen"
+    stage_sizes: Widths = ()  # ResNet blocks per stage; empty: the backbone's own.
+    widths: Widths = ()  # Channels per stage; empty: the backbone's own.
+    stem_width: Positive = 64  # Channels of the ResNet stem.
+    stem_pool: bool = True  # Max-pool after the ResNet stem.
+    output_stride: Literal[4, 8, 16, 32] = 8  # Input pixels per feature pixel (ResNet).
+    aspp_rates: Rates = (6, 12, 18, 24)  # Dilations of the classifier's parallel convolutions.
+    # Compute type; 'auto' is bfloat16 on accelerators and float32 on CPUs. Parameters stay float32.
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    remat: bool = False  # ResNet: compute the insides of blocks again in the backward pass instead of keeping them.
+
+
+DTYPES: tuple[str, ...] = get_args(get_type_hints(ModelSpec)["dtype"])
+
+
+def interchange(theirs: ModelSpec, ours: ModelSpec) -> list[tuple[str, Any, Any]]:
+    """What two networks must agree in for the weights of one to serve the other: config key and both values.
+
+    Frozen and live batch norm hold the same arrays, so that only group norm tells norms apart.
+    """
+    fields = ["backbone", "stage_sizes", "widths", "stem_width", "stem_pool", "output_stride", "aspp_rates"]
+    if "group" in (theirs.norm, ours.norm):
+        fields.append("norm")
+    return [(f"model.{field}", getattr(theirs, field), getattr(ours, field)) for field in fields]
