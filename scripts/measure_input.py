@@ -130,7 +130,9 @@ def main(arguments: list[str]) -> None:
             if not data_dir:
                 data_dir = Path(folder, name)
                 resize = None if case.stored == benchmark_input.FULL else case.stored
-                conversion.convert(conversion.Conversion("gta5", Path(folder, "raw"), resize=resize), data_dir)
+                conversion.convert(
+                    conversion.Conversion("gta5", Path(folder, "raw"), resize=resize, encoding="tiff"), data_dir
+                )
             stream = Stream(
                 options.dataset or "gta5",
                 options.split or "train",
