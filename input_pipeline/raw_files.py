@@ -87,8 +87,19 @@ def _may_keep(image: Image.Image, data: bytes, encoding: str) -> bool:
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         return False
     if encoding == "png" and image.format == "PNG":
-        return image.mode in ("RGB", "L") and data[24] == 8 and "transparency" not in image.info
+        plain = image.mode in ("RGB", "L") and data[24] == 8 and "transparency" not in image.info
+        return plain and _is_intact_png(data)
     return image.format == "JPEG" and image.mode in ("RGB", "L")
+
+
+def _is_intact_png(data: bytes) -> bool:
+    """Whether all parts of a PNG are whole: Pillow shows some files that other decoders refuse."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.verify()
+    except Exception:  # As for images.
+        return False
+    return data.endswith(b"\0\0\0\0IEND\xaeB`\x82")  # Which ``verify`` does not look at.
 
 
 def _checked_label(dataset: str, ids: LabelEncoding, example: RawExample, size: tuple[int, int]) -> Image.Image:

@@ -2,6 +2,8 @@
 
 import io
 import json
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +11,12 @@ import raw_trees
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from commands import command, command_here, one_error
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from fada_jax.classes import ENCODINGS, IGNORE, get_class_set, parse_class_map
+from fada_jax.errors import UserError
 from fada_jax.input_pipeline import conversion, layouts, raw_files, records, streams
 from fada_jax.input_pipeline.stream import Stream
 
@@ -138,6 +143,31 @@ def test_tensorflow_shows_odd_files_as_viewers_do(tmp_path, name):
     expected = np.asarray(Image.open(io.BytesIO(records_by["tiff"].image)).convert("RGB"))
     assert image.shape == (*expected.shape[:2], 3) == (records_by["png"].height, records_by["png"].width, 3)
     assert np.abs(image.astype(int) - expected).max() <= (JPEG_LEVELS if name == "grey.jpg" else 0)
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_whatever_is_kept_of_damaged_files_can_be_decoded(data):
+    with io.BytesIO() as buffer, tempfile.TemporaryDirectory() as folder:
+        Image.fromarray(raw_trees.picture(1, 12, 16)).save(buffer, "png")
+        content, path = bytearray(buffer.getvalue()), Path(folder) / "x.png"
+        for _ in range(data.draw(st.integers(1, 2))):
+            # Most damage that Pillow lets pass is near the end.
+            place = len(content) - data.draw(
+                st.one_of(st.integers(1, min(20, len(content))), st.integers(1, len(content)))
+            )
+            if data.draw(st.booleans()):
+                content[place] ^= data.draw(st.integers(1, 255))
+            else:
+                del content[place:]
+            assume(content)
+        path.write_bytes(content)
+        try:
+            record = raw_files.read_record("gta5", ENCODINGS["gta5"], layouts.RawExample("x", path, None))
+        except UserError:
+            return
+        expected = np.asarray(Image.open(io.BytesIO(record.image)).convert("RGB"))
+        np.testing.assert_array_equal(tf.io.decode_image(record.image, channels=3), expected)
 
 
 def test_records_of_the_version_before_are_read(tmp_path):
