@@ -44,7 +44,8 @@ class Conversion:
       class_map: what ``fada_jax.classes.read_class_map`` returns; a user's own data need one.
       workers: processes that read and check images.
       beam: pipeline options of Apache Beam, which then does it instead of those processes.
-      resize: (width, height) to store at; None keeps the files' bytes.
+      resize: (width, height) to store at; None keeps the images' own size.
+      encoding: one of ``encoding.ENCODINGS``; TensorFlow and tensorflow-datasets decode all but 'tiff'.
       skip_errors: leave bad examples out and count them, instead of failing.
     """
 
@@ -56,6 +57,7 @@ class Conversion:
     workers: int = 1
     beam: str = ""
     resize: tuple[int, int] | None = None
+    encoding: str = "png"
     skip_errors: bool = False
 
     @property
@@ -65,7 +67,7 @@ class Conversion:
 
 
 class _Builder(tfds.core.GeneratorBasedBuilder):
-    """Stores image, label of raw ids (empty: unlabelled) with its pixels per id, name and size, in the raw order.
+    """Stores image, label of raw ids with its pixels per id (none: unlabelled), name and size, in the raw order.
 
     ``sources`` gives for each split its (key, example) pairs, as an iterable or as a Beam transform that makes them.
     """
@@ -73,15 +75,17 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version(records.VERSION)
     skip_registration = True
 
-    def __init__(self, *, sources: dict[str, Any], **options: Any) -> None:
-        self._sources = sources
+    def __init__(self, *, sources: dict[str, Any], encoding: str, **options: Any) -> None:
+        self._sources, self._encoding = sources, encoding
         super().__init__(**options)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        text = tfds.features.Tensor(shape=(), dtype=tf.string)
-        number = tfds.features.Scalar(np.int32)
+        text, number = tfds.features.Tensor(shape=(), dtype=tf.string), tfds.features.Scalar(np.int32)
         counts = tfds.features.Tensor(shape=(256,), dtype=np.int64)
         features = {"image": text, "label": text, "counts": counts, "name": text, "height": number, "width": number}
+        if self._encoding != "tiff":  # Which no TensorFlow op decodes.
+            features["image"] = tfds.features.Image(shape=(None, None, 3), encoding_format=self._encoding)
+            features["label"] = tfds.features.Image(shape=(None, None, 1), encoding_format="png")
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(features), disable_shuffling=True, description="Made for fada-jax."
         )
@@ -135,8 +139,8 @@ def convert(
         for split, count in counts.items():
             shards = [Path(name).name for name in builder.info.splits[split].filenames]
             _write_index(root, split, shards, count)
-        note = {"resize": conversion.resize, "images": counts, "skipped": len(errors)}
-        note["class_map"] = conversion.class_map
+        note = {"resize": conversion.resize, "encoding": conversion.encoding, "images": counts}
+        note |= {"skipped": len(errors), "class_map": conversion.class_map}
         (root / "conversion.json").write_text(json.dumps(note, indent=2) + "\n")
         _replace(root, final, replaced)
     finally:
@@ -176,7 +180,9 @@ def _source(
     """The keyed examples of a split, and a file in ``partial`` for each bad one: an iterator, or a Beam transform."""
     dataset, class_map = conversion.stored_as, conversion.class_map
     ids = parse_class_map(class_map, dataset)[1] if class_map else ENCODINGS[dataset]
-    read = functools.partial(raw_files.read_record, dataset, ids, resize=conversion.resize)
+    read = functools.partial(
+        raw_files.read_record, dataset, ids, resize=conversion.resize, encoding=conversion.encoding
+    )
     errors = partial / ".errors" / split
     errors.mkdir(parents=True)
     spread = 2**shuffle.HKEY_SIZE // len(examples)
@@ -196,12 +202,12 @@ def _counted(results: Iterable[list[Any]], progress: Callable[[int], None]) -> I
 
 def _write_records(conversion: Conversion, sources: dict[str, Any], partial: Path, beam_options: Any) -> _Builder:
     """Writes the shards, and the files by which tensorflow-datasets knows them."""
-    dataset, options = conversion.stored_as, {}
+    dataset, options = conversion.stored_as, {"sources": sources, "encoding": conversion.encoding}
     if conversion.city:
         options["config"] = tfds.core.BuilderConfig(name=conversion.city, version=records.VERSION)
     # tensorflow-datasets names the folder and the shards after the class.
     builder_class = type(dataset, (_Builder,), {"__module__": __name__}, skip_registration=True)
-    builder = builder_class(sources=sources, data_dir=str(partial), **options)
+    builder = builder_class(data_dir=str(partial), **options)
     download = tfds.download.DownloadConfig(try_download_gcs=False, beam_options=beam_options)
     with contextlib.redirect_stdout(io.StringIO()):  # It announces a download although nothing is downloaded.
         builder.download_and_prepare(download_config=download)

@@ -93,7 +93,7 @@ class PseudoLabels:
 
 def _example(**features: bytes) -> bytes:
     lists = {key: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value])) for key, value in features.items()}
-    return tf.train.Example(features=tf.train.Features(feature=lists)).SerializeToString()
+    return tf.train.Example(features=tf.train.Features(feature=lists)).SerializeToString(deterministic=True)
 
 
 def _records(path: str | Path) -> Iterator[tuple[int, bytes, Mapping[str, Any]]]:

@@ -11,10 +11,10 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from fada_jax import handovers, images
-from fada_jax.classes import LabelEncoding
+from fada_jax.classes import IGNORE, LabelEncoding
 from fada_jax.errors import UserError
 from fada_jax.input_pipeline import load_tensorflow
-from fada_jax.input_pipeline.encoding import encode_tiff
+from fada_jax.input_pipeline.encoding import encode_image, encode_label
 from fada_jax.input_pipeline.layouts import RawExample
 
 
@@ -24,8 +24,8 @@ class Record:
 
     Attributes:
       name: file stem, unique in its split.
-      image: the file's bytes where it is a JPEG, else ``encode_tiff``'s.
-      label: raw ids by ``encode_tiff``, empty where unlabelled.
+      image: the file's bytes where ``read_record`` keeps them, else ``encode_image``'s.
+      label: raw ids by ``encode_label``; where unlabelled ``IGNORE`` in all pixels, or for 'tiff' empty.
       height, width: of the stored image.
       counts: pixels per raw id, int64 [256]; zeros where unlabelled.
     """
@@ -82,7 +82,27 @@ def read_label(path: Path) -> np.ndarray:
         raise UserError(f"{path} is not a readable label image ({images.describe(error)})") from error
 
 
-def _checked_label(dataset: str, encoding: LabelEncoding, example: RawExample, size: tuple[int, int]) -> Image.Image:
+def _may_keep(image: Image.Image, data: bytes, encoding: str) -> bool:
+    """Whether every decoder shows a file as viewers do, so that its own bytes can be stored."""
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        return False
+    if encoding == "png" and image.format == "PNG":
+        plain = image.mode in ("RGB", "L") and data[24] == 8 and "transparency" not in image.info
+        return plain and _is_intact_png(data)
+    return image.format == "JPEG" and image.mode in ("RGB", "L")
+
+
+def _is_intact_png(data: bytes) -> bool:
+    """Whether all parts of a PNG are whole: Pillow shows some files that other decoders refuse."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.verify()
+    except Exception:  # As for images.
+        return False
+    return data.endswith(b"\0\0\0\0IEND\xaeB`\x82")  # Which ``verify`` does not look at.
+
+
+def _checked_label(dataset: str, ids: LabelEncoding, example: RawExample, size: tuple[int, int]) -> Image.Image:
     """The label of an example, of the image's ``size``; unsized and undefined ids are refused."""
     label = Image.fromarray(read_label(example.label))
     if label.size != size:
@@ -90,22 +110,28 @@ def _checked_label(dataset: str, encoding: LabelEncoding, example: RawExample, s
             f"{example.label} is {label.width}x{label.height}, its image {size[0]}x{size[1]}: "
             "leave it out with --on_error=skip"
         )
-    undefined = [i for i, count in enumerate(label.histogram()) if count and i not in encoding.defined]
+    undefined = [i for i, count in enumerate(label.histogram()) if count and i not in ids.defined]
     if undefined:
         raise UserError(f"{example.label} holds ids that {dataset} does not define: {undefined[:8]}")
     return label
 
 
 def read_record(
-    dataset: str, encoding: LabelEncoding, example: RawExample, resize: tuple[int, int] | None = None
+    dataset: str,
+    ids: LabelEncoding,
+    example: RawExample,
+    resize: tuple[int, int] | None = None,
+    encoding: str = "png",
 ) -> Record:
     """Reads and checks one example.
 
     Args:
       dataset: its name, for errors.
-      encoding: the label ids that it defines.
+      ids: the label ids that it defines.
       example: its files.
       resize: (width, height) to store at: bicubic with antialiasing, labels nearest; None keeps the image's own size.
+      encoding: one of ``encoding.ENCODINGS``. A JPEG file is kept byte for byte, and for 'png' so is an 8-bit grey or
+        RGB PNG, unless it is resized.
 
     Raises:
       UserError: naming the file that is missing, unreadable, of another size or with undefined ids.
@@ -114,16 +140,17 @@ def read_record(
         data = example.image.read_bytes()
         with Image.open(io.BytesIO(data)) as image:
             image.load()
-            # Others are stored as viewers show them.
-            plain = image.mode in ("RGB", "L", "P") and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
-            kind, pixels = image.format if plain else "", images.to_rgb(image)
+            keep, pixels = _may_keep(image, data, encoding), images.to_rgb(image)
     except Exception as error:  # Pillow's decoders raise many types on damaged files.
         raise UserError(f"{example.image} is not a readable image ({images.describe(error)})") from error
-    label = _checked_label(dataset, encoding, example, pixels.size) if example.label else None
+    label = _checked_label(dataset, ids, example, pixels.size) if example.label else None
     if resize is not None and pixels.size != resize:
-        pixels, kind = pixels.resize(resize, Image.Resampling.BICUBIC), ""
+        pixels, keep = pixels.resize(resize, Image.Resampling.BICUBIC), False
         label = label and label.resize(resize, Image.Resampling.NEAREST)
     counts = np.array(label.histogram() if label else [0] * 256, np.int64)
     handovers.note("stored", image=handovers.size(pixels), label=handovers.size(label) if label else "none")
-    stored_image = data if kind == "JPEG" else encode_tiff(pixels)
-    return Record(example.name, stored_image, encode_tiff(label) if label else b"", pixels.height, pixels.width, counts)
+    if label is None and encoding != "tiff":  # Decoders refuse an empty file.
+        label = Image.new("L", pixels.size, IGNORE)
+    stored = data if keep else encode_image(pixels, encoding)
+    stored_label = encode_label(label, encoding) if label else b""
+    return Record(example.name, stored, stored_label, pixels.height, pixels.width, counts)

@@ -40,7 +40,7 @@ def splits(root: Path) -> list[str]:
 
 
 def description(root: Path) -> dict[str, Any]:
-    """What conversion noted of a data set: ``resize``, ``images`` per split, ``skipped``, ``class_map``.
+    """What conversion noted of a data set: ``resize``, ``encoding``, ``images`` per split, ``skipped``, ``class_map``.
 
     Raises:
       UserError: an earlier version converted it, without a note.
@@ -48,7 +48,7 @@ def description(root: Path) -> dict[str, Any]:
     path = root / "conversion.json"
     if not path.is_file():
         raise UserError(f"{path} is missing: convert again with --overwrite")
-    return json.loads(path.read_text())
+    return {"encoding": "tiff", **json.loads(path.read_text())}  # Earlier versions had no other encoding.
 
 
 def label_encoding(root: Path, dataset: str) -> LabelEncoding:
@@ -194,7 +194,7 @@ def verify(root: Path) -> dict[str, int]:
                 raise UserError(f"{where} is not the example of the index: convert again with --overwrite")
             with Image.open(io.BytesIO(features["image"].bytes_list.value[0])) as image:
                 image.load()
-            if label:
+            if index["counts"][i].any():
                 with Image.open(io.BytesIO(label)) as ids:
                     counts = np.array(ids.histogram())
                 if not np.array_equal(counts, index["counts"][i]) or ids.size != image.size:

@@ -3,6 +3,7 @@
   python scripts/convert_dataset.py --dataset=gta5 --raw_dir=GTA5 --data_dir=DATA --workers=8
   python scripts/convert_dataset.py --dataset=crosscity --raw_dir=NTHU --data_dir=DATA --city=Rome
   python scripts/convert_dataset.py --dataset=gta5 --raw_dir=GTA5 --data_dir=DATA --resize=1280x720
+  python scripts/convert_dataset.py --dataset=gta5 --raw_dir=GTA5 --data_dir=DATA --encoding=tiff
   python scripts/convert_dataset.py --dataset=gta5 --data_dir=DATA --verify
   python scripts/convert_dataset.py --dataset=folder --name=mine --raw_dir=MINE --class_map=classes.json --data_dir=DATA
 
@@ -17,6 +18,7 @@ import re
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -46,13 +48,7 @@ def main(arguments: list[str]) -> None:
         title = "/".join(filter(None, (options.name or options.dataset, city)))
         root = records.folder(options.data_dir, options.name or options.dataset, city)
         if root.is_dir() and not options.overwrite:
-            stored = records.description(root)["resize"]
-            if options.raw_dir and stored != (list(size) if size else None):
-                there = "x".join(map(str, stored)) if stored else "its own size"
-                raise UserError(
-                    f"{root} holds {title} at {there}, not at {options.resize or 'its own size'}: --overwrite converts "
-                    "it again, another --data_dir keeps both"
-                )
+            _refuse_other_form(options, title, records.description(root), root, size)
             print(f"{title} is already in {root} (--overwrite converts it again)")
         elif options.verify and not options.raw_dir:
             raise UserError(f"{root} is not there: nothing to verify")
@@ -63,8 +59,24 @@ def main(arguments: list[str]) -> None:
             print(f"{title}: verified ({counts})")
 
 
+def _refuse_other_form(
+    options: flags.FlagValues, title: str, stored: dict[str, Any], root: Path, size: tuple[int, int] | None
+) -> None:
+    """Says what a converted data set holds, where another size or encoding is asked for."""
+    difference = ""
+    if options.raw_dir and stored["resize"] != (list(size) if size else None):
+        stored_size = "x".join(map(str, stored["resize"])) if stored["resize"] else "its own size"
+        difference = f"at {stored_size}, not at {options.resize or 'its own size'}"
+    elif options["encoding"].present and stored["encoding"] != options.encoding:
+        difference = f"as {stored['encoding']}, not as {options.encoding}"
+    if difference:
+        raise UserError(
+            f"{root} holds {title} {difference}: --overwrite converts it again, another --data_dir keeps both"
+        )
+
+
 def _convert(options: flags.FlagValues, title: str, city: str, size: tuple[int, int] | None) -> None:
-    from fada_jax.input_pipeline import conversion
+    from fada_jax.input_pipeline import conversion, encoding
 
     if not options.raw_dir:
         raise UserError("--raw_dir is missing: the folder of the raw data")
@@ -73,6 +85,9 @@ def _convert(options: flags.FlagValues, title: str, city: str, size: tuple[int, 
     if options.name and not options.class_map:
         raise UserError("--class_map is missing: the JSON file that says which raw ids are which class")
     class_map = read_class_map(options.class_map) if options.class_map else None
+    if options.encoding == "jpeg":
+        quality = encoding.JPEG_QUALITY
+        print(f"{title}: JPEG files are kept as they are; all other images LOSE detail, as JPEGs of quality {quality}")
     began: dict[str, float] = {}
 
     def progress(split: str, done: int, total: int) -> None:
@@ -91,6 +106,7 @@ def _convert(options: flags.FlagValues, title: str, city: str, size: tuple[int, 
         workers=options.workers,
         beam=options.beam,
         resize=size,
+        encoding=options.encoding,
         skip_errors=options.on_error == "skip",
     )
     root, counts, errors = conversion.convert(request, options.data_dir, progress)
@@ -112,6 +128,13 @@ if __name__ == "__main__":
     flags.DEFINE_integer("workers", os.cpu_count() or 1, "Processes that read and check images.", lower_bound=1)
     flags.DEFINE_string("beam", "", "Let Apache Beam do it, with these pipeline options: '--runner=DirectRunner'.")
     flags.DEFINE_string("resize", "", "Store images at WIDTHxHEIGHT already.")
+    flags.DEFINE_enum(
+        "encoding",
+        "png",
+        ["png", "jpeg", "tiff"],
+        "Images that are no JPEGs become png (lossless), jpeg (small, loses detail) or tiff (lossless, fastest, for "
+        "fada-jax alone).",
+    )
     flags.DEFINE_enum("on_error", "fail", ["fail", "skip"], "Bad files: fail with a report, or skip and count.")
     flags.DEFINE_bool("verify", False, "Re-read the converted data and prove counts and checksums.")
     flags.DEFINE_bool("overwrite", False, "Convert again even if the data set is there.")

@@ -28,6 +28,7 @@ from scipy import stats
 
 from fada_jax import cli
 from fada_jax.errors import UserError
+from fada_jax.reporting import paper
 from fada_jax.scripts.rehearsal import report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,8 +143,6 @@ def paired_table(name: str, data: Mapping[str, Any]) -> str:
 
 def headline(data: Mapping[str, Any]) -> str:
     """The README's table: both tasks of which it speaks, and the paper's numbers."""
-    from fada_jax import paper
-
     names = {"source_only": "source only", "control": "control: same extra steps, lambda = 0"}
     names |= {"matched": "colour matching, no training (the better of two)", "binary": "binary: global alignment"}
     names |= {row: LABELS[row] for row in ("adapted", "self_distilled", "self_distilled_multi_scale", "oracle")}

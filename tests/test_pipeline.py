@@ -2,11 +2,14 @@
 
 import itertools
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import raw_trees
 import tensorflow as tf
+from commands import environment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -209,6 +212,24 @@ def test_pseudo_labels_replace_the_labels(data_dir, tmp_path):
     assert batch["label"].shape == (7, 36, 64)
     for image, label in zip(batch["image"], batch["label"], strict=True):
         np.testing.assert_array_equal(image, raw_trees.picture(label[0, 0], 36, 64))
+
+
+def test_equal_pseudo_labels_are_equal_files_in_every_process(tmp_path):
+    code = (
+        "import sys, numpy\nfrom fada_jax.input_pipeline import pseudo_labels\n"
+        "pseudo_labels.write(sys.argv[1], [(str(i), numpy.full((8, 9), i, numpy.uint8)) for i in range(9)])"
+    )
+    paths = [tmp_path / str(i) for i in range(4)]
+    for path in paths:
+        subprocess.run([sys.executable, "-c", code, path], check=True, env=environment(), capture_output=True)
+    assert len({path.read_bytes() for path in paths}) == 1
+
+
+def test_a_stream_is_described_without_tensorflow():
+    modules = "augmentation, decoding, encoding, layouts, raw_files, sampling, stream, workers"
+    code = f"import sys\nfrom fada_jax.input_pipeline import {modules}\nprint('tensorflow' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    assert (result.stdout, result.stderr) == ("False\n", "")
 
 
 def test_pseudo_labels_say_what_they_were_made_of(data_dir, tmp_path):

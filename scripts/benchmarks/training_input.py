@@ -1,7 +1,7 @@
 """The training input: images a second per core, beside a PyTorch DataLoader on Pillow; its memory, and how it resumes.
 
 Images are generated at GTA5's size, 1914x1052, as PNGs of about 2.5 MB; the DataLoader reads those files, or
-PNGs of 1280x720, and fada-jax what it converts them to. Rates divide by CPU time.
+PNGs of 1280x720, and fada-jax what ``--encoding=tiff`` converts them to. Rates divide by CPU time.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def measure_rates(batches: int, compare: bool) -> dict[str, Any]:
                     image.resize(SIZE, method).save(root / "resized" / part / path.name)
         for stored, resize in (("full", None), ("resized", SIZE)):
             data_dir = root / f"{stored}_data"
-            conversion.convert(conversion.Conversion("gta5", root / "full", resize=resize), data_dir)
+            conversion.convert(conversion.Conversion("gta5", root / "full", resize=resize, encoding="tiff"), data_dir)
             for kind, files in (("png", root / stored), ("record", data_dir)):
                 size = sum(path.stat().st_size for path in files.rglob("*") if path.suffix != ".npz" and path.is_file())
                 result["megabytes"][f"{stored} {kind}"] = size / 8e6
@@ -205,7 +205,9 @@ def _resized_data() -> tempfile.TemporaryDirectory:
     """A folder with four generated images converted at 1280x720."""
     folder = tempfile.TemporaryDirectory()
     make_raw(Path(folder.name) / "raw", 4)
-    conversion.convert(conversion.Conversion("gta5", Path(folder.name) / "raw", resize=SIZE), folder.name)
+    conversion.convert(
+        conversion.Conversion("gta5", Path(folder.name) / "raw", resize=SIZE, encoding="tiff"), folder.name
+    )
     return folder
 
 
