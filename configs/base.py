@@ -10,8 +10,8 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from fada_jax.config import StreamConfig, defaults, method_options
-from fada_jax.methods import SYSTEMS
+from fada_jax.config import StreamConfig, defaults
+from fada_jax.methods import SYSTEMS, options_of
 from fada_jax.methods.stages import STAGES, current_name
 from fada_jax.models import BACKBONES
 from fada_jax.preprocessing import CAFFE
@@ -49,7 +49,7 @@ def get_config(arguments: ConfigDict) -> ConfigDict:
     """The released settings of a stage, with empty streams."""
     config = defaults()
     config.stage, config.method, config.size = arguments.stage, arguments.method, arguments.size
-    config.options = ConfigDict(method_options(arguments.method))
+    config.options = ConfigDict(options_of(arguments.method))
     config.model.backbone = arguments.backbone
     vgg = arguments.backbone == "vgg16"
     if vgg:  # Its weights are Caffe's.

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from fada_jax import classes, files
 from fada_jax.errors import UserError
 from fada_jax.input_pipeline.stream import Augment, Stream
-from fada_jax.methods import SYSTEMS, Method, Supervised, TrainingSpec
+from fada_jax.methods import SYSTEMS, Method, Supervised, TrainingSpec, build, options_of
 from fada_jax.methods.stages import STAGES, Stage, current_name
 from fada_jax.models import BACKBONES, ModelSpec
 from fada_jax.preprocessing import Preprocessing
@@ -65,16 +65,7 @@ class StreamConfig:
 
     def stream(self, *, labels: bool = True, augment: bool = True, pseudo_labels: str = "", role: str = "") -> Stream:
         """What the input pipeline reads; without ``augment`` plain images in uniform order."""
-        augmentation = Augment(
-            flip=self.flip,
-            scale=self.scale or None,
-            crop=self.crop or None,
-            brightness=self.brightness,
-            contrast=self.contrast,
-            saturation=self.saturation,
-            hue=self.hue,
-            jitter_first=self.jitter_first,
-        )
+        augmentation = Augment(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Augment)})
         return Stream(
             self.dataset,
             self.split,
@@ -113,6 +104,10 @@ class KnowledgeConfig:
     threshold: Share = 0.9  # Hard labels of pixels below this confidence are ignored.
 
 
+# Of the discriminator, as released.
+ADAM = OptimizerSpec("adam", 1e-4, 62_500, weight_decay=0.0, classifier_multiplier=1.0)
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """One stage of training."""
@@ -147,9 +142,7 @@ class Config:
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     preprocessing: Preprocessing = Preprocessing()
     generator_optimizer: OptimizerSpec = OptimizerSpec()
-    discriminator_optimizer: OptimizerSpec = OptimizerSpec(
-        "adam", 1e-4, 62_500, weight_decay=0.0, classifier_multiplier=1.0
-    )
+    discriminator_optimizer: OptimizerSpec = ADAM
     lambda_adv: NonNegative = 0.001  # Weight of L_adv; 0 is the control without adaptation.
     knowledge: KnowledgeConfig = KnowledgeConfig()
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # Fields of the method that no key here has.
@@ -176,10 +169,8 @@ class Config:
         """What the stage trains. With lambda 0 a discriminator has no effect on G, and the control leaves it out."""
         if not self.kind.adapts:
             return Supervised()
-        method = SYSTEMS[self.method if self.lambda_adv else "control"].method
-        given = {**dataclasses.asdict(self.knowledge), "lambda_adv": self.lambda_adv, **self.options}
-        fields = {field.name for field in dataclasses.fields(method)}  # type: ignore[arg-type]
-        return method(**{name: value for name, value in given.items() if name in fields})
+        shared = {**dataclasses.asdict(self.knowledge), "lambda_adv": self.lambda_adv}
+        return build(self.method if self.lambda_adv else "control", shared, self.options)
 
     @property
     def training_spec(self) -> TrainingSpec:
@@ -209,6 +200,7 @@ FREE_ON_RESUME = (
 )
 
 
+_STREAMS = ("source", "target", "eval")
 Experiment = ConfigDict  # What ``get_config`` of a config file returns.
 
 
@@ -243,8 +235,9 @@ def stored(values: Mapping[str, Any], num_classes: int) -> Config:
     Raises:
       UserError: it does not fit this version.
     """
-    # Earlier versions jittered last, and had no such key.
-    old = {name: {"jitter_first": False, **values[name]} for name in ("source", "target", "eval")}
+    _same_keys(ConfigDict(values), defaults(), optional=True)
+    # Earlier versions jittered last.
+    old = {name: {"jitter_first": False, **values[name]} for name in _STREAMS}
     return _checked(_merged(defaults().to_dict(), {**values, **old}), num_classes)
 
 
@@ -256,11 +249,19 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
     return result
 
 
-def _same_keys(config: Any, wanted: Any, prefix: str = "config") -> None:
-    """Refuses keys that the schema does not have, and lacks of them."""
+# Keys that earlier versions did not have.
+_ADDED = (
+    *("accumulate_steps", "damaged_records", "eval_every", "keep_every", "log_images", "loss_block_rows", "mesh"),
+    *("on_non_finite", "options", "pseudo_labels", "student_from", "wandb", "model.remat"),
+    *(f"{name}.{key}" for name in _STREAMS for key in ("jitter_first", "sampling", "sampling_temperature")),
+)
+
+
+def _same_keys(config: Any, wanted: Any, prefix: str = "config", *, optional: bool = False) -> None:
+    """Refuses keys that the schema does not have, and lacks of them; ``optional``: those of ``_ADDED`` may lack."""
     for key in [*config, *wanted]:
         name = f"{prefix}.{key}"
-        if name == "config.options":
+        if name == "config.options" or (optional and key not in config and name.removeprefix("config.") in _ADDED):
             continue
         if key not in wanted:
             raise UserError(f"{name} is no key of fada_jax/config.py: correct its spelling or take it out")
@@ -269,7 +270,7 @@ def _same_keys(config: Any, wanted: Any, prefix: str = "config") -> None:
         if isinstance(wanted[key], ConfigDict):
             if not isinstance(config[key], ConfigDict):
                 raise UserError(f"{name}={config[key]!r} must be a group of keys, as in configs/base.py")
-            _same_keys(config[key], wanted[key], name)
+            _same_keys(config[key], wanted[key], name, optional=optional)
 
 
 def _checked(values: dict[str, Any], num_classes: int) -> Config:
@@ -342,7 +343,7 @@ def _check_together(config: Config) -> None:
         value = getattr(config.model, key)
         if len(value) not in (0, backbone.widths):
             raise UserError(f"config.model.{key}={value} must be 0 or {backbone.widths} numbers of at least 1")
-    for name in ("source", "target", "eval"):
+    for name in _STREAMS:
         scale = getattr(config, name).scale
         if scale and scale[0] > scale[1]:
             raise UserError(f"config.{name}.scale={scale} must be (low, high)")
@@ -355,15 +356,9 @@ def _check_together(config: Config) -> None:
             )
 
 
-def method_options(name: str) -> dict[str, Any]:
-    """Fields of a method that no key of the config has, with their defaults: its ``config.options``."""
-    keys = {field.name for field in dataclasses.fields(KnowledgeConfig)} | {"lambda_adv"}
-    return {key: value for key, value in dataclasses.asdict(SYSTEMS[name].method()).items() if key not in keys}
-
-
 def _check_options(config: Config) -> None:
     """Refuses options that the method does not have, and values of another type."""
-    allowed = method_options(config.method)
+    allowed = options_of(config.method)
     for name in config.options.keys() - allowed.keys():
         known = ", ".join(allowed) or "none"
         raise UserError(f"config.options.{name} is no option of method={config.method!r}: {known}")

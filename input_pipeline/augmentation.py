@@ -31,8 +31,8 @@ class Augment:
     """
 
     flip: bool = False
-    scale: tuple[float, float] | None = None
-    crop: tuple[int, int] | None = None
+    scale: tuple[float, float] | tuple[()] = ()
+    crop: tuple[int, int] | tuple[()] = ()
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0

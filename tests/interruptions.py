@@ -29,7 +29,7 @@ from commands import ROOT, environment
 
 from fada_jax.input_pipeline import conversion
 
-STAGES = ("source", "control", "adversarial", "self_distillation")
+STAGES = ("source", "control", "adaptation", "self_distillation")
 STEPS = 48
 OPTIONS = (
     "--config.source.size=(48,32)", "--config.target.size=(48,24)", "--config.eval.size=(48,24)",
@@ -58,7 +58,7 @@ def recipe_command(data_dir, workdir):
 
 
 def stage_command(data_dir, workdir):
-    config = "--config=configs/gta5_to_cityscapes.py:size=miniature,stage=adversarial"
+    config = "--config=configs/gta5_to_cityscapes.py:size=miniature,stage=adaptation"
     return ("-m", "fada_jax.train", config, f"--config.data_dir={data_dir}", f"--workdir={workdir}", *OPTIONS)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from commands import ROOT, environment
 from interruptions import OPTIONS, make_data
 
-CONFIG = "--config=configs/gta5_to_cityscapes.py:size=miniature,stage=adversarial"
+CONFIG = "--config=configs/gta5_to_cityscapes.py:size=miniature,stage=adaptation"
 
 
 def sample(process):

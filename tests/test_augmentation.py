@@ -136,7 +136,7 @@ def check_against_released(config, which, raw, *, pseudo=None, **options):
         elif which == "target":
             expected, labels = released.unlabelled(stored, size, **resize), None
         else:
-            jitter = drawn if config.stage == "adversarial" else None
+            jitter = drawn if config.stage == "adaptation" else None
             expected, labels = released.labelled(stored, released.classes(ids, table), size, jitter, **resize)
         np.testing.assert_array_equal(label, labels)
         # cykooz-resizer rounds a half now and then the other way, in each of two passes.
@@ -167,7 +167,7 @@ def test_source_and_adversarial_input_is_that_of_the_released_code(small, monkey
     overrides = {"source.size": size, "target.size": (31, 17), "batch_size": 6}
     source = configured(task, f"stage=source,backbone={backbone}", root, overrides)
     check_against_released(source, "source", raw, steps=1)
-    adversarial = configured(task, f"stage=adversarial,backbone={backbone}", root, overrides)
+    adversarial = configured(task, f"stage=adaptation,backbone={backbone}", root, overrides)
     draws = check_against_released(adversarial, "source", raw, start_step=3)
     assert len({drawn.order for drawn in draws}) > 1
     check_against_released(adversarial, "target", raw, start_step=3)
@@ -195,7 +195,7 @@ def test_self_distillation_input_is_that_of_the_released_code(small, tmp_path, b
 def test_input_at_the_released_sizes_is_that_of_the_released_code(tmp_path):
     raw = convert(tmp_path, gta5=[(1914, 1052)], synthia=[(1280, 760)], cityscapes=[(2048, 1024)])
     for task in (gta5_to_cityscapes, synthia_to_cityscapes):
-        adversarial = configured(task, "stage=adversarial", tmp_path, {"batch_size": 2})
+        adversarial = configured(task, "stage=adaptation", tmp_path, {"batch_size": 2})
         check_against_released(adversarial, "source", raw, steps=1)
     check_against_released(adversarial, "target", raw, steps=1)
     source = configured(gta5_to_cityscapes, "stage=source", tmp_path, {"batch_size": 1})

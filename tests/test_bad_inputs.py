@@ -23,6 +23,7 @@ from fada_jax import config as schema
 from fada_jax.configs import gta5_to_cityscapes
 from fada_jax.errors import UserError
 from fada_jax.input_pipeline import conversion, layouts, raw_files
+from fada_jax.stages import step as stage_step
 from fada_jax.training import checkpoints
 
 CONFIG = "--config=configs/gta5_to_cityscapes.py:size=miniature"
@@ -30,7 +31,7 @@ SIZES = ("--config.source.size=(48,32)", "--config.target.size=(48,24)", "--conf
 PLAIN = ("-m", "fada_jax.train", "--config.data_dir={data}", "--workdir={new}/w", CONFIG)
 TRAIN = (*PLAIN[:3], *SIZES)
 SOURCE = (*TRAIN, CONFIG, "--workdir={new}/w")
-ADVERSARIAL = (*TRAIN, f"{CONFIG},stage=adversarial", "--workdir={new}/w")
+ADVERSARIAL = (*TRAIN, f"{CONFIG},stage=adaptation", "--workdir={new}/w")
 EVALUATE = ("-m", "fada_jax.evaluate", "--workdir={good}", "--data_dir={data}")
 PREDICT = ("-m", "fada_jax.predict", "--workdir={good}", "--out={new}/out")
 WEIGHTS = ("-m", "fada_jax.convert_weights")
@@ -213,15 +214,15 @@ def tiny_config(**values):
 def write_checkpoints(workdir, config, *steps, images=None):
     """Checkpoints of zeros, which need no compilation."""
     states = jax.tree.map(
-        lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(lambda: step.create_states(schema.read(config)))
+        lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(lambda: stage_step.create_states(schema.read(config)))
     )
     class_set = classes.get_class_set(config.class_set)
     meta = checkpoints.make_meta(
         schema.read(config).plain(), schema.read(config).model, schema.read(config).preprocessing, class_set, images
     )
     with checkpoints.writing(workdir, meta, wait=True) as save:
-        for step in steps:
-            save(step, states)
+        for number in steps:
+            save(number, states)
 
 
 @pytest.fixture(scope="module")
@@ -361,4 +362,4 @@ def test_a_config_lacks_no_key():
     with pytest.raises(UserError, match=r"config\.seed is missing"):
         schema.read(config)
     with pytest.raises(UserError, match=r"config\.model=1 must be a group"):
-        schema.check(ConfigDict({**tiny_config().to_dict(), "model": 1}))
+        schema.read(ConfigDict({**tiny_config().to_dict(), "model": 1}))

@@ -83,7 +83,7 @@ def test_the_recipe_writes_what_scripts_read(recipe):
     assert "F-Adv + SD + MST" in (workdir / "results.md").read_text()
     with Image.open(workdir / "panel.png") as panel:
         assert panel.width > 4 * 128
-    for name in ("source", "control", "adversarial", "self_distillation"):
+    for name in ("source", "control", "adaptation", "self_distillation"):
         assert checkpoints.available_steps(workdir / name) == [3, 6]
         logged = [json.loads(line)["step"] for line in (workdir / name / "metrics.jsonl").read_text().splitlines()]
         assert logged == [2, 4, 6]
@@ -96,7 +96,7 @@ def test_class_center_distance_and_report_of_a_recipe(recipe, tmp_path):
         "scripts/ccd.py", f"--workdir={workdir}", "--images=6", "--per_class=3", f"--output={tmp_path}/ccd"
     )
     stages = json.loads((tmp_path / "ccd.json").read_text())["stages"]
-    assert list(stages) == ["source", "binary", "adversarial", "self_distillation"]
+    assert list(stages) == ["source", "binary", "adaptation", "self_distillation"]
     for name, stage in stages.items():
         counts = {part: stage[part]["features"] for part in ("source", "target", "both")}
         assert all(counts["both"][k] == counts["source"][k] + counts["target"][k] <= 2 * 6 * 3 for k in counts["both"])
@@ -125,13 +125,13 @@ def test_resumed_training_is_bit_identical(recipe, data_dir, tmp_path):
     """A stage that loses its last checkpoint and goes on ends where the undisturbed one did."""
     workdir, _, _ = recipe
     arguments = (
-        "-m", "fada_jax.train", f"--config={CONFIG},stage=adversarial", f"--workdir={tmp_path}/w",
+        "-m", "fada_jax.train", f"--config={CONFIG},stage=adaptation", f"--workdir={tmp_path}/w",
         f"--config.data_dir={data_dir}", "--config.total_steps=6", "--config.checkpoint_every=3",
         "--config.log_every=2", f"--config.init_from={workdir}/source",
     )  # fmt: skip
     command(*arguments)
     whole = checkpoints.load_model(tmp_path / "w")
-    undisturbed = checkpoints.load_model(workdir / "adversarial")
+    undisturbed = checkpoints.load_model(workdir / "adaptation")
 
     shutil.rmtree(tmp_path / "w" / "checkpoints" / "6")
     command(*arguments)
@@ -147,7 +147,7 @@ def test_resumed_training_is_bit_identical(recipe, data_dir, tmp_path):
 def test_evaluate_agrees_with_the_recipe_and_scores_all_checkpoints(recipe, tmp_path):
     workdir, _, _ = recipe
     output = command(
-        "-m", "fada_jax.evaluate", f"--workdir={workdir}/adversarial", "--checkpoint=all",
+        "-m", "fada_jax.evaluate", f"--workdir={workdir}/adaptation", "--checkpoint=all",
         f"--output={tmp_path}/scores.json",
     )  # fmt: skip
     scores = json.loads((tmp_path / "scores.json").read_text())
@@ -182,7 +182,7 @@ def test_predict_writes_labels_at_the_images_own_size(recipe, tmp_path):
 def test_wrong_use_ends_with_one_clear_line(recipe, data_dir, tmp_path):
     workdir, _, _ = recipe
     train = ("-m", "fada_jax.train", f"--workdir={tmp_path}/w", f"--config.data_dir={data_dir}")
-    adversarial = f"--config={CONFIG},stage=adversarial"
+    adversarial = f"--config={CONFIG},stage=adaptation"
     nowhere = tmp_path / "nowhere"
     cases = [
         ((*train[:3], f"--config={CONFIG}", f"--config.data_dir={nowhere}"), 1, "convert_dataset.py"),
@@ -191,7 +191,7 @@ def test_wrong_use_ends_with_one_clear_line(recipe, data_dir, tmp_path):
         ((*train, f"--config={CONFIG}", "--config.sead=1"), 2, "sead"),
         ((*train, f"--config={CONFIG},stages=source"), 2, "stages=source"),
         (
-            (*train, "--config=configs/synthia_to_cityscapes.py:size=miniature,stage=adversarial",
+            (*train, "--config=configs/synthia_to_cityscapes.py:size=miniature,stage=adaptation",
              "--config.source.dataset=cityscapes", f"--config.init_from={workdir}/source"),
             1, "its class set is 'cityscapes19', this config's is 'synthia16'",
         ),
@@ -219,7 +219,7 @@ def test_wrong_use_ends_with_one_clear_line(recipe, data_dir, tmp_path):
 def test_a_dry_run_prints_shapes_sharding_and_cost(tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
     output = command(
-        "-m", "fada_jax.train", f"--config={CONFIG},stage=adversarial", "--dry_run", "--config.mesh.fsdp=2",
+        "-m", "fada_jax.train", f"--config={CONFIG},stage=adaptation", "--dry_run", "--config.mesh.fsdp=2",
         "--config.data_dir=nowhere",
     )  # fmt: skip
     assert (

@@ -41,10 +41,10 @@ def test_confusion_is_the_share_of_each_label():
 
 def test_curves_of_every_loss(tmp_path):
     lines = [{"step": 2, "loss_seg": 3.0, "lr": 1.0}, {"step": 4, "loss_seg": 2.0, "loss_d": 0.5, "lr": 1.0}]
-    figure = figures.training_curves("adversarial", lines)
+    figure = figures.training_curves("adaptation", lines)
     drawn = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines}
     assert drawn == {"loss_seg": [[2, 3], [4, 2]], "loss_d": [[4, 0.5]]}
-    assert figures.to_svg(figure) == figures.to_svg(figures.training_curves("adversarial", lines))
+    assert figures.to_svg(figure) == figures.to_svg(figures.training_curves("adaptation", lines))
     figures.save(figure, tmp_path / "new" / "curves.png")
     with Image.open(tmp_path / "new" / "curves.png") as image:
         assert image.format == "PNG" and image.width == 480

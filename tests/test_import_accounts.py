@@ -13,11 +13,9 @@ torch = pytest.importorskip("torch")
 import torch_reference as reference  # noqa: E402
 
 from fada_jax import (  # noqa: E402
-    classes,
     convert_weights,
     distributed,
 )
-from fada_jax import config as schema  # noqa: E402
 from fada_jax.configs import gta5_to_cityscapes  # noqa: E402
 from fada_jax.errors import UserError  # noqa: E402
 from fada_jax.interop import exporting, importing, reading  # noqa: E402
@@ -25,6 +23,7 @@ from fada_jax.stages import (  # noqa: E402
     parents,
     run,
 )
+from fada_jax.stages import step as stage_step  # noqa: E402
 from fada_jax.training import checkpoints  # noqa: E402
 
 K, STEP = 19, 7
@@ -36,13 +35,13 @@ NARROW = {"model.aspp_rates": RATES, "discriminator.widths": D_WIDTHS, "eval.siz
 CONFIGS = {
     "source": ("stage=source,backbone=resnet18", RESNET),
     "source, adam": ("stage=source,backbone=resnet18", {**RESNET, "generator_optimizer.kind": "adam"}),
-    "fada": ("stage=adversarial,backbone=resnet18", RESNET),
-    "binary": ("stage=adversarial,backbone=resnet18,method=binary", RESNET),
-    "control": ("stage=adversarial,backbone=resnet18,method=control", RESNET),
+    "fada": ("stage=adaptation,backbone=resnet18", RESNET),
+    "binary": ("stage=adaptation,backbone=resnet18,method=binary", RESNET),
+    "control": ("stage=adaptation,backbone=resnet18,method=control", RESNET),
     "distillation, live": ("stage=self_distillation,backbone=resnet18", RESNET),
-    "fada, group": ("stage=adversarial,backbone=resnet18", {**RESNET, "model.norm": "group"}),
+    "fada, group": ("stage=adaptation,backbone=resnet18", {**RESNET, "model.norm": "group"}),
     "vgg source": ("stage=source,backbone=vgg16", VGG),
-    "vgg fada": ("stage=adversarial,backbone=vgg16", VGG),
+    "vgg fada": ("stage=adaptation,backbone=vgg16", VGG),
 }
 
 
@@ -125,7 +124,7 @@ def pth_files():
         "source": released(networks()[:2]),
         "source, adam": released(networks()[:2], sgd=False),
         "source, weights alone": without(released(networks()[:2], optimizers=()), "iteration"),
-        "adversarial": released(networks()),
+        "adaptation": released(networks()),
         "adversarial, no optimizers": released(networks(), optimizers=()),
         "adversarial, module.": released(networks(), prefix="module."),
         "adversarial, binary": released(networks(half=1)),
@@ -144,11 +143,11 @@ def files(tmp_path_factory):
         paths[name] = folder / f"{name}.pth"
         torch.save(contents, paths[name])
     # What we export: the released layout in both kinds of file, and our own names where that cannot hold the model.
-    convert_weights.import_file(str(paths["adversarial"]), str(folder / "w"), config=make_config("fada"))
+    convert_weights.import_file(str(paths["adaptation"]), str(folder / "w"), config=make_config("fada"))
     config = make_config("fada, group")
     meta = checkpoints.make_meta(
-        schema.read(config).plain(), schema.read(config).model, schema.read(config).preprocessing,
-        classes.get_class_set(config.class_set),
+        config.plain(), config.model, config.preprocessing,
+        config.classes,
     )  # fmt: skip
     rng = np.random.default_rng(3)
     random = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), fresh_states("fada, group"))
@@ -169,7 +168,7 @@ TAKEN = {
     "source": FROZEN,
     "source, adam": ("source, adam",),
     "source, weights alone": (*FROZEN, "source, adam", "distillation, live"),
-    "adversarial": ("source", "fada", "control"),
+    "adaptation": ("source", "fada", "control"),
     "adversarial, no optimizers": ("source", "source, adam", "fada", "control", "distillation, live"),
     "adversarial, module.": ("source", "fada", "control"),
     "adversarial, binary": ("source", "binary", "control"),
@@ -188,7 +187,7 @@ TAKEN = {
 @functools.cache
 def fresh_states(name):
     """The states that a run of a config begins with."""
-    return parents.initial_states(schema.read(make_config(name)), distributed.make_mesh(1))
+    return parents.initial_states(make_config(name), distributed.make_mesh(1))
 
 
 def in_our_layout(tensor):
@@ -255,7 +254,7 @@ def named_leaves(states):
 def restored(workdir, config):
     """The states of an imported workdir, as a run that goes on there reads them."""
     (step,) = checkpoints.available_steps(workdir)
-    shapes = jax.eval_shape(lambda: step.create_states(schema.read(config)))
+    shapes = jax.eval_shape(lambda: stage_step.create_states(config))
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return step, checkpoints.restore_states(workdir, step, shapes, jax.tree.map(lambda _: device, shapes))
 
@@ -353,16 +352,16 @@ def test_the_report_says_more_where_more_must_be_known(files, tmp_path, monkeypa
     assert "name that workdir in config.init_from" in report("source", "fada")
     assert "init_from" not in report("torchvision", "fada")
     assert "batch norm: frozen in the file, live from now on" in report("source, weights alone", "distillation, live")
-    assert "step 7 of 40000" in report("adversarial", "fada")
+    assert "step 7 of 40000" in report("adaptation", "fada")
     assert "its weights are of step 7" in report("ours.safetensors", "fada")
-    finished = report("adversarial", "fada", total_steps=STEP)
+    finished = report("adaptation", "fada", total_steps=STEP)
     assert f"step {STEP} of {STEP}: finished" in finished
     with pytest.raises(UserError, match=r"iteration 7 is beyond config.total_steps=6.*leave out --config"):
-        report("adversarial", "fada", total_steps=6)
+        report("adaptation", "fada", total_steps=6)
     # Without --config it is read off the file, to evaluate it.
     monkeypatch.setattr(reading, "released_model", lambda file, path: None)  # It knows no network as narrow as this.
     short = make_config("fada", total_steps=6)
-    beyond = importing.import_file(str(files["adversarial"]), str(tmp_path / "beyond"), lambda model: short)
+    beyond = importing.import_file(str(files["adaptation"]), str(tmp_path / "beyond"), lambda model: short)
     assert "step 7 is beyond config.total_steps=6" in beyond and "not to train on" in beyond
     assert checkpoints.load_model(tmp_path / "beyond").step == STEP
 
@@ -497,12 +496,12 @@ def batches(adversarial):
     [
         ("torchvision", "source"),
         ("own.safetensors", "fada, group"),
-        pytest.param("adversarial", "fada", marks=pytest.mark.slow),
+        pytest.param("adaptation", "fada", marks=pytest.mark.slow),
     ],
 )
 def test_training_in_an_imported_workdir_begins_with_the_imported_states(kind, name, files, tmp_path):
     adversarial = name != "source"
-    begin = STEP if kind == "adversarial" else 0
+    begin = STEP if kind == "adaptation" else 0
     # Without a learning rate the weights stay what they were when training began.
     still = {f"{network}_optimizer.learning_rate": 0.0 for network in ("generator", "discriminator")}
     config = make_config(
@@ -511,7 +510,7 @@ def test_training_in_an_imported_workdir_begins_with_the_imported_states(kind, n
     )  # fmt: skip
     convert_weights.import_file(str(files[kind]), str(tmp_path), config=config)
     imported, logged = restored(tmp_path, config)[1], []
-    states = run.train(schema.read(config), tmp_path, batches=batches(adversarial), log=logged.append)
+    states = run.train(config, tmp_path, batches=batches(adversarial), log=logged.append)
     assert any(f"steps {begin} to {begin + 2}" in line for line in logged)
     assert checkpoints.available_steps(tmp_path) == [begin, begin + 1, begin + 2]
     for network, state in states.items():

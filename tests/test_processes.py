@@ -18,7 +18,7 @@ from fada_jax.input_pipeline import conversion, pseudo_labels
 from fada_jax.input_pipeline.pseudo_labels import PseudoLabels
 from fada_jax.training import checkpoints
 
-CONFIG = "configs/gta5_to_cityscapes.py:size=miniature,stage=adversarial"
+CONFIG = "configs/gta5_to_cityscapes.py:size=miniature,stage=adaptation"
 
 
 def start(*arguments):

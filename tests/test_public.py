@@ -86,7 +86,7 @@ def run_examples(workdir, tmp_path, first_heading, last_heading):
         "fada_jax": fada_jax, "workdir": str(workdir), "new_workdir": tmp_path / "adapted", "image": image,
         "path": tmp_path / "x.png", "images": np.stack([picture(32, 64, i) for i in range(2)]),
         "label_maps": np.zeros((2, 32, 64), np.uint8),
-        "settings": tiny_config("stage=adversarial", init_from=str(workdir)).to_dict(),
+        "settings": tiny_config("stage=adaptation", init_from=str(workdir)).to_dict(),
     }  # fmt: skip
     page = (ROOT / "docs" / "interface.md").read_text()
     text = page[page.index(first_heading) : page.index(last_heading)]

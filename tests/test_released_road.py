@@ -86,7 +86,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def teacher(data_dir, tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("teacher"), config_of("stage=adversarial", data_dir))
+    return write_model(tmp_path_factory.mktemp("teacher"), config_of("stage=adaptation", data_dir))
 
 
 def label(config, workdir, stored=None, log=lambda line: None):
@@ -123,7 +123,7 @@ def test_labels_of_another_teacher_or_selection_are_made_again(data_dir, teacher
     said = []
     again, _ = label(config, tmp_path / "w", log=said.append)
     assert not said and all(np.array_equal(first[name], again[name]) for name in first)
-    other = write_model(tmp_path / "other", config_of("stage=adversarial", data_dir), seed=1)
+    other = write_model(tmp_path / "other", config_of("stage=adaptation", data_dir), seed=1)
     changes = {
         "teacher_from": {"teacher_from": str(other)},
         "selection": {"pseudo_labels.keep": 0.5},
@@ -149,7 +149,7 @@ def test_labels_of_another_teacher_or_selection_are_made_again(data_dir, teacher
 
 def test_a_stage_whose_origin_was_made_again_is_refused(data_dir, teacher, tmp_path):
     source = write_model(tmp_path / "source", config_of("stage=source", data_dir))
-    config = config_of("stage=adversarial", data_dir, init_from=str(source), total_steps=1)
+    config = config_of("stage=adaptation", data_dir, init_from=str(source), total_steps=1)
     said = []
     run.train(schema.read(config), tmp_path / "w", log=said.append)
     assert not any("random" in line for line in said)
@@ -157,7 +157,7 @@ def test_a_stage_whose_origin_was_made_again_is_refused(data_dir, teacher, tmp_p
     assert stored["parents"]["init_from"] == {"step": 2, "digest": checkpoints.load_model(source).digest}
     # The same weights elsewhere are the same.
     moved = source.rename(tmp_path / "moved")
-    run.check(config_of("stage=adversarial", data_dir, init_from=str(moved), total_steps=1), tmp_path / "w")
+    run.check(config_of("stage=adaptation", data_dir, init_from=str(moved), total_steps=1), tmp_path / "w")
     write_model(tmp_path / "source", config_of("stage=source", data_dir), seed=7)
     with pytest.raises(UserError, match="other weights lie now"):
         run.check(schema.read(config), tmp_path / "w")
@@ -165,7 +165,7 @@ def test_a_stage_whose_origin_was_made_again_is_refused(data_dir, teacher, tmp_p
 
 def test_a_stage_without_weights_says_that_it_starts_at_random(data_dir, tmp_path):
     said = []
-    run.train(config_of("stage=adversarial", data_dir, total_steps=1), tmp_path / "w", log=said.append)
+    run.train(config_of("stage=adaptation", data_dir, total_steps=1), tmp_path / "w", log=said.append)
     assert sum("config.init_from is empty, so it starts from random weights" in line for line in said) == 1
     assert any(line.endswith("in float32") for line in said)
 
@@ -211,7 +211,7 @@ def test_scoring_again_compiles_nothing(data_dir, teacher, monkeypatch):
     monkeypatch.setattr(inference, "evaluation_step", counted)
     scoring.compiled_step.cache_clear()
     results = [scoring.evaluate_stage(teacher, data_dir=str(data_dir)) for _ in range(2)]
-    config = config_of("stage=adversarial", data_dir)
+    config = config_of("stage=adaptation", data_dir)
     mesh = distributed.make_mesh()
     states = parents.initial_states(schema.read(config), mesh, checkpoints.load_model(teacher))
     with_own = scoring.validate(schema.read(config), states["generator"], 2, mesh)["miou"]
@@ -233,7 +233,7 @@ def test_pixels_are_counted_exactly_beyond_float32():
 
 @functools.cache
 def fresh_vgg():
-    config = gta5_to_cityscapes.get_config("backbone=vgg16,stage=adversarial")
+    config = gta5_to_cityscapes.get_config("backbone=vgg16,stage=adaptation")
     config.update_from_flattened_dict({"model.widths": (8, 8, 8, 8, 16, 64), "discriminator.widths": (64, 48)})
     return jax.device_get({k: s.params for k, s in jax.jit(lambda: step.create_states(schema.read(config)))().items()})
 
@@ -277,8 +277,8 @@ def test_auto_is_resolved_where_the_program_runs(data_dir, teacher, tmp_path):
     assert 1e-4 < np.abs(rough - expected).max() < 0.1
     with pytest.raises(UserError, match="dtype='float16'"):
         api.load(teacher, dtype="float16")
-    config = config_of("stage=adversarial", data_dir)
-    other = config_of("stage=adversarial", data_dir, **{"model.dtype": "float32"})
+    config = config_of("stage=adaptation", data_dir)
+    other = config_of("stage=adaptation", data_dir, **{"model.dtype": "float32"})
     workdirs.refuse_other_config(schema.read(config).plain(), schema.read(other).plain(), tmp_path)
     other.model.dtype = "bfloat16"
     with pytest.raises(UserError, match=r"model\.dtype"):
@@ -336,7 +336,7 @@ def test_object_storage_is_refused_at_once(arguments, tmp_path, monkeypatch):
 
 
 def test_arguments_of_a_config_given_as_keys_are_refused():
-    for key, value in (("stage", "adversarial"), ("method", "binary"), ("size", "miniature")):
+    for key, value in (("stage", "adaptation"), ("method", "binary"), ("size", "miniature")):
         status, _, errors = command_here(
             *TRAIN[:2], "--config=configs/gta5_to_cityscapes.py", f"--config.{key}={value}"
         )
@@ -359,7 +359,7 @@ def test_deterministic_sets_xlas_flag(monkeypatch):
 def test_every_released_student_is_larger_than_its_teacher():
     """The sizes that a miniature hides, of every config that has them."""
     for module in (gta5_to_cityscapes, cityscapes_to_crosscity):
-        adapted, student = (module.get_config(f"stage={stage}") for stage in ("adversarial", "self_distillation"))
+        adapted, student = (module.get_config(f"stage={stage}") for stage in ("adaptation", "self_distillation"))
         assert adapted.eval.size == (1024, 512) and student.target.size == student.eval.size == (2048, 1024)
 
 

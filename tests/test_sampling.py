@@ -246,7 +246,7 @@ def test_a_stream_computes_each_run_once(data_dir, monkeypatch):
 
 
 def test_source_and_target_of_one_split_draw_different_images(data_dir):
-    config = gta5_to_cityscapes.get_config("stage=adversarial")
+    config = gta5_to_cityscapes.get_config("stage=adaptation")
     config.target.dataset = "gta5"
     config.source.sampling = "uniform"
     names = {}

@@ -6,8 +6,9 @@ filled from the config's keys of the same names, and those that no key has from 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fada_jax.methods import stages
 from fada_jax.methods.adversarial import Adversarial
@@ -33,6 +34,8 @@ __all__ = [
     "Supervised",
     "System",
     "TrainingSpec",
+    "build",
+    "options_of",
 ]
 
 
@@ -59,3 +62,21 @@ SYSTEMS: Mapping[str, System] = {
     "source_only": System(Supervised, stages.SOURCE_ALONE),
     "oracle": System(Supervised, stages.SOURCE_ALONE),
 }
+# Fields that the config has keys for; all others are ``config.options``.
+SHARED = ("temperature", "clip", "threshold", "lambda_adv")
+
+
+def _fields(method: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(method)]
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """Fields of a method that no key of the config has, with their defaults."""
+    defaults = SYSTEMS[name].method()
+    return {field: getattr(defaults, field) for field in _fields(defaults) if field not in SHARED}
+
+
+def build(name: str, shared: Mapping[str, Any], options: Mapping[str, Any]) -> Method:
+    """A method with those of the ``shared`` values that it has fields for, and with its options."""
+    method = SYSTEMS[name].method
+    return method(**{key: value for key, value in {**shared, **options}.items() if key in _fields(method)})
