@@ -43,6 +43,7 @@ def run(
       the rows of ``results.json``, and the files and folders made.
     """
     stages = recipe.configs(path, overrides, workdir)
+    recipe.check(stages, workdir)
     with workdirs.hold(workdir):
         recipe.train(stages, workdir)
         rows = recipe.score(stages, workdir, split)

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 
 import torch_reference as reference  # noqa: E402
 
+from fada_jax import config as schema  # noqa: E402
 from fada_jax import (  # noqa: E402
     convert_weights,
     distributed,
@@ -49,7 +50,7 @@ def make_config(name, **values):
     arguments, overrides = CONFIGS[name]
     config = gta5_to_cityscapes.get_config(arguments)
     config.update_from_flattened_dict({**NARROW, **overrides, **values})
-    return config
+    return schema.read(config)
 
 
 # Files --------------------------------------------------------------------------------------------------------------

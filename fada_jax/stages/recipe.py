@@ -45,17 +45,24 @@ def _part(part: Part, path: str, overrides: Mapping[str, Any], workdir: Path, me
     return dataclasses.replace(config, **parents)
 
 
+def check(stages: Mapping[str, Config], workdir: Path) -> None:
+    """Refuses a later stage's mistake before the first stage has run for a day, while nothing is written.
+
+    Raises:
+      UserError: anything the user can mend.
+    """
+    for name, config in stages.items():
+        run.check(config, workdirs.stage_folder(workdir, name))
+
+
 def train(stages: Mapping[str, Config], workdir: Path) -> None:
     """Trains every stage; what is finished already is not done again.
 
     Raises:
-      UserError: anything the user can mend; a later stage's mistake shows before the first has run for a day.
+      UserError: anything the user can mend.
     """
-    folders = {name: workdirs.stage_folder(workdir, name) for name in stages}
     for name, config in stages.items():
-        run.check(config, folders[name])
-    for name, config in stages.items():
-        run.train(config, folders[name])
+        run.train(config, workdirs.stage_folder(workdir, name))
 
 
 def score(stages: Mapping[str, Config], workdir: Path, split: str = "") -> list[Row]:
