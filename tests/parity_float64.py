@@ -21,8 +21,8 @@ jnp.float32 = jnp.float64
 import parity  # noqa: E402
 import torch  # noqa: E402
 
-from fada_jax import pixels  # noqa: E402
 from fada_jax.models import layers  # noqa: E402
+from fada_jax.training import pixels  # noqa: E402
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -23,7 +23,7 @@ from fada_jax import config as schema
 from fada_jax.configs import gta5_to_cityscapes
 from fada_jax.errors import UserError
 from fada_jax.input_pipeline import conversion, layouts, raw_files
-from fada_jax.stages import step as stage_step
+from fada_jax.stages import program
 from fada_jax.training import checkpoints
 
 CONFIG = "--config=configs/gta5_to_cityscapes.py:size=miniature"
@@ -214,7 +214,7 @@ def tiny_config(**values):
 def write_checkpoints(workdir, config, *steps, images=None):
     """Checkpoints of zeros, which need no compilation."""
     states = jax.tree.map(
-        lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(lambda: stage_step.create_states(schema.read(config)))
+        lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(lambda: program.create_states(schema.read(config)))
     )
     class_set = classes.get_class_set(config.class_set)
     meta = checkpoints.make_meta(

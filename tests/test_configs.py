@@ -10,7 +10,7 @@ from fada_jax import config as schema
 from fada_jax.configs import base
 from fada_jax.errors import UserError
 from fada_jax.methods.stages import STAGES
-from fada_jax.stages import data, step, workdirs
+from fada_jax.stages import data, program, workdirs
 from fada_jax.training import optimizers
 
 TASKS = ("gta5_to_cityscapes", "synthia_to_cityscapes", "cityscapes_to_crosscity", "camvid_day_to_dusk")
@@ -67,9 +67,9 @@ def test_released_values():
 
 def test_the_released_step_traces_at_full_size():
     config = schema.read(load("gta5_to_cityscapes", "stage=adaptation"))
-    states = jax.eval_shape(lambda: step.create_states(config))
+    states = jax.eval_shape(lambda: program.create_states(config))
     assert sum(x.size for x in jax.tree.leaves(states["generator"].params)) == 43_795_724
-    new_states, metrics = jax.eval_shape(step.make_step(config), states, data.batch_shapes(config))
+    new_states, metrics = jax.eval_shape(program.make_step(config), states, data.batch_shapes(config))
     assert jax.tree.structure(new_states) == jax.tree.structure(states)
     assert sorted(metrics) == ["grad_norm", "loss_adv", "loss_d", "loss_seg"]
     frozen = states["generator"].collections["batch_stats"]

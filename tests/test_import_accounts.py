@@ -22,9 +22,9 @@ from fada_jax.errors import UserError  # noqa: E402
 from fada_jax.interop import exporting, importing, reading  # noqa: E402
 from fada_jax.stages import (  # noqa: E402
     parents,
+    program,
     run,
 )
-from fada_jax.stages import step as stage_step  # noqa: E402
 from fada_jax.training import checkpoints  # noqa: E402
 
 K, STEP = 19, 7
@@ -255,7 +255,7 @@ def named_leaves(states):
 def restored(workdir, config):
     """The states of an imported workdir, as a run that goes on there reads them."""
     (step,) = checkpoints.available_steps(workdir)
-    shapes = jax.eval_shape(lambda: stage_step.create_states(config))
+    shapes = jax.eval_shape(lambda: program.create_states(config))
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return step, checkpoints.restore_states(workdir, step, shapes, jax.tree.map(lambda _: device, shapes))
 

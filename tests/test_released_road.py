@@ -26,7 +26,7 @@ from fada_jax.input_pipeline import conversion, streams
 from fada_jax.input_pipeline.pseudo_labels import PseudoLabels
 from fada_jax.interop import stablehlo
 from fada_jax.models import Discriminator, Segmenter, compute_dtype
-from fada_jax.stages import labelling, parents, recipe, run, step, workdirs
+from fada_jax.stages import labelling, parents, program, recipe, run, workdirs
 from fada_jax.training import checkpoints, losses
 from fada_jax.training import states as train_states
 from fada_jax.training.optimizers import OptimizerSpec
@@ -50,7 +50,7 @@ def config_of(arguments, data_dir="", **values):
 
 def write_model(workdir, config, seed=0, step=2):
     """A workdir of random weights that disagree about most pixels."""
-    states = jax.jit(lambda: step.create_states(schema.read(config)))()
+    states = jax.jit(lambda: program.create_states(schema.read(config)))()
     rng = np.random.default_rng(seed)
     params = jax.tree.map(
         lambda x: rng.normal(0, 1.5 / np.sqrt(x.size / x.shape[-1]), x.shape).astype(np.float32),
@@ -153,11 +153,11 @@ def test_a_stage_whose_origin_was_made_again_is_refused(data_dir, teacher, tmp_p
     said = []
     run.train(schema.read(config), tmp_path / "w", log=said.append)
     assert not any("random" in line for line in said)
-    stored, _ = run.check(schema.read(config), tmp_path / "w")
+    stored = run.check(schema.read(config), tmp_path / "w").meta
     assert stored["parents"]["init_from"] == {"step": 2, "digest": checkpoints.load_model(source).digest}
     # The same weights elsewhere are the same.
     moved = source.rename(tmp_path / "moved")
-    run.check(config_of("stage=adaptation", data_dir, init_from=str(moved), total_steps=1), tmp_path / "w")
+    run.check(schema.read(config_of("stage=adaptation", data_dir, init_from=str(moved), total_steps=1)), tmp_path / "w")
     write_model(tmp_path / "source", config_of("stage=source", data_dir), seed=7)
     with pytest.raises(UserError, match="other weights lie now"):
         run.check(schema.read(config), tmp_path / "w")
@@ -165,7 +165,7 @@ def test_a_stage_whose_origin_was_made_again_is_refused(data_dir, teacher, tmp_p
 
 def test_a_stage_without_weights_says_that_it_starts_at_random(data_dir, tmp_path):
     said = []
-    run.train(config_of("stage=adaptation", data_dir, total_steps=1), tmp_path / "w", log=said.append)
+    run.train(schema.read(config_of("stage=adaptation", data_dir, total_steps=1)), tmp_path / "w", log=said.append)
     assert sum("config.init_from is empty, so it starts from random weights" in line for line in said) == 1
     assert any(line.endswith("in float32") for line in said)
 
@@ -235,7 +235,8 @@ def test_pixels_are_counted_exactly_beyond_float32():
 def fresh_vgg():
     config = gta5_to_cityscapes.get_config("backbone=vgg16,stage=adaptation")
     config.update_from_flattened_dict({"model.widths": (8, 8, 8, 8, 16, 64), "discriminator.widths": (64, 48)})
-    return jax.device_get({k: s.params for k, s in jax.jit(lambda: step.create_states(schema.read(config)))().items()})
+    states = jax.jit(lambda: program.create_states(schema.read(config)))()
+    return jax.device_get({name: state.params for name, state in states.items()})
 
 
 @pytest.mark.parametrize("name", ["classifier", "discriminator", "fc6", "fc7"])

@@ -24,8 +24,8 @@ from fada_jax import config as schema
 from fada_jax.errors import UserError
 from fada_jax.input_pipeline import conversion, records, streams
 from fada_jax.input_pipeline.stream import Stream
-from fada_jax.stages import logs, run, step, workdirs
-from fada_jax.training import checkpoints, loop
+from fada_jax.stages import logs, program, run, workdirs
+from fada_jax.training import checkpoints, checksums, loop
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,9 @@ def mounted(path, *options):
 
 
 def states_of(config):
-    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(lambda: step.create_states(config)))
+    return jax.tree.map(
+        lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(lambda: program.create_states(schema.read(config)))
+    )
 
 
 def meta_of(config):
@@ -85,7 +87,7 @@ def test_last_best_and_every_checkpoint_are_kept(tmp_path):
 def test_every_damaged_file_of_a_checkpoint_is_noticed(tmp_path):
     write_checkpoints(tmp_path, tiny_config(), 3)
     checkpoint = checkpoints.directory(tmp_path) / "3"
-    assert checkpoints.damage(checkpoint) == ""
+    assert checksums.damage(checkpoint) == ""
     sums = subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=checkpoint, capture_output=True)
     assert sums.returncode == 0, sums.stderr
     rng, noticed = np.random.default_rng(0), 0
@@ -98,13 +100,13 @@ def test_every_damaged_file_of_a_checkpoint_is_noticed(tmp_path):
             if broken is not None:
                 path.write_bytes(broken)
             if path.name != "_CHECKPOINT_METADATA":  # Times that orbax notes, of no consequence.
-                said = checkpoints.damage(checkpoint)
+                said = checksums.damage(checkpoint)
                 assert path.name in said or (path.name == "SHA256SUMS" and said)
                 noticed += 1
             path.write_bytes(content)
-    assert noticed >= 40 and checkpoints.damage(checkpoint) == ""
+    assert noticed >= 40 and checksums.damage(checkpoint) == ""
     (checkpoint / "model" / "more").write_bytes(b"x")
-    assert "model/more" in checkpoints.damage(checkpoint)
+    assert "model/more" in checksums.damage(checkpoint)
 
 
 def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path):
@@ -198,7 +200,7 @@ def test_a_read_only_workdir_is_refused(tmp_path):
 
 def test_two_runs_cannot_share_a_workdir(tmp_path):
     code = """import sys
-from fada_jax import workdirs
+from fada_jax.stages import workdirs
 with workdirs.hold(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()
@@ -319,7 +321,7 @@ def test_the_images_of_a_bad_step_are_written_down(data_dir, tmp_path):
 def restored_on_meshes(workdir):
     """How many leaves of step 3 were split over devices, and the sum of all leaves, by mesh."""
     config = schema.stored(checkpoints.read_meta(workdir, 3)["config"], 19)
-    shapes = jax.eval_shape(lambda: step.create_states(config))
+    shapes = jax.eval_shape(lambda: program.create_states(config))
     restored = []
     for axes in ({"fsdp": 4}, {"fsdp": 2, "spatial": 2}, {}):
         shardings = distributed.by_size(distributed.make_mesh(0, **axes), shapes)

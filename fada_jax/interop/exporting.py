@@ -11,7 +11,7 @@ from flax import traverse_util
 from fada_jax import config as schema
 from fada_jax.errors import UserError
 from fada_jax.interop import torch_files, torch_optimizers, torch_tables
-from fada_jax.stages.step import create_states
+from fada_jax.stages.program import create_states
 from fada_jax.stages.workdirs import stage_workdir
 from fada_jax.training import checkpoints
 

@@ -17,7 +17,7 @@ from fada_jax.interop import reading, torch_files, torch_optimizers, torch_table
 from fada_jax.interop.reading import Description, ReleasedModel
 from fada_jax.interop.torch_tables import CLASSIFIER, DISCRIMINATOR, FEATURE_EXTRACTOR, Report
 from fada_jax.models import ModelSpec, interchange
-from fada_jax.stages.step import create_states
+from fada_jax.stages.program import create_states
 from fada_jax.training import checkpoints
 from fada_jax.training.states import TrainState, replace_weights
 
@@ -108,7 +108,7 @@ def _fresh(create: Callable[[], checkpoints.States], parts: Collection[str]) -> 
             fresh["discriminator"] = states["discriminator"].params
         return {name: fresh[name] for name in parts}
 
-    # XLA drops what is not asked for. As in stages.step: what runs once is compiled in a hurry on CPUs.
+    # XLA drops what is not asked for. As in stages.program: what runs once is compiled in a hurry on CPUs.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.device_get(jax.jit(parameters, compiler_options=options)())
 

@@ -10,7 +10,7 @@ import jax
 
 from fada_jax import distributed
 from fada_jax.config import Config
-from fada_jax.stages import data, step
+from fada_jax.stages import data, program
 from fada_jax.training.states import TrainState, output_shapes
 
 
@@ -26,7 +26,7 @@ def dry_run(config: Config) -> None:
         distributed.check_batch(f"config.batch_size ({name})", count, mesh, config.accumulate_steps)
         distributed.check_height(f"config.{name}", height, mesh)
     began = time.perf_counter()
-    states, batch, compiled = step.compile_step(config, mesh)
+    states, batch, compiled = program.compile_step(config, mesh)
     seconds = time.perf_counter() - began
     print(f"{config.task} {config.stage} ({config.method}), {config.model.backbone}, class set {config.class_set}")
     _print_batch(config, states, batch)

@@ -13,7 +13,7 @@ from fada_jax.config import Config
 from fada_jax.errors import UserError
 from fada_jax.methods import States
 from fada_jax.models import interchange
-from fada_jax.stages.step import fresh_states
+from fada_jax.stages.program import fresh_states
 from fada_jax.training import checkpoints
 from fada_jax.training.states import TrainState, replace_weights
 

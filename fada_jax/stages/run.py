@@ -20,7 +20,7 @@ from fada_jax.errors import UserError
 from fada_jax.evaluation import scoring
 from fada_jax.methods import States
 from fada_jax.models import compute_dtype
-from fada_jax.stages import data, labelling, logs, parents, step, workdirs
+from fada_jax.stages import data, labelling, logs, parents, program, workdirs
 from fada_jax.training import checkpoints, checksums, loop
 
 Log = Callable[[str], None]
@@ -133,7 +133,7 @@ def train(
         # ---- States
         last = checkpoints.last_good(workdir, log)
         if last is not None:
-            shapes = jax.eval_shape(lambda: step.create_states(config))
+            shapes = jax.eval_shape(lambda: program.create_states(config))
             states = checkpoints.restore_states(workdir, last, shapes, distributed.by_size(run.mesh, shapes))
         elif states is None:
             states = parents.initial_states(config, run.mesh)
@@ -196,7 +196,7 @@ def _fit(run: _Run, states: States, batches: Iterable[Any], start: int, meta: Ma
     """The loop with its logs, checkpoints, scores and pictures; returns the states and the steps done."""
     config, mesh, workdir, log = run.config, run.mesh, run.workdir, run.log
     plan = loop.Plan(start, config.total_steps, config.log_every, config.checkpoint_every)
-    jitted = step.jit_step(config, mesh, jax.tree.map(lambda x: x.sharding, states))
+    jitted = program.jit_step(config, mesh, jax.tree.map(lambda x: x.sharding, states))
     picture = logs.target_pictures(config, mesh, log) if run.data_sets else None
     log(
         f"{config.stage} ({config.method}): steps {start} to {config.total_steps}, global batch {config.batch_size} on "
