@@ -87,7 +87,8 @@ def evaluation_step(
     flip: bool,
 ) -> tuple[Any, jax.Array]:
     """Adds a batch (``image``, ``label`` at its own size, ``mask``) to the count of ``metrics.empty_confusion`` and of
-    images, int32; nothing leaves the device."""
+    images, int32; nothing leaves the device.
+    """
     confusion, images = count
     probabilities = class_probabilities(
         apply_fn,
