@@ -225,7 +225,12 @@ def _fail(error: BaseException | str, status: int) -> None:
     # ml_collections hands on errors in errors, and whole tracebacks of which the last line tells; KeyError quotes.
     while isinstance(error, Exception) and error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
-    message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    message = str(error)
+    if isinstance(error, KeyError) and error.args:
+        # ml_collections names the key alone where none is like it.
+        message = (
+            f"{error.args[0]}: the config has no such key" if " " not in str(error.args[0]) else str(error.args[0])
+        )
     first, _, trace = message.partition("Traceback (most recent call last):")
     message = first + trace.strip().splitlines()[-1] if trace else message
     print(f"error: {' '.join(message.split())}", file=sys.stderr)

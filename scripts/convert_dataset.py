@@ -25,6 +25,7 @@ from absl import flags
 from fada_jax import cli
 from fada_jax.classes import CITIES, ENCODINGS, read_class_map
 from fada_jax.errors import UserError
+from fada_jax.input_pipeline import layouts
 
 
 def main(arguments: list[str]) -> None:
@@ -117,9 +118,7 @@ def _convert(options: flags.FlagValues, title: str, city: str, size: tuple[int, 
 
 
 if __name__ == "__main__":
-    flags.DEFINE_enum(
-        "dataset", None, ["gta5", "synthia", "cityscapes", "crosscity", "camvid", "folder"], "Which data set."
-    )
+    flags.DEFINE_enum("dataset", None, list(layouts.DATASETS), "Which data set.")
     flags.DEFINE_string("raw_dir", "", "Its folder as distributed.")
     flags.DEFINE_string("data_dir", None, "Where the TFRecords go.")
     flags.DEFINE_string("city", "", "Cross-City: one city; default: all four.")

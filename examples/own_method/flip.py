@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from fada_jax.methods import Batch, Metrics, States, TrainingSpec
+from fada_jax.methods.interface import Batch, Metrics, States, TrainingSpec
 from fada_jax.preprocessing import normalise
 from fada_jax.training import losses, steps
 from fada_jax.training.states import create_generator
