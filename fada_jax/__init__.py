@@ -6,11 +6,13 @@ internal: use it, read it, and expect it to change.
 
 from typing import TYPE_CHECKING, Any
 
+from fada_jax.errors import UserError, missing_extra
+
 if TYPE_CHECKING:
-    from fada_jax.api import load, train_stage
+    from fada_jax.api import train_stage
     from fada_jax.classes import ClassSet
-    from fada_jax.errors import UserError
     from fada_jax.evaluation.predictor import Predictor
+    from fada_jax.loading import load
 
 __version__ = "0.1.0"
 __all__ = ["ClassSet", "Predictor", "UserError", "__version__", "load", "train_stage"]
@@ -18,8 +20,7 @@ __all__ = ["ClassSet", "Predictor", "UserError", "__version__", "load", "train_s
 _HOMES = {
     "ClassSet": "classes",
     "Predictor": "evaluation.predictor",
-    "UserError": "errors",
-    "load": "api",
+    "load": "loading",
     "train_stage": "api",
 }
 
@@ -30,4 +31,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    try:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if reason := missing_extra(error):
+            raise UserError(f"fada_jax.{name}: {reason}") from error
+        raise

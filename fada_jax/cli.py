@@ -9,13 +9,14 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import jax
 from absl import flags, logging
 
 from fada_jax import distributed, files
-from fada_jax.errors import UserError, storage_fault
+from fada_jax.errors import UserError, missing_extra, storage_fault
 from fada_jax.models import DTYPES
 
 if TYPE_CHECKING:
@@ -23,6 +24,18 @@ if TYPE_CHECKING:
 
 # Keys of a config that record the arguments that it was made with.
 _ARGUMENTS = {"stage", "method", "size", "task"}
+
+
+def _name_missing_extra(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """One line instead of a traceback where a library of an extra is missing, whoever imports it and when."""
+    if reason := missing_extra(error):
+        print(f"error: {reason}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+# Commands import this module before any that needs an extra, and what they need before they call ``run``.
+sys.excepthook = _name_missing_extra
 
 
 def run(main: Callable[[list[str]], None]) -> None:

@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from fada_jax import api, classes, cli, images
+from fada_jax import classes, cli, images, loading
 from fada_jax.errors import UserError
 from fada_jax.evaluation.predictor import Predictor
 from fada_jax.files import write_text
@@ -158,7 +158,7 @@ def main(arguments: list[str]) -> None:
     if options.submission:
         found = submission_names(found)
     found, skipped = readable(found, skip=skip)
-    segmenter = api.load(options.workdir, checkpoint=options.checkpoint, dtype=options.dtype)
+    segmenter = loading.load(options.workdir, checkpoint=options.checkpoint, dtype=options.dtype)
     class_set, out = segmenter.class_set, Path(options.out)
     table = classes.raw_ids(class_set) if options.ids == "raw" or options.submission else np.arange(256, dtype=np.uint8)
     want = options.save_probabilities or options.save_confidence

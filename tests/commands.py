@@ -14,9 +14,24 @@ from pathlib import Path
 import jax
 from absl import flags
 
+from fada_jax.errors import EXTRAS
+
 ROOT = Path(__file__).parents[1]
 # A test's few steps compile for longer than they run.
 QUICK_COMPILE = "--xla_backend_optimization_level=0"
+# Code after which no library of an extra can be imported, as after a base install.
+WITHOUT_EXTRAS = f"""
+import sys
+class Hiding:
+    def __init__(self, finder):
+        self.finder = finder
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+    def find_spec(self, name, path=None, target=None):
+        absent = name in {[*sum(EXTRAS.values(), ("cykooz_resizer",))]}
+        return None if absent else self.finder.find_spec(name, path, target)
+sys.meta_path[:] = map(Hiding, sys.meta_path)
+"""
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 

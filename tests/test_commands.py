@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from commands import ROOT, environment
+from commands import ROOT, WITHOUT_EXTRAS, environment
 from PIL import Image
 
 from fada_jax import __main__ as program
@@ -42,6 +42,31 @@ def test_every_command_says_what_it_does_with_an_example():
         assert any(line.startswith("  ") and command in line for line in rest), (module, "no example")
         # ``__main__`` lists commands instead of flags.
         assert module == "fada_jax" or "Flags:" in out, module
+
+
+def test_a_missing_extra_is_named_on_one_line():
+    """Each command is a fork of a process that has imported what all of them need."""
+    code = f"""
+import os, runpy, flax, jax, orbax.checkpoint
+for module in {[*program.COMMANDS.values()]}:
+    print("==", module, file=sys.stderr, flush=True)
+    if not os.fork():
+        sys.argv, sys.stdout = [module, "--help"], open(os.devnull, "w")
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    os.wait()
+"""
+    arguments = [sys.executable, "-W", "ignore", "-c", WITHOUT_EXTRAS + code]
+    result = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, env=environment())
+    _, *sections = re.split(r"== (\S+)\n", result.stderr)
+    answers = dict(zip(sections[::2], sections[1::2], strict=True))
+    assert [*answers] == [*program.COMMANDS.values()], result.stderr
+    for module in ("predict", "export", "convert_weights", "scripts.make_miniature"):
+        assert answers.pop(f"fada_jax.{module}") == ""
+    for module, extra in (("train", "train"), ("evaluate", "train"), ("scripts.report", "report")):
+        line = rf"error: \w+ is not installed: pip install 'fada-jax\[{extra}\]'\n"
+        assert re.fullmatch(line, answers.pop(f"fada_jax.{module}"))
+    for answer in answers.values():
+        assert re.fullmatch(r"(error: \w+ is not installed: pip install 'fada-jax\[\w+\]'\n)?", answer), answer
 
 
 def test_wrong_use_of_every_command_ends_with_one_line(tmp_path):

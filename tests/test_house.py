@@ -14,6 +14,7 @@ LAYERS = (
     "scripts",
     "[command]",
     "api",
+    "loading",
     "configs",
     "reporting interop",
     "stages",

@@ -3,6 +3,7 @@
 import doctest
 import json
 import os
+import re
 import subprocess
 import sys
 import venv
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from commands import ROOT, environment
+from commands import ROOT, WITHOUT_EXTRAS, environment
 from flax import traverse_util
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -116,6 +117,28 @@ def test_importing_the_package_is_light_and_names_what_is_public():
     assert result.stdout.split() == sorted(fada_jax.__all__), result.stderr
     with pytest.raises(AttributeError, match="no attribute 'segment'"):
         _ = fada_jax.segment
+
+
+def python(code):
+    """Standard output of a process that runs the code after a base install."""
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_EXTRAS + code], capture_output=True, text=True, env=environment()
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def test_loading_and_predicting_need_no_extra(workdir, artifact, tmp_path):
+    Image.fromarray(picture(45, 77)).save(tmp_path / "x.png")
+    for path in (workdir, artifact):
+        arguments = ["predict", f"--workdir={path}", f"--out={tmp_path / path.name}", str(tmp_path / "x.png")]
+        python(f"import runpy; sys.argv = {arguments}; runpy.run_module('fada_jax.predict', run_name='__main__')\n")
+    labels = [np.asarray(Image.open(tmp_path / path.name / "x_label.png")) for path in (workdir, artifact)]
+    assert labels[0].shape == (45, 77) and np.mean(labels[0] == labels[1]) > 0.99
+    code = "import fada_jax\ntry:\n    fada_jax.train_stage\nexcept fada_jax.UserError as error:\n    print(error)\n"
+    assert re.fullmatch(
+        r"fada_jax.train_stage: (\w+) is not installed: pip install 'fada-jax\[train\]'\n", python(code)
+    )
 
 
 def test_every_source_gives_the_same_segmenter(workdir, live, artifact, tmp_path):

@@ -17,7 +17,7 @@ from commands import command_here, on_devices, one_error
 from PIL import Image
 
 import fada_jax
-from fada_jax import api, classes, distributed
+from fada_jax import classes, distributed, loading
 from fada_jax import config as schema
 from fada_jax.configs import cityscapes_to_crosscity, gta5_to_cityscapes
 from fada_jax.errors import UserError
@@ -277,7 +277,7 @@ def test_auto_is_resolved_where_the_program_runs(data_dir, teacher, tmp_path):
     rough = predictor.from_model(half, "bfloat16").probabilities(image)
     assert 1e-4 < np.abs(rough - expected).max() < 0.1
     with pytest.raises(UserError, match="dtype='float16'"):
-        api.load(teacher, dtype="float16")
+        loading.load(teacher, dtype="float16")
     config = config_of("stage=adaptation", data_dir)
     other = config_of("stage=adaptation", data_dir, **{"model.dtype": "float32"})
     workdirs.refuse_other_config(schema.read(config).plain(), schema.read(other).plain(), tmp_path)

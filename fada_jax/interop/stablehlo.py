@@ -131,7 +131,7 @@ def export_model(
     weights = {key: np.asarray(value) for key, value in flat.items()}
     for name, fn in functions(model, dtype).items():
         (partial / f"{name}.stablehlo").write_bytes(_serialise(fn, weights))
-    np.savez(partial / "weights.npz", allow_pickle=False, **weights)
+    np.savez(partial / "weights.npz", **weights)
     description = {
         "format": FORMAT,
         "fada_jax": __version__,

@@ -10,6 +10,7 @@ import jax
 
 from fada_jax import distributed
 from fada_jax.config import Config
+from fada_jax.methods import States
 from fada_jax.stages import data, program
 from fada_jax.training.states import TrainState, output_shapes
 
@@ -26,7 +27,7 @@ def dry_run(config: Config) -> None:
         distributed.check_batch(f"config.batch_size ({name})", count, mesh, config.accumulate_steps)
         distributed.check_height(f"config.{name}", height, mesh)
     began = time.perf_counter()
-    states, batch, compiled = program.compile_step(config, mesh)
+    states, batch, compiled = _compile_step(config, mesh)
     seconds = time.perf_counter() - began
     print(f"{config.task} {config.stage} ({config.method}), {config.model.backbone}, class set {config.class_set}")
     _print_batch(config, states, batch)
@@ -41,6 +42,20 @@ def dry_run(config: Config) -> None:
         if not x.sharding.is_fully_replicated:
             print(f"    {jax.tree_util.keystr(path, simple=True, separator='/')}: {list(x.shape)} as {x.sharding.spec}")
     _print_cost(compiled, seconds)
+
+
+def _compile_step(config: Config, mesh: jax.sharding.Mesh) -> tuple[States, dict, Any]:
+    """The step compiled ahead of time from shapes alone.
+
+    Returns:
+      shapes of the states and of a batch, with their shardings, and the compiled step.
+    """
+    states = jax.eval_shape(lambda: program.create_states(config))
+    shardings = distributed.by_size(mesh, states)
+    states = distributed.placed(states, shardings)
+    batch = distributed.placed_batch(mesh, data.batch_shapes(config))
+    step = program.jit_step(config, mesh, shardings)
+    return states, batch, distributed.on_mesh(mesh, step.lower)(states, batch).compile()
 
 
 def _print_batch(config: Config, states: Any, batch: Any) -> None:

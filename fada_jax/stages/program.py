@@ -10,7 +10,6 @@ import jax
 from fada_jax import distributed
 from fada_jax.config import Config
 from fada_jax.methods import Metrics, States
-from fada_jax.stages import data
 from fada_jax.training import loop
 
 Step = Callable[[States, Any], tuple[States, Metrics]]
@@ -36,20 +35,6 @@ def make_step(config: Config) -> Step:
 def jit_step(config: Config, mesh: jax.sharding.Mesh, shardings: Any) -> Callable[..., Any]:
     """``make_step``, jitted for states that are sharded so, which it takes over."""
     return jax.jit(make_step(config), donate_argnums=0, out_shardings=(shardings, distributed.replicated(mesh)))
-
-
-def compile_step(config: Config, mesh: jax.sharding.Mesh) -> tuple[States, dict, Any]:
-    """The step compiled ahead of time from shapes alone.
-
-    Returns:
-      shapes of the states and of a batch, with their shardings, and the compiled step.
-    """
-    states = jax.eval_shape(lambda: create_states(config))
-    shardings = distributed.by_size(mesh, states)
-    states = distributed.placed(states, shardings)
-    batch = distributed.placed_batch(mesh, data.batch_shapes(config))
-    step = jit_step(config, mesh, shardings)
-    return states, batch, distributed.on_mesh(mesh, step.lower)(states, batch).compile()
 
 
 def fresh_states(config: Config, mesh: jax.sharding.Mesh) -> States:
