@@ -36,7 +36,7 @@ docs-numbers: .venv/.run
 
 .venv/.run: setup.cfg constraints.txt | .venv/bin/python
 	@echo "installing fada-jax and what it needs into .venv (a minute or two)"
-	@$(PIP) -e .
+	@$(PIP) -e ".[train,report,input]"
 	@touch $@
 
 .venv/.test: setup.cfg constraints.txt | .venv/bin/python

@@ -5,7 +5,7 @@
       --source_size=256x128 --target_size=256x128                            # on a CPU
   python scripts/benchmark.py infer --dtype=bfloat16
   python scripts/benchmark.py compile --devices=64 --target_size=1280x720    # needs no such devices
-  python scripts/benchmark.py compile --on=h100                              # needs no GPU, but jax[cuda12]
+  python scripts/benchmark.py compile --on=h100                              # needs no GPU, but jax[cuda13]
   python scripts/benchmark.py input --compare=torch
   python scripts/benchmark.py input --memory_batches=2000
   python scripts/benchmark.py input --resume_step=1000

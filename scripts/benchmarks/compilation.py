@@ -91,7 +91,7 @@ def absent_h100s(count: int) -> list[Any]:
     try:
         return topologies.get_topology_desc("h100", "cuda", target_config=H100, topology=f"1x1x{count}").devices
     except NotImplementedError as error:
-        raise UserError('--on=h100 needs JAX\'s compiler for GPUs: pip install "jax[cuda12]"') from error
+        raise UserError("--on=h100 needs JAX's compiler for GPUs: pip install 'fada-jax[cuda]'") from error
 
 
 def compile_once(
