@@ -1,11 +1,16 @@
 """The rules of the house (CONTRIBUTING.md): who may import whom, and how large a module and a function may be."""
 
 import ast
+import configparser
 import graphlib
+import json
+import re
 from pathlib import Path
 
 import pytest
 from commands import ROOT
+
+from fada_jax.errors import EXTRAS
 
 PACKAGES = ("fada_jax", "input_pipeline", "configs", "scripts")
 # From top to bottom. A module imports those of lines below its own and, but for commands, of its own line.
@@ -122,6 +127,32 @@ def test_a_library_has_one_home(library, homes):
     users = [module for module, tree in TREES.items() if library in third_party(tree)]
     assert [module for module in users if not module.startswith(homes)] == []
     assert users
+
+
+def requirements():
+    """Requirements of setup.cfg by extra, the base install under ''."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    extras = {"": parser["options"]["install_requires"], **parser["options.extras_require"]}
+    return {extra: [line.partition(";")[0] for line in lines.split("\n") if line] for extra, lines in extras.items()}
+
+
+def test_lower_bounds_are_those_that_were_tried():
+    rows = json.loads((ROOT / "docs" / "results" / "versions.json").read_text())["tried"]["rows"]
+    oldest = {name: re.sub(r"(\.0)+$", "", version) for name, version, _ in rows}
+    oldest["tensorflow"] = oldest["tensorflow-cpu"]
+    bounds = {}
+    for extra in ("", "train", "report", "input"):
+        for name, bound in (line.split(">=") for line in requirements()[extra]):
+            bounds[name.strip()] = re.sub(r"(\.0)+$", "", bound.strip())
+    assert bounds == {name: oldest.get(name) for name in bounds} and bounds.keys() | {"safetensors"} == oldest.keys()
+
+
+def test_the_extra_of_a_missing_library_brings_it():
+    for extra, libraries in EXTRAS.items():
+        brought = " ".join(requirements()[extra]).replace("-", "_")
+        assert all(library in brought for library in libraries), extra
+        assert not any(library in " ".join(requirements()[""]) for library in libraries)
 
 
 def test_a_module_has_one_job():

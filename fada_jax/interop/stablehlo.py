@@ -128,7 +128,7 @@ def export_model(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     flat = traverse_util.flatten_dict(dict(model.variables), sep="/")
-    weights = {key: np.asarray(value) for key, value in flat.items()}
+    weights: dict[str, Any] = {key: np.asarray(value) for key, value in flat.items()}
     for name, fn in functions(model, dtype).items():
         (partial / f"{name}.stablehlo").write_bytes(_serialise(fn, weights))
     np.savez(partial / "weights.npz", **weights)
