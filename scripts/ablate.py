@@ -1,8 +1,8 @@
-"""Runs one ablation over seeds and writes its table, with mean and spread, beside the paper's numbers.
+r"""Runs one ablation over seeds and writes its table, with mean and spread, beside the paper's numbers.
 
   python scripts/ablate.py --config=configs/gta5_to_cityscapes.py:size=miniature --config.data_dir=DATA --workdir=W
   python scripts/ablate.py --config=... --workdir=W --table=clipping --seeds=0,1,2,3,4
-  python scripts/ablate.py --config=configs/gta5_to_cityscapes.py --config=configs/synthia_to_cityscapes.py \\
+  python scripts/ablate.py --config=configs/gta5_to_cityscapes.py --config=configs/synthia_to_cityscapes.py \
       --table=knowledge --workdir=W --config.data_dir=DATA
 
 Tables: components (the paper's table 4, with global alignment, the oracle and the honest baselines beside it),

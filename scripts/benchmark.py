@@ -1,7 +1,7 @@
-"""Measures the adversarial step, inference, compilation and the input, beside PyTorch doing the same work.
+r"""Measures the adversarial step, inference, compilation and the input, beside PyTorch doing the same work.
 
   python scripts/benchmark.py step --compare=torch --output=step.json        # on a GPU: released size, bfloat16
-  python scripts/benchmark.py step --compare=torch --cores=1 --dtype=float32 --batch=1 \\
+  python scripts/benchmark.py step --compare=torch --cores=1 --dtype=float32 --batch=1 \
       --source_size=256x128 --target_size=256x128                            # on a CPU
   python scripts/benchmark.py infer --dtype=bfloat16
   python scripts/benchmark.py compile --devices=64 --target_size=1280x720    # needs no such devices

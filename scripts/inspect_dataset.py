@@ -1,8 +1,10 @@
-"""Shows what a converted data set holds: counts, class frequencies, and a contact sheet of images and labels.
+r"""Shows what a converted data set holds: counts, class frequencies, and a contact sheet of images and labels.
 
-python scripts/inspect_dataset.py --dataset=gta5 --data_dir=DATA
-python scripts/inspect_dataset.py --dataset=crosscity --city=Rome --split=test --class_set=crosscity13 \\
+  python scripts/inspect_dataset.py --dataset=gta5 --data_dir=DATA
+  python scripts/inspect_dataset.py --dataset=crosscity --city=Rome --split=test --class_set=crosscity13 \
       --data_dir=DATA --output=rome.png
+
+Without --split every split is shown, and without --class_set the classes are those that the labels give.
 """
 
 from __future__ import annotations

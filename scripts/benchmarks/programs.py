@@ -34,10 +34,10 @@ def our_step(work: Work, generator: Any, discriminator: Any, source: Any, target
 
 
 def plain_step(work: Work, generator: Any, discriminator: Any, source: Any, target: Any) -> Any:
-    """The same iteration as one would write it down: all maps at full size, one loss for each network, Flax's ReLU,
-    XLA's convolutions, each with its normalisation after it.
+    """The same iteration as one would write it down.
 
-    The yardstick of memory and, in the tests, of the result.
+    All maps are at full size, with one loss for each network, Flax's ReLU, and XLA's convolutions, each with its
+    normalisation after it. The yardstick of memory and, in the tests, of the result.
     """
     with (
         written_for("tpu"),

@@ -31,8 +31,10 @@ def name(runs: Sequence[Run], every: Sequence[Run]) -> str:
 
 
 def compact(compared: Sequence[Compared]) -> list[dict[str, Any]]:
-    """The rows with equal values of several runs as one, in JSON types: ``stage``, ``what``, ``runs``, ``released``,
-    ``seen`` and, where the release has nothing of the kind, ``ours``.
+    """The rows with equal values of several runs as one, in JSON types.
+
+    Each has ``stage``, ``what``, ``runs``, ``released``, ``seen`` and, where the release has nothing of the kind,
+    ``ours``.
     """
     every = [run for run in dict.fromkeys(row.run for row in compared) if run != CONVERSION]
     merged: dict[tuple, list[Run]] = {}
@@ -48,8 +50,9 @@ def compact(compared: Sequence[Compared]) -> list[dict[str, Any]]:
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows of ``compact`` as a table without what neither does: stages, runs and quantities that are alike come in
-    one line, and what is as released is said once.
+    """The rows of ``compact`` as a table without what neither does.
+
+    Stages, runs and quantities that are alike come in one line, and what is as released is said once.
     """
     stages: dict[tuple[str, str, str, str], list[str]] = {}
     for row in rows:
