@@ -12,7 +12,7 @@ import functools
 import json
 import runpy
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from ml_collections import ConfigDict
 from pydantic import TypeAdapter, ValidationError
@@ -201,7 +201,7 @@ FREE_ON_RESUME = (
 
 
 _STREAMS = ("source", "target", "eval")
-Experiment = ConfigDict  # What ``get_config`` of a config file returns.
+Experiment: TypeAlias = ConfigDict  # What ``get_config`` of a config file returns.
 
 
 def defaults() -> ConfigDict:

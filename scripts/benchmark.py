@@ -84,7 +84,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("warmup", 2, "step, infer: calls of each process before the first that counts.", lower_bound=1)
     flags.DEFINE_integer("repeats", 20, "step, infer: calls of each process that count.", lower_bound=1)
     flags.DEFINE_integer("rounds", 3, "step, infer: processes of each framework.", lower_bound=1)
-    flags.DEFINE_list("scales", list(inference.MULTI_SCALE), "infer: scales.")
+    flags.DEFINE_list("scales", [str(scale) for scale in inference.MULTI_SCALE], "infer: scales.")
     flags.DEFINE_bool("flip", True, "infer: flip each scale too.")
     flags.DEFINE_enum("only", "", ["", "jax", "torch"], "step, infer: measure this one in this process.")
     flags.DEFINE_multi_enum("formulations", ["ours"], list(programs.STEPS), "compile: what to compile.")

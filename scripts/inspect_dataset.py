@@ -69,7 +69,8 @@ def main(arguments: list[str]) -> None:
         streams.num_examples(options.data_dir, Stream(options.dataset, options.split, (0, 0), options.city))
         splits = [options.split]
     class_set = choose_class_set(options.dataset, root, options.class_set)
-    output, sheets = Path(options.output), []
+    output = Path(options.output)
+    sheets: list[tuple[np.ndarray, np.ndarray | None]] = []
     for split in splits:
         stream = Stream(options.dataset, split, (options.width, 0), city=options.city)
         counts = streams.class_counts(options.data_dir, stream, class_set)

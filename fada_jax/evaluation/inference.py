@@ -73,7 +73,8 @@ def mean_probabilities(
     upsample: Callable[[jax.Array, Any], jax.Array] = resize_align_corners,
 ) -> jax.Array:
     """Mean over views of the softmax of their logits, upsampled to ``size``: float32 [N, *size, K]."""
-    return sum(jax.nn.softmax(upsample(logits, size)) for logits in views) / len(views)
+    total: Any = sum(jax.nn.softmax(upsample(logits, size)) for logits in views)
+    return total / len(views)
 
 
 def evaluation_step(

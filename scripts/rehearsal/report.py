@@ -61,10 +61,10 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             key = (row["what"], row["runs"], released, row["seen"])
             stages.setdefault(key, []).append(row["stage"] + ("\\*" if row.get("ours") else ""))
     values: dict[tuple[str, str], list[str]] = {}
-    for (what, runs, released, seen), names in stages.items():
+    for (what, runs, released, seen), alike in stages.items():
         value = seen if seen == released else f"released: {released}; here: {seen}"
         cell = value if runs == "all" else f"{runs}: {value}"
-        values.setdefault((", ".join(dict.fromkeys(names)), what), []).append(cell)
+        values.setdefault((", ".join(dict.fromkeys(alike)), what), []).append(cell)
     quantities: dict[tuple[str, str], list[str]] = {}
     for (names, what), cells in values.items():
         quantities.setdefault((names, "; ".join(cells)), []).append(what)
