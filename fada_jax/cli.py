@@ -84,8 +84,8 @@ def _refuse_remote(arguments: list[str]) -> None:
     for argument in arguments:
         files.local(argument)
     for name in flags.FLAGS:
-        if isinstance(flags.FLAGS[name].value, str):
-            files.local(flags.FLAGS[name].value, f"--{name}")
+        if isinstance(value := flags.FLAGS[name].value, str):
+            files.local(value, f"--{name}")
 
 
 def _of_the_machine(error: Exception) -> str:

@@ -181,9 +181,11 @@ def join(coordinator: str = "", num_processes: int = 0, process_id: int = -1, *,
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
     if num_processes == 1 and not coordinator:
         return
-    given = {"num_processes": num_processes, "process_id": process_id} if coordinator else {}
     try:
-        jax.distributed.initialize(coordinator or None, **given)
+        if coordinator:
+            jax.distributed.initialize(coordinator, num_processes=num_processes, process_id=process_id)
+        else:
+            jax.distributed.initialize()
     except (RuntimeError, ValueError) as error:
         raise UserError(f"cannot join the other processes: {error}") from error
     # They meet while none is ahead: on CPUs the first meeting fails when one comes 30 seconds after the other.

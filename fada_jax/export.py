@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> None:
     )
     for path in sorted(output.iterdir()):
         print(f"  {path.name}")
-    print(f"step {model.step} of {options.workdir}, {model.class_set.num_classes} classes, written to {output}")
+    print(f"step {model.step} of {options.workdir}, {model.classes.num_classes} classes, written to {output}")
 
 
 if __name__ == "__main__":

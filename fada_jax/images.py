@@ -79,9 +79,10 @@ def write_image(path: Path, image: np.ndarray) -> None:
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """uint8 [H, W, 3] to ``size`` = (width, height), bicubic with antialiasing, as in training."""
-    if (image.shape[1], image.shape[0]) == tuple(size):
+    width, height = size
+    if (image.shape[1], image.shape[0]) == (width, height):
         return image
-    return np.asarray(Image.fromarray(image).resize(tuple(size), Image.Resampling.BICUBIC))
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def colorize(label: np.ndarray, class_set: ClassSet) -> np.ndarray:

@@ -8,12 +8,12 @@ from fada_jax import files
 from fada_jax.errors import UserError
 from fada_jax.evaluation import predictor
 from fada_jax.interop import reading, stablehlo
-from fada_jax.models import DTYPES
+from fada_jax.models import DTYPES, ComputeType
 from fada_jax.stages.workdirs import stage_workdir
 from fada_jax.training import checkpoints
 
 
-def load(path: str | Path, *, checkpoint: str = "last", dtype: str = "auto") -> predictor.Predictor:
+def load(path: str | Path, *, checkpoint: str = "last", dtype: ComputeType = "auto") -> predictor.Predictor:
     """A segmenter, ready to be called on images.
 
     Args:

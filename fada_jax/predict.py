@@ -141,12 +141,18 @@ def batches(
 
 
 def segment(
-    segmenter: Predictor, batch: np.ndarray, *, probabilities: bool, **options: object
+    segmenter: Predictor,
+    batch: np.ndarray,
+    *,
+    probabilities: bool,
+    multi_scale: bool,
+    tile: tuple[int, int] | None,
+    overlap: float,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Labels of a batch and, where asked, the probabilities that they come from."""
     if not probabilities:
-        return segmenter(batch, **options), None
-    values = segmenter.probabilities(batch, **options)
+        return segmenter(batch, multi_scale=multi_scale, tile=tile, overlap=overlap), None
+    values = segmenter.probabilities(batch, multi_scale=multi_scale, tile=tile, overlap=overlap)
     return values.argmax(-1).astype(np.uint8), values
 
 
@@ -180,6 +186,8 @@ def main(arguments: list[str]) -> None:
             images.write_image(Path(f"{stem}_color.png"), color)
             overlay = np.rint(0.5 * image + 0.5 * color).astype(np.uint8)
             images.write_image(Path(f"{stem}_overlay.png"), overlay)
+            if probabilities is None:
+                continue
             if options.save_probabilities:
                 np.save(f"{stem}_probabilities.npy", probabilities[i])
             if options.save_confidence:

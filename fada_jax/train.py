@@ -1,9 +1,9 @@
-"""Trains one stage: source, adaptation or self_distillation. The same command resumes where it stopped.
+r"""Trains one stage: source, adaptation or self_distillation. The same command resumes where it stopped.
 
   python -m fada_jax.train --config=configs/gta5_to_cityscapes.py:stage=source --workdir=W/source
-  python -m fada_jax.train --config=configs/gta5_to_cityscapes.py:stage=adaptation --workdir=W/adaptation \\
+  python -m fada_jax.train --config=configs/gta5_to_cityscapes.py:stage=adaptation --workdir=W/adaptation \
       --config.init_from=W/source
-  python -m fada_jax.train --config=configs/gta5_to_cityscapes.py:stage=self_distillation \\
+  python -m fada_jax.train --config=configs/gta5_to_cityscapes.py:stage=self_distillation \
       --workdir=W/self_distillation --config.teacher_from=W/adaptation
 
 --dry_run compiles the step from the config's shapes, without data, and prints parameter counts, shapes, the sharding of

@@ -137,9 +137,9 @@ def geometry(
     """
     if options.scale:
         note("scale", before=handovers.size(image), factors=options.scale)
-        size = tuple(max(1, int(n * drawn.scale)) for n in image.size)
-        image = image.resize(size, Image.Resampling.BICUBIC)
-        label = None if label is None else label.resize(size, Image.Resampling.NEAREST)
+        width, height = (max(1, int(n * drawn.scale)) for n in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        label = None if label is None else label.resize((width, height), Image.Resampling.NEAREST)
     padding = None
     if options.crop:
         spans = [_span(*values) for values in zip(image.size, options.crop, drawn.position[::-1], strict=True)]

@@ -139,7 +139,7 @@ def convert(
         for split, count in counts.items():
             shards = [Path(name).name for name in builder.info.splits[split].filenames]
             _write_index(root, split, shards, count)
-        note = {"resize": conversion.resize, "encoding": conversion.encoding, "images": counts}
+        note: dict[str, Any] = {"resize": conversion.resize, "encoding": conversion.encoding, "images": counts}
         note |= {"skipped": len(errors), "class_map": conversion.class_map}
         (root / "conversion.json").write_text(json.dumps(note, indent=2) + "\n")
         _replace(root, final, replaced)
@@ -202,7 +202,8 @@ def _counted(results: Iterable[list[Any]], progress: Callable[[int], None]) -> I
 
 def _write_records(conversion: Conversion, sources: dict[str, Any], partial: Path, beam_options: Any) -> _Builder:
     """Writes the shards, and the files by which tensorflow-datasets knows them."""
-    dataset, options = conversion.stored_as, {"sources": sources, "encoding": conversion.encoding}
+    dataset = conversion.stored_as
+    options: dict[str, Any] = {"sources": sources, "encoding": conversion.encoding}
     if conversion.city:
         options["config"] = tfds.core.BuilderConfig(name=conversion.city, version=records.VERSION)
     # tensorflow-datasets names the folder and the shards after the class.
@@ -259,8 +260,13 @@ def _write_index(root: Path, split: str, shards: list[str], expected: int) -> No
             counts.append(np.array(feature["counts"].int64_list.value))
     if len(places) != expected:
         raise UserError(f"{root}: {len(places)} records of {split} were written, {expected} expected; convert again")
-    arrays = {"records": np.array(places, np.int64), "names": np.array(names), "shards": np.array(shards)}
-    np.savez_compressed(records.index_path(root, split), counts=np.array(counts), **arrays)
+    np.savez_compressed(
+        records.index_path(root, split),
+        counts=np.array(counts),
+        records=np.array(places, np.int64),
+        names=np.array(names),
+        shards=np.array(shards),
+    )
 
 
 def _replace(root: Path, final: Path, replaced: Path) -> None:

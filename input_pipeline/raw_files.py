@@ -102,17 +102,16 @@ def _is_intact_png(data: bytes) -> bool:
     return data.endswith(b"\0\0\0\0IEND\xaeB`\x82")  # Which ``verify`` does not look at.
 
 
-def _checked_label(dataset: str, ids: LabelEncoding, example: RawExample, size: tuple[int, int]) -> Image.Image:
-    """The label of an example, of the image's ``size``; unsized and undefined ids are refused."""
-    label = Image.fromarray(read_label(example.label))
+def _checked_label(dataset: str, ids: LabelEncoding, path: Path, size: tuple[int, int]) -> Image.Image:
+    """The label of an image of ``size``; unsized and undefined ids are refused."""
+    label = Image.fromarray(read_label(path))
     if label.size != size:
         raise UserError(
-            f"{example.label} is {label.width}x{label.height}, its image {size[0]}x{size[1]}: "
-            "leave it out with --on_error=skip"
+            f"{path} is {label.width}x{label.height}, its image {size[0]}x{size[1]}: leave it out with --on_error=skip"
         )
     undefined = [i for i, count in enumerate(label.histogram()) if count and i not in ids.defined]
     if undefined:
-        raise UserError(f"{example.label} holds ids that {dataset} does not define: {undefined[:8]}")
+        raise UserError(f"{path} holds ids that {dataset} does not define: {undefined[:8]}")
     return label
 
 
@@ -143,7 +142,7 @@ def read_record(
             keep, pixels = _may_keep(image, data, encoding), images.to_rgb(image)
     except Exception as error:  # Pillow's decoders raise many types on damaged files.
         raise UserError(f"{example.image} is not a readable image ({images.describe(error)})") from error
-    label = _checked_label(dataset, ids, example, pixels.size) if example.label else None
+    label = _checked_label(dataset, ids, example.label, pixels.size) if example.label else None
     if resize is not None and pixels.size != resize:
         pixels, keep = pixels.resize(resize, Image.Resampling.BICUBIC), False
         label = label and label.resize(resize, Image.Resampling.NEAREST)

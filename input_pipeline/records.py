@@ -63,8 +63,10 @@ def label_encoding(root: Path, dataset: str) -> LabelEncoding:
 
 
 def index_path(root: Path, split: str) -> Path:
-    """The random-access index of a split: ``records`` int64 [N, 4] (shard, offset, length, CRC-32), ``names``,
-    ``shards`` and ``counts`` int64 [N, 256] (pixels per raw id).
+    """The random-access index of a split.
+
+    It holds ``records`` int64 [N, 4] (shard, offset, length, CRC-32), ``names``, ``shards`` and ``counts`` int64
+    [N, 256] (pixels per raw id).
     """
     return root / f"{split}_index.npz"
 

@@ -63,8 +63,10 @@ def balanced_run(class_counts: np.ndarray, key: list[int]) -> np.ndarray:
 
 
 def rare_run(class_counts: np.ndarray, key: list[int], temperature: float) -> np.ndarray:
-    """Rare-class draws as in DAFormer (Hoyer et al., CVPR 2022): a class from softmax((1 - f) / temperature), f being
-    its share of the labelled pixels, then any image that holds it.
+    """Rare-class draws as in DAFormer (Hoyer et al., CVPR 2022).
+
+    A class is drawn from softmax((1 - f) / temperature), f being its share of the labelled pixels, then any image that
+    holds it.
 
     Args and result as ``balanced_run``.
     """

@@ -11,7 +11,7 @@ import functools
 import os
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     damaged_records: str = "fail",
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Generator[dict[str, np.ndarray]]:
     """Endless training batches in the order of ``stream.sampling``, each image newly augmented.
 
     Args:
@@ -198,7 +198,7 @@ def eval_batches(
     batches = -(-len(numbers) // batch_size)
     places = (np.arange(batches)[:, None] * batch_size + process_index * share + np.arange(share)).ravel()
 
-    waiting: list[dict[str, np.ndarray]] = []
+    waiting: list[dict[str, Any]] = []
     done, example = 0, None
     for example in read(numbers[places[places < len(numbers)]]):
         if waiting and stream.labels and waiting[0]["label"].shape != example["label"].shape:
@@ -320,7 +320,7 @@ def _augmented(
 
 def _run(
     count: int, load: Callable[[int], tuple[Any, ...]], types: list[Any], finish: Callable[..., Any], batch_size: int
-) -> Iterator[Any]:
+) -> Generator[Any]:
     """Batches of ``finish(*load(i))`` for i from 0 to ``count``, in order; an error of ours passes as itself.
 
     ``load`` reads in TensorFlow's threads, several images side by side: Pillow lets go of Python's lock.
@@ -353,7 +353,7 @@ def _run(
 
 def _eval_examples(
     stream: Stream, class_set: ClassSet, stored: Records, on_damage: str, numbers: np.ndarray
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Iterator[dict[str, Any]]:
     """The intact images of ``numbers`` one by one: ``eval_batches``'s entries without ``mask``."""
     table = _table(stream, class_set, stored).tolist() if stream.labels else _IDENTITY
     note = handovers.recorder(stream=stream.role or "tested", dataset=stream.dataset)
@@ -381,7 +381,7 @@ def _eval_examples(
             yield example
 
 
-def _pad(examples: list[dict[str, np.ndarray]], batch_size: int) -> dict[str, Any]:
+def _pad(examples: list[dict[str, Any]], batch_size: int) -> dict[str, Any]:
     """A batch of ``examples``, filled with black and ``IGNORE``."""
     missing = batch_size - len(examples)
     batch: dict[str, Any] = {"mask": np.arange(batch_size) < len(examples)}

@@ -34,9 +34,12 @@ def in_order(read: Callable[[Any], Any], examples: Iterable[Any], workers: int) 
 
 def _end_with_parent() -> None:
     """A worker whose parent was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
 
     def watch() -> None:
-        multiprocessing.parent_process().join()
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -1,8 +1,8 @@
-"""Runs one ablation over seeds and writes its table, with mean and spread, beside the paper's numbers.
+r"""Runs one ablation over seeds and writes its table, with mean and spread, beside the paper's numbers.
 
   python scripts/ablate.py --config=configs/gta5_to_cityscapes.py:size=miniature --config.data_dir=DATA --workdir=W
   python scripts/ablate.py --config=... --workdir=W --table=clipping --seeds=0,1,2,3,4
-  python scripts/ablate.py --config=configs/gta5_to_cityscapes.py --config=configs/synthia_to_cityscapes.py \\
+  python scripts/ablate.py --config=configs/gta5_to_cityscapes.py --config=configs/synthia_to_cityscapes.py \
       --table=knowledge --workdir=W --config.data_dir=DATA
 
 Tables: components (the paper's table 4, with global alignment, the oracle and the honest baselines beside it),
@@ -151,10 +151,11 @@ def run_task(table: str, file: str, task: Task, seeds: Sequence[int]) -> dict[in
     for seed in seeds:
         path = task.workdir / f"seed{seed}" / f"{file}.json"
         if finished(path, made_by) is None:
-            scores = run_seed(table, task, seed)
-            write_text(path, json.dumps({"config": made_by, "scores": scores}, indent=2) + "\n")
+            new = run_seed(table, task, seed)
+            write_text(path, json.dumps({"config": made_by, "scores": new}, indent=2) + "\n")
     paths = {int(path.parent.name.removeprefix("seed")): path for path in task.workdir.glob(f"seed*/{file}.json")}
-    scores = {seed: finished(paths[seed], made_by) for seed in sorted(paths)}
+    stored = ((number, finished(paths[number], made_by)) for number in sorted(paths))
+    scores = {number: rows for number, rows in stored if rows is not None}
     for seed, rows in scores.items():
         if list(rows) != list(scores[seeds[0]]):
             raise UserError(f"{paths[seed]} has other rows than seed {seeds[0]}: delete it and run its seed again")

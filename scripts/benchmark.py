@@ -1,7 +1,7 @@
-"""Measures the adversarial step, inference, compilation and the input, beside PyTorch doing the same work.
+r"""Measures the adversarial step, inference, compilation and the input, beside PyTorch doing the same work.
 
   python scripts/benchmark.py step --compare=torch --output=step.json        # on a GPU: released size, bfloat16
-  python scripts/benchmark.py step --compare=torch --cores=1 --dtype=float32 --batch=1 \\
+  python scripts/benchmark.py step --compare=torch --cores=1 --dtype=float32 --batch=1 \
       --source_size=256x128 --target_size=256x128                            # on a CPU
   python scripts/benchmark.py infer --dtype=bfloat16
   python scripts/benchmark.py compile --devices=64 --target_size=1280x720    # needs no such devices
@@ -84,7 +84,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("warmup", 2, "step, infer: calls of each process before the first that counts.", lower_bound=1)
     flags.DEFINE_integer("repeats", 20, "step, infer: calls of each process that count.", lower_bound=1)
     flags.DEFINE_integer("rounds", 3, "step, infer: processes of each framework.", lower_bound=1)
-    flags.DEFINE_list("scales", list(inference.MULTI_SCALE), "infer: scales.")
+    flags.DEFINE_list("scales", [str(scale) for scale in inference.MULTI_SCALE], "infer: scales.")
     flags.DEFINE_bool("flip", True, "infer: flip each scale too.")
     flags.DEFINE_enum("only", "", ["", "jax", "torch"], "step, infer: measure this one in this process.")
     flags.DEFINE_multi_enum("formulations", ["ours"], list(programs.STEPS), "compile: what to compile.")

@@ -30,7 +30,8 @@ _SHARED = {
 
 def comments(kind: type) -> dict[str, str]:
     """Comments of a dataclass's fields, behind or else above them, by field; '' without any."""
-    texts, above = {}, []
+    texts: dict[str, str] = {}
+    above: list[str] = []
     for line in inspect.getsource(kind).splitlines():
         if match := re.match(r"    (\w+): (.*)$", line):
             texts[match[1]] = match[2].partition("  # ")[2] or " ".join(above)

@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--name={options.name}: name your data set in small letters, digits and _, unlike ours")
     if not own and (options.name or options.class_map):
         raise UserError(f"--name and --class_map are for --dataset=folder, not for {options.dataset}")
-    cities = ("",)
+    cities: tuple[str, ...] = ("",)
     if options.dataset == "crosscity":
         cities = (options.city,) if options.city else CITIES
     for city in cities:

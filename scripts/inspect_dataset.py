@@ -1,8 +1,10 @@
-"""Shows what a converted data set holds: counts, class frequencies, and a contact sheet of images and labels.
+r"""Shows what a converted data set holds: counts, class frequencies, and a contact sheet of images and labels.
 
-python scripts/inspect_dataset.py --dataset=gta5 --data_dir=DATA
-python scripts/inspect_dataset.py --dataset=crosscity --city=Rome --split=test --class_set=crosscity13 \\
+  python scripts/inspect_dataset.py --dataset=gta5 --data_dir=DATA
+  python scripts/inspect_dataset.py --dataset=crosscity --city=Rome --split=test --class_set=crosscity13 \
       --data_dir=DATA --output=rome.png
+
+Without --split every split is shown, and without --class_set the classes are those that the labels give.
 """
 
 from __future__ import annotations
@@ -67,7 +69,8 @@ def main(arguments: list[str]) -> None:
         streams.num_examples(options.data_dir, Stream(options.dataset, options.split, (0, 0), options.city))
         splits = [options.split]
     class_set = choose_class_set(options.dataset, root, options.class_set)
-    output, sheets = Path(options.output), []
+    output = Path(options.output)
+    sheets: list[tuple[np.ndarray, np.ndarray | None]] = []
     for split in splits:
         stream = Stream(options.dataset, split, (options.width, 0), city=options.city)
         counts = streams.class_counts(options.data_dir, stream, class_set)

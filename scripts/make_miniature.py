@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"unexpected argument {arguments[0]!r}: every setting is a flag, see --help")
     if not values.out:
         raise UserError("--out is missing: the folder to make")
-    counts = Counts(*(values[f"{field.name}_images"].value for field in dataclasses.fields(Counts)))
+    counts = Counts(*(getattr(values, f"{field.name}_images") for field in dataclasses.fields(Counts)))
     workers = values.workers if values.workers is not None else os.cpu_count() or 1
     size = cli.size("size", values.size)
     out = Path(values.out)

@@ -37,7 +37,7 @@ def make_raw(root: Path, images: Path, labels: Path, count: int, kind: str) -> N
         raise UserError(f"{images} holds no PNG files")
     for folder in ("images", "labels"):
         (root / folder).mkdir(parents=True)
-    options = {"quality": 95} if kind == "jpeg" else {}
+    options: dict[str, Any] = {"quality": 95} if kind == "jpeg" else {}
     for i in range(count):
         path = paths[i * len(paths) // count]
         random = np.random.default_rng(i)
@@ -56,12 +56,12 @@ def measure(raw: Path, data_dir: Path, encoding: str, count: int, batches: int) 
     root, _, _ = conversion.convert(conversion.Conversion("gta5", raw, encoding=encoding), data_dir)
     result = {"conversion_ms": 1e3 * (time.process_time() - began) / count}
     result["megabytes"] = sum(path.stat().st_size for path in root.glob("*.tfrecord*")) / count / 1e6
-    for name, augment in (("plain", Augment()), ("jitter", Augment(**training_input.JITTER))):
+    for name, augment in (("plain", Augment()), ("jitter", training_input.JITTER)):
         stream = Stream("gta5", "train", training_input.SIZE, augment=augment)
-        choice = {"class_set": classes.get_class_set("cityscapes19"), "batch_size": training_input.BATCH_SIZE}
+        class_set, batch_size = classes.get_class_set("cityscapes19"), training_input.BATCH_SIZE
         rates = []
         for _ in range(2):
-            opened = streams.train_batches(data_dir, stream, seed=0, **choice)
+            opened = streams.train_batches(data_dir, stream, class_set=class_set, batch_size=batch_size, seed=0)
             rates.append(training_input.rate(opened, batches))
             opened.close()
         result[f"{name}_images_per_second_per_core"] = max(rates)

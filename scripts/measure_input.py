@@ -1,7 +1,7 @@
-"""Measures what ``config.<stream>.jitter_first=False`` changes against the released order, and what it saves.
+r"""Measures what ``config.<stream>.jitter_first=False`` changes against the released order, and what it saves.
 
   python scripts/measure_input.py --output=jitter.json
-  python scripts/measure_input.py --case=camvid --case=camvid_self_distillation --data_dir=DATA --dataset=camvid \\
+  python scripts/measure_input.py --case=camvid --case=camvid_self_distillation --data_dir=DATA --dataset=camvid \
       --split=train_day
 
 Released, colours change on the whole stored image; with False, on the pixels that resizing and cropping leave. Both

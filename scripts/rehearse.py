@@ -39,9 +39,9 @@ def main(arguments: list[str]) -> None:
     if arguments:
         raise UserError(f"unexpected argument {arguments[0]!r}: this command takes flags only")
     for flag, known in (("tasks", TASKS), ("backbones", BACKBONES)):
-        unknown = [value for value in options[flag].value if value not in known]
-        if unknown or not options[flag].value:
-            raise UserError(f"--{flag}={','.join(options[flag].value)}: choose from {','.join(known)}")
+        given = getattr(options, flag)
+        if not given or not set(given) <= set(known):
+            raise UserError(f"--{flag}={','.join(given)}: choose from {','.join(known)}")
     if options.docs and len(options.tasks) * len(options.backbones) < len(TASKS) * len(BACKBONES):
         raise UserError("--docs needs all tasks and backbones")
     if importlib.util.find_spec("torch") is None:

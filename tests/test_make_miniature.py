@@ -123,6 +123,10 @@ def test_synthia_labels_have_16_bits_with_instances(raw: Path):
     assert instances.max() > 255 or len(np.unique(instances)) > 10
 
 
+def test_codes_begin_with_the_train_ids():
+    assert [code.name.lower() for code in codes.Code][:19] == list(codes.NAMES)
+
+
 @pytest.mark.parametrize("name", ["gta5", "synthia", "cityscapes", "Tokyo"])
 def test_every_class_occurs_in_every_domain(name: str):
     layout, _ = domains.domain(name, 1.0)

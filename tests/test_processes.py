@@ -109,7 +109,7 @@ def test_two_processes_share_the_labelling(data_dir, tmp_path):
     teacher = ("--config.total_steps=1", *SIZES, f"--workdir={tmp_path}/teacher")
     run(1, "fada_jax.train", f"--config={CONFIG}", f"--config.data_dir={data_dir}", *teacher)
     options = (
-        f"--config={CONFIG.replace('adversarial', 'self_distillation')}", f"--config.data_dir={data_dir}",
+        f"--config={CONFIG.replace('adaptation', 'self_distillation')}", f"--config.data_dir={data_dir}",
         f"--config.teacher_from={tmp_path}/teacher", "--config.total_steps=2", "--config.eval_batch_size=2",
         "--config.target.size=(64,32)", "--config.target.crop=(64,32)", "--config.eval.size=(64,32)",
         "--config.generator_optimizer.kind=sgd", "--config.pseudo_labels.keep=0.5",

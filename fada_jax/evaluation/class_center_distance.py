@@ -8,7 +8,7 @@ number of pixels.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -122,8 +122,8 @@ def measure(
       per_class: pixels of each class and image.
       seed: with the position of an image it determines its pixels.
     """
-    apply = Segmenter(model.spec).apply
-    num_classes = model.class_set.num_classes
+    apply: Callable[..., Any] = Segmenter(model.spec).apply
+    num_classes = model.classes.num_classes
     variables = jax.device_put(model.variables)
 
     @jax.jit

@@ -73,7 +73,8 @@ def mean_probabilities(
     upsample: Callable[[jax.Array, Any], jax.Array] = resize_align_corners,
 ) -> jax.Array:
     """Mean over views of the softmax of their logits, upsampled to ``size``: float32 [N, *size, K]."""
-    return sum(jax.nn.softmax(upsample(logits, size)) for logits in views) / len(views)
+    total: Any = sum(jax.nn.softmax(upsample(logits, size)) for logits in views)
+    return total / len(views)
 
 
 def evaluation_step(
@@ -86,8 +87,13 @@ def evaluation_step(
     scales: tuple[float, ...],
     flip: bool,
 ) -> tuple[Any, jax.Array]:
-    """Adds a batch (``image``, ``label`` at its own size, ``mask``) to the count of ``metrics.empty_confusion`` and of
-    images, int32; nothing leaves the device.
+    """Adds a batch to the counts of pixels and of images; nothing leaves the device.
+
+    Args:
+      count: of ``metrics.empty_confusion``, and the number of images, int32.
+      variables: weights.
+      batch: ``image``, ``label`` at its own size, ``mask``.
+      apply_fn, preprocessing, scales, flip: see ``class_probabilities``.
     """
     confusion, images = count
     probabilities = class_probabilities(

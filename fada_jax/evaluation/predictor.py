@@ -17,7 +17,7 @@ from fada_jax import handovers, images
 from fada_jax.classes import ClassSet
 from fada_jax.errors import UserError
 from fada_jax.evaluation import inference, metrics
-from fada_jax.models import Segmenter, compute_dtype
+from fada_jax.models import ComputeType, Segmenter, compute_dtype
 from fada_jax.preprocessing import normalise
 from fada_jax.training import checkpoints
 
@@ -189,7 +189,7 @@ def tiled_strips(
             array[height - done :] = 0
 
 
-def from_model(model: checkpoints.Model, dtype: str = "auto") -> Predictor:
+def from_model(model: checkpoints.Model, dtype: ComputeType = "auto") -> Predictor:
     """A predictor that runs a checkpoint's weights on the default device.
 
     Args:

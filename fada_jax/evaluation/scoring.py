@@ -19,7 +19,7 @@ from fada_jax.errors import UserError
 from fada_jax.evaluation import colour_matching, inference, metrics
 from fada_jax.input_pipeline import streams
 from fada_jax.input_pipeline.stream import Stream
-from fada_jax.models import ModelSpec, Segmenter, compute_dtype
+from fada_jax.models import ComputeType, ModelSpec, Segmenter, compute_dtype
 from fada_jax.preprocessing import Preprocessing
 from fada_jax.training import checkpoints
 from fada_jax.training.states import TrainState
@@ -65,7 +65,7 @@ def evaluate(
       scores of ``metrics.scores`` with ``confusion`` (nested list), ``num_images``, ``scored_at`` (label sizes).
     """
     mesh = mesh or distributed.make_mesh()
-    class_set = model.class_set
+    class_set = model.classes
     step = compiled_step(model.spec, model.preprocessing, scales, flip, mesh)
     if variables is None:
         variables = jax.device_put(model.variables, distributed.replicated(mesh))
@@ -109,7 +109,7 @@ def evaluate_stage(
     split: str = "",
     dataset: str = "",
     colour: str = "",
-    dtype: str = "auto",
+    dtype: ComputeType = "auto",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Scores one checkpoint of a stage on the target it was configured for.
@@ -131,8 +131,8 @@ def evaluate_stage(
         raise UserError(f"{workdir}: these weights have no classifier to evaluate")
     config = schema.stored(model.config, model.spec.num_classes)
     config = dataclasses.replace(config, data_dir=data_dir or config.data_dir)
-    given = {key: value for key, value in (("dataset", dataset), ("split", split)) if value}
-    stream = dataclasses.replace(config.eval, **given).stream(augment=False)
+    scored = dataclasses.replace(config.eval, dataset=dataset or config.eval.dataset, split=split or config.eval.split)
+    stream = scored.stream(augment=False)
     total = streams.num_examples(config.data_dir, stream)
     images: Iterable[Mapping[str, Any]] = eval_batches(config, stream, model.class_set, len(jax.devices()))
     if colour:

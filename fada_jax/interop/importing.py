@@ -184,7 +184,7 @@ def _optimizer_notes(
     sections = [section for section, name in optimizers if name in file and name not in left]
     moments = {section: torch_optimizers.read_moments(file, section) for section in sections}
     extractor, classifier = FEATURE_EXTRACTOR in moments, CLASSIFIER in moments
-    groups = {"G": (FEATURE_EXTRACTOR, CLASSIFIER)}
+    groups: dict[str, tuple[str, ...]] = {"G": (FEATURE_EXTRACTOR, CLASSIFIER)}
     if extractor != classifier:
         groups = {"F": (FEATURE_EXTRACTOR,), "C": (CLASSIFIER,)}
     if "discriminator" in states:
@@ -238,27 +238,27 @@ def import_file(
         raise UserError(f"{output} holds checkpoints already: choose another --output")
     with reading.naming(path):
         reading.check_names(file, described)
-        given = config is not None
-        if given:
+        if config is not None:
             _check_config(config, file, described)
+            chosen = config
         else:
-            config = _own_config(described) if described else released_config(reading.released_model(file, path))
-        states, iteration, account = import_states(file, config)
-        spec, preprocessing = config.model, config.preprocessing
+            chosen = _own_config(described) if described else released_config(reading.released_model(file, path))
+        states, iteration, account = import_states(file, chosen)
+        spec, preprocessing = chosen.model, chosen.preprocessing
         own = described.preprocessing if described else reading.preprocessing_of(file, spec.backbone, path, format)
-        if given and preprocessing != own:
+        if config is not None and preprocessing != own:
             raise UserError(f"{path} belongs to preprocessing {own}, the config has {preprocessing}")
         notes = [*account.notes, _norm_note(file, described, spec)]
         if described and torch_optimizers.read_iteration(file) is None:
             notes.append(f"its weights are of step {described.step} of another workdir; this one begins at step 0")
         class_set = described.class_set if described else None
         if not described and torch_tables.is_released(file):
-            class_set = config.classes
+            class_set = chosen.classes
     del file  # The states hold copies; both at once would be too much beside what writing takes.
-    plain = config.plain() | {"preprocessing": dataclasses.asdict(own)}
+    plain = chosen.plain() | {"preprocessing": dataclasses.asdict(own)}
     meta = checkpoints.make_meta(plain, spec, own, class_set)
     with checkpoints.writing(output, meta, wait=True) as save:
-        save(iteration, states)
+        save(iteration, states, None)
     predicts = class_set.name if class_set else "none (feature extractor only)"
     return "\n".join(
         [

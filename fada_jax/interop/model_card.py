@@ -12,7 +12,7 @@ def model_card(model: checkpoints.Model) -> str:
     Args:
       model: with a class set.
     """
-    config, class_set, spec = model.config, model.class_set, model.spec
+    config, class_set, spec = model.config, model.classes, model.spec
     size = "x".join(map(str, config["eval"]["size"]))
     rows = "\n".join(f"| {i} | {name} |" for i, name in enumerate(class_set.names))
     return f"""# {config["task"]}: {spec.backbone}, {class_set.num_classes} classes ({class_set.name})

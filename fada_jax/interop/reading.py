@@ -21,7 +21,7 @@ from fada_jax import classes
 from fada_jax.errors import UserError
 from fada_jax.evaluation.inference import MULTI_SCALE
 from fada_jax.interop import torch_files, torch_optimizers, torch_tables
-from fada_jax.models import ModelSpec, Segmenter
+from fada_jax.models import ModelSpec, Norm, Segmenter
 from fada_jax.models.resnet import RESNETS
 from fada_jax.preprocessing import CAFFE, IMAGENET, Preprocessing
 from fada_jax.training import checkpoints
@@ -70,7 +70,7 @@ class ReleasedModel:
     task: str
     stage: str
     backbone: str
-    norm: str
+    norm: Norm
     num_classes: int
 
     def describe(self, step: int) -> Description:
@@ -85,7 +85,7 @@ class ReleasedModel:
         )
 
 
-def norm_of(file: Mapping[str, Any]) -> str:
+def norm_of(file: Mapping[str, Any]) -> Norm:
     """'live' for a released checkpoint with batch norm's counters, which frozen batch norm does not keep."""
     counters = any(name.endswith("num_batches_tracked") for name in torch_tables.generator_tensors(file))
     return "live" if counters and torch_tables.is_released(file) else "frozen"
@@ -98,7 +98,7 @@ def released_model(file: Mapping[str, Any], path: str | Path) -> ReleasedModel:
       UserError: a backbone or class count that the released code does not have; it names ``path``.
     """
     tensors = torch_tables.generator_tensors(file)
-    backbones = {sizes: backbone for backbone, sizes in RESNETS.items()}
+    backbones: dict[tuple[str, tuple[int, ...]], str] = {sizes: backbone for backbone, sizes in RESNETS.items()}
     block, counts = torch_tables.residual_blocks(tensors)
     backbone = backbones.get((block, counts))
     if not counts and "feature_extractor.backbone.0.weight" in tensors:

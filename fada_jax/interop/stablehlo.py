@@ -24,7 +24,7 @@ from fada_jax.evaluation import inference
 from fada_jax.evaluation.predictor import Predictor
 from fada_jax.interop.model_card import model_card
 from fada_jax.interop.pillow_resize import resize_like_pillow
-from fada_jax.models import Segmenter, convolution
+from fada_jax.models import ComputeType, Segmenter, convolution
 from fada_jax.models.layers import interpolate
 from fada_jax.preprocessing import normalise
 from fada_jax.training import checkpoints
@@ -52,7 +52,7 @@ def upsample_to_any(x: jax.Array, size: tuple[Any, Any]) -> jax.Array:
     return interpolate(x, weights(x.shape[1], size[0]), weights(x.shape[2], size[1]))
 
 
-def functions(model: checkpoints.Model, dtype: str = "auto") -> dict[str, Function]:
+def functions(model: checkpoints.Model, dtype: ComputeType = "auto") -> dict[str, Function]:
     """The exported functions by name, each of the flat weights and of uint8 RGB images [N, H, W, 3] of any size.
 
     On every platform layers have its formulation (``models.convolution.by_platform``) and its compute type.
@@ -106,7 +106,7 @@ def _serialise(fn: Callable[..., jax.Array], weights: dict[str, np.ndarray]) -> 
 
 
 def export_model(
-    model: checkpoints.Model, output: str | Path, *, tensorflow: bool = False, dtype: str = "auto"
+    model: checkpoints.Model, output: str | Path, *, tensorflow: bool = False, dtype: ComputeType = "auto"
 ) -> Path:
     """Writes the artifact, whole or not at all.
 
@@ -152,11 +152,13 @@ def export_model(
     return output
 
 
-def _dtype_on(platform: str, model: checkpoints.Model, dtype: str) -> str:
+def _dtype_on(platform: str, model: checkpoints.Model, dtype: ComputeType) -> ComputeType:
     return convolution.inference_dtype(model.spec.dtype, dtype, platform)
 
 
-def _write_saved_model(model: checkpoints.Model, weights: dict[str, np.ndarray], path: Path, dtype: str) -> None:
+def _write_saved_model(
+    model: checkpoints.Model, weights: dict[str, np.ndarray], path: Path, dtype: ComputeType
+) -> None:
     try:
         import tensorflow as tf
         from jax.experimental import jax2tf

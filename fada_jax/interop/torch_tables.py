@@ -128,9 +128,14 @@ def generator_table(spec: ModelSpec) -> tuple[Entry, ...]:
       UserError: the model has a normalisation that the released code does not know.
     """
     net = feature_extractor(spec)
-    if isinstance(net, ResNet) and spec.norm == "group":
-        raise UserError("a model with norm 'group' has no PyTorch counterpart: use norm 'frozen' or 'live'")
-    entries = list(_resnet(net) if isinstance(net, ResNet) else _vgg(net))
+    if isinstance(net, ResNet):
+        if spec.norm == "group":
+            raise UserError("a model with norm 'group' has no PyTorch counterpart: use norm 'frozen' or 'live'")
+        entries = list(_resnet(net))
+    elif isinstance(net, VGG16):
+        entries = list(_vgg(net))
+    else:
+        raise TypeError(f"{type(net).__name__} has no PyTorch counterpart")
     features = entries[-1].shape[0]
     for i in range(len(spec.aspp_rates)):
         path = (CLASSIFIER, f"conv{i}")

@@ -1,18 +1,21 @@
 """Flax modules: feature extractors, classifier, discriminator."""
 
 from fada_jax.models.convolution import compute_dtype
-from fada_jax.models.layers import fold_batch_norm, resize_align_corners
+from fada_jax.models.layers import fold_batch_norm, height_width, resize_align_corners
 from fada_jax.models.segmenter import BACKBONES, Discriminator, Segmenter
-from fada_jax.models.spec import DTYPES, ModelSpec, interchange
+from fada_jax.models.spec import DTYPES, ComputeType, ModelSpec, Norm, interchange
 
 __all__ = [
     "BACKBONES",
     "DTYPES",
+    "ComputeType",
     "Discriminator",
     "ModelSpec",
+    "Norm",
     "Segmenter",
     "compute_dtype",
     "fold_batch_norm",
+    "height_width",
     "interchange",
     "resize_align_corners",
 ]

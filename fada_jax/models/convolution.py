@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from fada_jax.models.spec import ComputeType
+
 # Mesh axes that split a batch; see ``fada_jax.sharding``.
 BATCH_AXES = ("data", "fsdp")
 
@@ -36,14 +38,14 @@ def by_platform(*arguments: Any, default: Callable[..., Any], **own: Callable[..
     return jax.lax.platform_dependent(*arguments, default=default, **own) if own else default(*arguments)
 
 
-def compute_dtype(name: str, platform: str = "") -> str:
+def compute_dtype(name: ComputeType, platform: str = "") -> ComputeType:
     """The compute type that ``name`` means on a platform (empty: here): 'auto' is float32 on CPUs, else bfloat16."""
     if name != "auto":
         return name
     return "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
 
 
-def inference_dtype(stored: str, asked: str, platform: str = "") -> str:
+def inference_dtype(stored: ComputeType, asked: ComputeType, platform: str = "") -> ComputeType:
     """The compute type of a stored model.
 
     Args:
@@ -224,11 +226,12 @@ def _project_and_shift(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Ar
     pad = dilation * (k - 1) // 2
     taps = jnp.pad(taps, ((0, 0), (pad, pad), (pad, pad), (0, 0), (0, 0), (0, 0)))
     height, width = x.shape[1:3]
-    return sum(
+    total: Any = sum(
         taps[:, i * dilation : i * dilation + height, j * dilation : j * dilation + width, i, j]
         for i in range(k)
         for j in range(k)
     )
+    return total
 
 
 def _cpu_backward(
@@ -263,15 +266,15 @@ def _kernel_gradient(x: jax.Array, gradient: jax.Array, k: int, stride: int, dil
         if k * k * features <= channels:
             product = _over_positions(x, jnp.concatenate(taps, axis=-1))
             return product.reshape(channels, k, k, features).transpose(1, 2, 0, 3)
-        products = [_over_positions(x, tap) for tap in taps]
+        products = jnp.stack([_over_positions(x, tap) for tap in taps])
     elif channels < 8:
         # Images: all taps in one product.
-        taps = jnp.concatenate([_channels_first(tap) for tap in _shifted(x, k, stride, dilation)])
-        products = _over_positions(taps, gradient)
+        moved = [_channels_first(tap) for tap in _shifted(x, k, stride, dilation)]
+        products = _over_positions(jnp.concatenate(moved), gradient)
     else:
         gradient = _channels_first(gradient)
-        products = [_over_positions(gradient, tap).T for tap in _shifted(x, k, stride, dilation)]
-    return jnp.stack(products).reshape(k, k, channels, features)
+        products = jnp.stack([_over_positions(gradient, tap).T for tap in _shifted(x, k, stride, dilation)])
+    return products.reshape(k, k, channels, features)
 
 
 def _over_positions(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -225,7 +225,7 @@ def interpolation_matrix(size_in: int, size_out: int) -> np.ndarray:
     Built in float64: PyTorch's own float32 positions are off by up to 6e-5 at 1280 pixels.
     """
     if size_out == 1 or size_in == 1:
-        position = np.zeros(size_out)
+        position: np.ndarray = np.zeros(size_out)
     else:
         position = np.arange(size_out) * ((size_in - 1) / (size_out - 1))
     low = np.minimum(np.floor(position).astype(int), size_in - 1)
@@ -235,6 +235,11 @@ def interpolation_matrix(size_in: int, size_out: int) -> np.ndarray:
     np.add.at(matrix, (np.arange(size_out), low), 1.0 - fraction)
     np.add.at(matrix, (np.arange(size_out), high), fraction)
     return matrix.astype(np.float32)
+
+
+def height_width(images: jax.Array) -> tuple[int, int]:
+    """(H, W) of [N, H, W] or [N, H, W, C]."""
+    return images.shape[1], images.shape[2]
 
 
 def resize_align_corners(x: jax.Array, size: tuple[int, int]) -> jax.Array:

@@ -65,13 +65,13 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         norm = layers.norm_layer(self.norm, self.dtype)
         plan = convolutions(self.kind, self.width)
-        y, stride = x, self.stride
+        y, remaining_stride = x, self.stride
         for i, (features, kernel) in enumerate(plan, start=1):
-            options = {}
+            stride = dilation = 1
             if kernel == 3:
                 # torchvision's basic block knows no dilation; here both of its 3x3 have the stage's.
-                options, stride = {"stride": stride, "dilation": self.dilation}, 1
-            conv = layers.Conv(features, kernel, dtype=self.dtype, name=f"conv{i}", **options)
+                stride, remaining_stride, dilation = remaining_stride, 1, self.dilation
+            conv = layers.Conv(features, kernel, stride, dilation, dtype=self.dtype, name=f"conv{i}")
             y = layers.convolve_and_normalise(conv, norm(name=f"bn{i}"), y, train)
             if i < len(plan):
                 y = layers.relu(y)

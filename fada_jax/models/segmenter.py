@@ -25,7 +25,7 @@ class AsppClassifier(nn.Module):
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
         """Logits at feature resolution, float32 [N, h, w, K]."""
-        total = 0.0
+        total: Any = 0.0
         for i, rate in enumerate(self.rates):
             branch = layers.Conv(
                 self.num_classes,

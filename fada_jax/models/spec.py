@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args
 
 from fada_jax.ranges import Positive, Rates, Widths
+
+Norm = Literal["frozen", "live", "group"]
+ComputeType = Literal["auto", "float32", "bfloat16"]
+DTYPES: tuple[str, ...] = get_args(ComputeType)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +19,7 @@ class ModelSpec:
     backbone: str  # One of BACKBONES of fada_jax/models/segmenter.py.
     num_classes: int  # K.
     # Self-distillation from GTA5 trains batch norm; every other released stage keeps it frozen.
-    norm: Literal["frozen", "live", "group"] = "frozen"
+    norm: Norm = "frozen"
     stage_sizes: Widths = ()  # ResNet blocks per stage; empty: the backbone's own.
     widths: Widths = ()  # Channels per stage; empty: the backbone's own.
     stem_width: Positive = 64  # Channels of the ResNet stem.
@@ -23,11 +27,8 @@ class ModelSpec:
     output_stride: Literal[4, 8, 16, 32] = 8  # Input pixels per feature pixel (ResNet).
     aspp_rates: Rates = (6, 12, 18, 24)  # Dilations of the classifier's parallel convolutions.
     # Compute type; 'auto' is bfloat16 on accelerators and float32 on CPUs. Parameters stay float32.
-    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    dtype: ComputeType = "float32"
     remat: bool = False  # ResNet: compute the insides of blocks again in the backward pass instead of keeping them.
-
-
-DTYPES: tuple[str, ...] = get_args(get_type_hints(ModelSpec)["dtype"])
 
 
 def interchange(theirs: ModelSpec, ours: ModelSpec) -> list[tuple[str, Any, Any]]:

@@ -59,5 +59,5 @@ class VGG16(nn.Module):
 
 def build(spec: ModelSpec) -> VGG16:
     """The VGG-16 of a spec, with its own sizes where the spec names none."""
-    widths = {"widths": spec.widths[:5], "fc_width": spec.widths[5]} if spec.widths else {}
-    return VGG16(**widths, dtype=jnp.dtype(compute_dtype(spec.dtype)))
+    dtype = jnp.dtype(compute_dtype(spec.dtype))
+    return VGG16(spec.widths[:5], spec.widths[5], dtype) if spec.widths else VGG16(dtype=dtype)

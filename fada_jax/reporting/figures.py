@@ -15,7 +15,7 @@ from matplotlib.ticker import PercentFormatter
 from fada_jax import files
 
 # A fixed salt and no date: the same numbers give the same file.
-_SVG = {"svg.hashsalt": "fada_jax", "svg.fonttype": "path"}
+_SVG: dict[Any, str] = {"svg.hashsalt": "fada_jax", "svg.fonttype": "path"}
 
 
 def training_curves(stage: str, lines: Sequence[Mapping[str, float]]) -> Figure:
@@ -37,7 +37,7 @@ def _grouped_bars(rows: Mapping[str, Mapping[str, float | None]], ylabel: str) -
     axes = figure.subplots()
     width = 0.8 / len(rows)
     for i, (label, values) in enumerate(rows.items()):
-        heights = [np.nan if values[name] is None else values[name] for name in names]
+        heights = [np.nan if (value := values[name]) is None else value for name in names]
         axes.bar(np.arange(len(names)) - 0.4 + (i + 0.5) * width, heights, width, label=label)
     axes.set_xticks(range(len(names)), names, rotation=60, ha="right")
     axes.set_ylabel(ylabel)

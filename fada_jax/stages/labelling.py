@@ -40,7 +40,7 @@ def provenance(config: Config, teacher: checkpoints.Model) -> dict[str, Any]:
     values = {
         "teacher": teacher.digest,
         "teacher_step": teacher.step,
-        "classes": teacher.class_set.names,
+        "classes": teacher.classes.names,
         "selection": dataclasses.asdict(config.pseudo_labels),
         "scales": config.multi_scale if config.pseudo_labels.multi_scale else (1.0,),
         "teacher_size": teacher.config["eval"]["size"],
@@ -140,7 +140,7 @@ def make_pseudo_labels(
         streams.eval_batches,
         config.data_dir,
         stream,
-        class_set=teacher.class_set,
+        class_set=teacher.classes,
         batch_size=config.eval_batch_size * mesh.size,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -207,10 +207,10 @@ def pseudo_labels(
             handovers.note("teacher", input=handovers.size(batch["image"].shape[1:3]), labels=handovers.size(size))
             yield distributed.put_batch({key: batch[key] for key in ("image", "number", "mask")}, mesh)
 
-    thresholds = np.zeros(model.class_set.num_classes, np.float32)
+    thresholds = np.zeros(model.classes.num_classes, np.float32)
     if chosen.needs_thresholds:
         thresholds = _thresholds(probabilities, variables, batches(), chosen.keep, mesh)
-        named = zip(model.class_set.names, thresholds, strict=True)
+        named = zip(model.classes.names, thresholds, strict=True)
         log("confidence thresholds: " + ", ".join(f"{name} {value:.3f}" for name, value in named))
 
     @functools.partial(jax.jit, out_shardings=distributed.replicated(mesh))

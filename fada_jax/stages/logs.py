@@ -32,7 +32,7 @@ from fada_jax.config import Config, flat
 from fada_jax.errors import UserError
 from fada_jax.evaluation import inference
 from fada_jax.input_pipeline import streams
-from fada_jax.models import Segmenter
+from fada_jax.models import Segmenter, height_width
 from fada_jax.training import loop
 
 
@@ -90,7 +90,7 @@ def target_pictures(
             variables,
             image,
             preprocessing=config.preprocessing,
-            size=image.shape[1:3],
+            size=height_width(image),
         )
         return jnp.argmax(probabilities, axis=-1).astype(jnp.uint8)
 

@@ -63,10 +63,10 @@ def load_compatible(config: Config, workdir: str, key: str, *, any_head: bool = 
         model = checkpoints.load_model(workdir)
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
-    pairs = [("preprocessing", model.preprocessing, config.preprocessing)]
+    pairs: list[tuple[str, Any, Any]] = [("preprocessing", model.preprocessing, config.preprocessing)]
     if model.class_set or not any_head:
-        theirs, ours = model.class_set or classes.ClassSet("", (), ()), config.classes
-        pairs += [("class set", theirs.name, ours.name), ("classes", theirs.names, ours.names)]
+        predicted, wanted = model.class_set or classes.ClassSet("", (), ()), config.classes
+        pairs += [("class set", predicted.name, wanted.name), ("classes", predicted.names, wanted.names)]
     pairs += interchange(model.spec, config.model)
     for name, theirs, ours in pairs:
         if theirs != ours:
@@ -125,7 +125,7 @@ def initial_states(config: Config, mesh: jax.sharding.Mesh, model: checkpoints.M
 
 def _in_layout(state: TrainState, params: Any, batch_stats: Any) -> tuple[Any, Any]:
     """Weights in the layout of ``state``: live batch norm has its scale and bias among the parameters."""
-    wanted = jax.tree.structure({"params": state.params, "batch_stats": state.collections.get("batch_stats", {})})
+    wanted: Any = jax.tree.structure({"params": state.params, "batch_stats": state.collections.get("batch_stats", {})})
     if wanted == jax.tree.structure({"params": params, "batch_stats": batch_stats}):
         return params, batch_stats
     extractor, statistics = _move_norms(

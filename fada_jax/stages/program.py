@@ -32,7 +32,7 @@ def make_step(config: Config) -> Step:
     return loop.skip_non_finite(step) if config.on_non_finite == "skip" else step
 
 
-def jit_step(config: Config, mesh: jax.sharding.Mesh, shardings: Any) -> Callable[..., Any]:
+def jit_step(config: Config, mesh: jax.sharding.Mesh, shardings: Any) -> jax.stages.Wrapped:
     """``make_step``, jitted for states that are sharded so, which it takes over."""
     return jax.jit(make_step(config), donate_argnums=0, out_shardings=(shardings, distributed.replicated(mesh)))
 

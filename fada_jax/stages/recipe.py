@@ -42,7 +42,11 @@ def _part(part: Part, path: str, overrides: Mapping[str, Any], workdir: Path, me
     if part.init_from == STUDENT:
         folders["init_from"] = "" if config.student_from == "init_from" else config.student_from
     parents = {key: str(workdirs.stage_folder(workdir, folder)) for key, folder in folders.items() if folder}
-    return dataclasses.replace(config, **parents)
+    return dataclasses.replace(
+        config,
+        init_from=parents.get("init_from", config.init_from),
+        teacher_from=parents.get("teacher_from", config.teacher_from),
+    )
 
 
 def check(stages: Mapping[str, Config], workdir: Path) -> None:

@@ -202,11 +202,12 @@ def _fit(run: _Run, states: States, batches: Iterable[Any], start: int, meta: Ma
         f"{config.stage} ({config.method}): steps {start} to {config.total_steps}, global batch {config.batch_size} on "
         f"{mesh.size} {jax.default_backend()} device(s) in {compute_dtype(config.model.dtype)}"
     )
-    kept = {"keep": config.keep_checkpoints, "keep_every": config.keep_every, "scored": bool(config.eval_every)}
     with contextlib.ExitStack() as stack:
         should_stop = stack.enter_context(distributed.stop_signals())
         written = stack.enter_context(logs.open_log(workdir, plan, config.plain(), log))
-        save = stack.enter_context(checkpoints.writing(workdir, meta, **kept))
+        kept, every, scored = config.keep_checkpoints, config.keep_every, bool(config.eval_every)
+        writing = checkpoints.writing(workdir, meta, keep=kept, keep_every=every, scored=scored)
+        save = stack.enter_context(writing)
 
         def on_checkpoint(number: int, states: States) -> None:
             scores = None

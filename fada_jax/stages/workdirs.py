@@ -34,7 +34,7 @@ def stage_workdir(workdir: str | Path) -> Path:
     Raises:
       UserError: neither.
     """
-    for folder in (Path(workdir), *(stage_folder(workdir, name) for name in reversed(STAGES))):
+    for folder in (Path(workdir), *(stage_folder(workdir, name) for name in reversed(list(STAGES)))):
         if checkpoints.available_steps(folder):
             return folder
     raise UserError(f"no checkpoint in {checkpoints.directory(workdir)} or in a stage folder of {workdir}")

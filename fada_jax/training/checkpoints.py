@@ -28,7 +28,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from fada_jax import __version__, classes, distributed, files
 from fada_jax.errors import UserError, storage_fault
-from fada_jax.models import ModelSpec, compute_dtype
+from fada_jax.models import ComputeType, ModelSpec, compute_dtype
 from fada_jax.models.convolution import inference_dtype
 from fada_jax.preprocessing import Preprocessing
 from fada_jax.training import checksums
@@ -65,6 +65,17 @@ class Model:
     batch_stats: Any
     config: dict[str, Any]
     step: int
+
+    @property
+    def classes(self) -> classes.ClassSet:
+        """``class_set``, for whom the model must have one.
+
+        Raises:
+          ValueError: only its feature extractor was trained.
+        """
+        if self.class_set is None:
+            raise ValueError("the model has no classifier")
+        return self.class_set
 
     @property
     def digest(self) -> str:
@@ -343,7 +354,7 @@ def load_model(workdir: str | Path, checkpoint: str = "last") -> Model:
     return Model(spec, preprocessing, predicted, tree["params"], tree["batch_stats"], meta["config"], step)
 
 
-def in_dtype(model: Model, dtype: str, platform: str = "") -> Model:
+def in_dtype(model: Model, dtype: ComputeType, platform: str = "") -> Model:
     """``model`` with the compute type to run it in, see ``models.convolution.inference_dtype``."""
     spec = dataclasses.replace(model.spec, dtype=inference_dtype(model.spec.dtype, dtype, platform))
     return dataclasses.replace(model, spec=spec)

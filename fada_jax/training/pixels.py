@@ -73,10 +73,10 @@ _pixel_sums.defvjp(_forward, _backward)
 def _row_blocks(low: int, high: int, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Blocks of ``rows`` output rows: where their input rows begin [B], weights [B, rows, span], inside [B, rows]."""
     count = -(-high // rows)
-    weights = np.zeros((count * rows, low), np.float32)
-    weights[:high] = interpolation_matrix(low, high)
-    weights = weights.reshape(count, rows, low)
-    used = weights.any(axis=1)
+    padded = np.zeros((count * rows, low), np.float32)
+    padded[:high] = interpolation_matrix(low, high)
+    weights = padded.reshape(count, rows, low)
+    used = np.any(weights, axis=1)
     first, last = used.argmax(axis=1), low - 1 - used[:, ::-1].argmax(axis=1)
     span = int((last - first).max()) + 1
     starts = np.minimum(first, low - span)

@@ -72,7 +72,7 @@ def class_thresholds(counts: np.ndarray, keep: float) -> np.ndarray:
     return np.where(above[:, 0] > 0, 1 - _LOWEST_DOUBT ** (edge / counts.shape[1]), 1.0).astype(np.float32)
 
 
-def select(probabilities: jax.Array, thresholds: jax.Array, *, relative: bool = False) -> jax.Array:
+def select(probabilities: jax.Array, thresholds: jax.Array | np.ndarray, *, relative: bool = False) -> jax.Array:
     """Pseudo labels of the pixels whose class reaches its threshold, ``IGNORE`` elsewhere.
 
     Args:

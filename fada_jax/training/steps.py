@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from fada_jax.classes import IGNORE
+from fada_jax.models import height_width
 from fada_jax.preprocessing import Preprocessing, normalise
 from fada_jax.training import losses
 from fada_jax.training.pixels import pixel_sums
@@ -57,7 +58,7 @@ def segmentation_sums(
         total, count = losses.segmentation_sum(logits, jnp.where(inside, labels, IGNORE), temperature)
         return total[None], count
 
-    sums, count = pixel_sums(block, logits, (), labels, labels.shape[1:3], block_rows)
+    sums, count = pixel_sums(block, logits, (), labels, height_width(labels), block_rows)
     return sums[0], count
 
 
@@ -178,7 +179,7 @@ class _Alternation(NamedTuple):
             self.generator.params
         )
         d_loss, pullback, count = jax.vjp(
-            lambda d_params: self.domain_sums(d_params, d_input, logits, (0,), images.shape[1:3]),
+            lambda d_params: self.domain_sums(d_params, d_input, logits, (0,), height_width(images)),
             self.discriminator.params,
             has_aux=True,
         )
@@ -196,7 +197,7 @@ class _Alternation(NamedTuple):
         d_input, input_pullback, (logits, updated) = jax.vjp(extract, self.generator.params, has_aux=True)
         # One forward of D serves both losses: taken for source the target moves G, taken for target it moves D.
         losses_of_d, pullback, count = jax.vjp(
-            lambda d_params, d_input: self.domain_sums(d_params, d_input, logits, (0, 1), images.shape[1:3]),
+            lambda d_params, d_input: self.domain_sums(d_params, d_input, logits, (0, 1), height_width(images)),
             self.discriminator.params,
             d_input,
             has_aux=True,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fada_jax import classes
-from fada_jax.input_pipeline import augmentation, conversion, streams
+from fada_jax.input_pipeline import conversion, streams
 from fada_jax.input_pipeline.stream import Stream
 from fada_jax.scripts.benchmarks import training_input
 
@@ -103,7 +103,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def measure_cases(
-    names: Sequence[str], data_dir: str, images_of: dict[str, str], draws: int, seed: int
+    names: Sequence[str], data_dir: str, images_of: dict[str, Any], draws: int, seed: int
 ) -> dict[str, Any]:
     """Measures cases on the converted images of a split, or without ``data_dir`` on generated ones.
 
@@ -119,7 +119,7 @@ def measure_cases(
             if not data_dir:
                 resize = None if case.stored == training_input.FULL else case.stored
                 conversion.convert(conversion.Conversion("gta5", Path(folder, "raw"), resize=resize), converted)
-            augment = augmentation.Augment(**training_input.JITTER, **case.geometry)
+            augment = dataclasses.replace(training_input.JITTER, **case.geometry)
             stream = Stream(**images_of, size=case.size, augment=augment, labels=False)
             results[name] = measure(converted, stream, draws, seed)
     return results

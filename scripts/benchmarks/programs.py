@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fada_jax.evaluation import inference
-from fada_jax.models import Segmenter, layers, resize_align_corners
+from fada_jax.models import Segmenter, height_width, layers, resize_align_corners
 from fada_jax.preprocessing import IMAGENET, normalise
 from fada_jax.scripts.benchmarks.formulations import written_for
 from fada_jax.scripts.benchmarks.work import METHOD, Work
@@ -34,10 +34,10 @@ def our_step(work: Work, generator: Any, discriminator: Any, source: Any, target
 
 
 def plain_step(work: Work, generator: Any, discriminator: Any, source: Any, target: Any) -> Any:
-    """The same iteration as one would write it down: all maps at full size, one loss for each network, Flax's ReLU,
-    XLA's convolutions, each with its normalisation after it.
+    """The same iteration as one would write it down.
 
-    The yardstick of memory and, in the tests, of the result.
+    All maps are at full size, with one loss for each network, Flax's ReLU, and XLA's convolutions, each with its
+    normalisation after it. The yardstick of memory and, in the tests, of the result.
     """
     with (
         written_for("tpu"),
@@ -53,10 +53,10 @@ def _plain_step(generator: Any, discriminator: Any, source: Any, target: Any) ->
 
     def forward(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits, features = generator.apply_fn({"params": params, **generator.collections}, images, train=True)
-        return resize_align_corners(logits, images.shape[1:3]), features
+        return resize_align_corners(logits, height_width(images)), features
 
     def discriminate(params: Any, features: jax.Array, images: jax.Array) -> jax.Array:
-        return resize_align_corners(discriminator.apply_fn({"params": params}, features), images.shape[1:3])
+        return resize_align_corners(discriminator.apply_fn({"params": params}, features), height_width(images))
 
     def g_loss(params: Any) -> tuple[jax.Array, Any]:
         z_s, f_s = forward(params, x_s)
@@ -86,7 +86,7 @@ def our_inference(work: Work, variables: Any, images: jax.Array) -> jax.Array:
         variables,
         images,
         preprocessing=IMAGENET,
-        size=images.shape[1:3],
+        size=height_width(images),
         scales=work.scales,
         flip=work.flip,
     )

@@ -111,7 +111,7 @@ def make_inference(work: Work, device: torch.device, prepare: Callable[[Any], An
 
     @torch.inference_mode()
     def once() -> None:
-        total = 0.0
+        total: Any = 0.0
         x = normalise(batch)
         for scale in work.scales:
             scaled = reference.upsample(x, [int(n * scale) for n in size])
@@ -136,7 +136,10 @@ def run(command: str, work: Work, warmup: int, repeats: int, cores: int) -> dict
     torch.backends.cudnn.benchmark = True
 
     def prepare(network: torch.nn.Module) -> Any:
-        return torch.compile(network.to(memory_format=torch.channels_last)) if accelerated else network
+        if not accelerated:
+            return network
+        # PyTorch's annotations lack this form, which its documentation has.
+        return torch.compile(network.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
 
     def block_until_ready(_: Any) -> None:
         if accelerated:

@@ -6,6 +6,7 @@ PNGs of 1280x720, and fada-jax what ``--encoding=tiff`` converts them to. Rates 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import tempfile
@@ -23,7 +24,7 @@ from fada_jax.input_pipeline import conversion, streams
 from fada_jax.input_pipeline.stream import Augment, Stream
 
 FULL, SIZE = (1914, 1052), (1280, 720)
-JITTER = {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.2}
+JITTER = Augment(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.2)
 IDS = np.array([7, 11, 21, 23, 26], np.uint8)
 BATCH_SIZE = 4
 NEEDED = 120.0  # Images a second that keep an H100 busy: about 15 adversarial steps of 4 + 4.
@@ -55,7 +56,7 @@ def pillow_jitter(image: Image.Image, random: np.random.Generator) -> Image.Imag
 
     def hue(image: Image.Image) -> Image.Image:
         h, s, v = image.convert("HSV").split()
-        shift = np.uint8(int(random.uniform(-JITTER["hue"], JITTER["hue"]) * 255) % 256)
+        shift = np.uint8(int(random.uniform(-JITTER.hue, JITTER.hue) * 255) % 256)
         h = Image.fromarray(np.asarray(h) + shift)
         return Image.merge("HSV", (h, s, v)).convert("RGB")
 
@@ -63,9 +64,9 @@ def pillow_jitter(image: Image.Image, random: np.random.Generator) -> Image.Imag
         return lambda image: kind(image).enhance(random.uniform(1 - strength, 1 + strength))
 
     operations = [
-        enhance(ImageEnhance.Brightness, JITTER["brightness"]),
-        enhance(ImageEnhance.Contrast, JITTER["contrast"]),
-        enhance(ImageEnhance.Color, JITTER["saturation"]),
+        enhance(ImageEnhance.Brightness, JITTER.brightness),
+        enhance(ImageEnhance.Contrast, JITTER.contrast),
+        enhance(ImageEnhance.Color, JITTER.saturation),
         hue,
     ]
     for k in random.permutation(4):
@@ -92,11 +93,12 @@ def torch_batches(root: Path, jitter: str) -> Iterator[Any]:
 
         def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
             image = Image.open(root / "images" / names[i]).convert("RGB")
-            label = Image.open(root / "labels" / names[i])
+            label: Image.Image = Image.open(root / "labels" / names[i])
             if jitter == "jitter":
                 image = pillow_jitter(image, np.random.default_rng(i))
             if image.size != SIZE:
-                image, label = image.resize(SIZE, Image.BICUBIC), label.resize(SIZE, Image.NEAREST)
+                image = image.resize(SIZE, Image.Resampling.BICUBIC)
+                label = label.resize(SIZE, Image.Resampling.NEAREST)
             if jitter == "jitter last":
                 image = pillow_jitter(image, np.random.default_rng(i))
             return torch.from_numpy(np.array(image)), torch.from_numpy(table[np.asarray(label)])
@@ -107,7 +109,7 @@ def torch_batches(root: Path, jitter: str) -> Iterator[Any]:
 
 def our_batches(data_dir: Path, jitter: str, batch_size: int = BATCH_SIZE, start_step: int = 0) -> Iterator[Any]:
     """The training stream."""
-    augment = Augment(**JITTER, jitter_first=jitter == "jitter") if jitter else Augment()
+    augment = dataclasses.replace(JITTER, jitter_first=jitter == "jitter") if jitter else Augment()
     stream = Stream("gta5", "train", SIZE, augment=augment, sampling="balanced")
     class_set = classes.get_class_set("cityscapes19")
     return streams.train_batches(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fada_jax.methods import SoftLabels
-from fada_jax.models import ModelSpec
+from fada_jax.models import ComputeType, ModelSpec
 from fada_jax.training import optimizers
 from fada_jax.training import states as train_states
 
@@ -31,7 +31,7 @@ class Work:
 
     backbone: str
     classes: int
-    dtype: str
+    dtype: ComputeType
     remat: bool
     source: tuple[int, int]
     target: tuple[int, int]

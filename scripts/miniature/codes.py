@@ -10,8 +10,12 @@ from fada_jax import classes
 
 NAMES = classes.get_class_set("cityscapes19").names
 # Classes by train id, then those that only some encodings tell apart.
-_OTHERS = ("ego", "static", "dynamic", "border", "parking", "marking", "plate")
-Code = enum.IntEnum("Code", [name.upper() for name in (*NAMES, *_OTHERS)], start=0)
+Code = enum.IntEnum(
+    "Code",
+    "ROAD SIDEWALK BUILDING WALL FENCE POLE LIGHT SIGN VEGETATION TERRAIN SKY PERSON RIDER CAR TRUCK BUS TRAIN "
+    "MOTORCYCLE BICYCLE EGO STATIC DYNAMIC BORDER PARKING MARKING PLATE",
+    start=0,
+)
 # Code -> class whose material it shows.
 MATERIAL = np.array([*range(19), Code.CAR, Code.POLE, Code.PERSON, Code.SKY, Code.ROAD, Code.ROAD, Code.CAR])
 # A body has the colour of its object's material, every other part its own.

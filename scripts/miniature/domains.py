@@ -177,7 +177,7 @@ STYLES: Mapping[str, Style] = {
 
 def interpolate(start: Any, end: Any, weight: float) -> Any:
     """``start + weight * (end - start)`` for numbers, tuples, mappings and dataclasses of them."""
-    if dataclasses.is_dataclass(start):
+    if dataclasses.is_dataclass(start) and not isinstance(start, type):
         return type(start)(**interpolate(vars(start), vars(end), weight))
     if isinstance(start, Mapping):
         return {name: interpolate(start[name], end[name], weight) for name in start}

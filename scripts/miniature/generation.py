@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fada_jax.errors import UserError
@@ -34,7 +34,7 @@ def make_all(root: Path, tasks: list[Task], workers: int) -> None:
         (root / folder).mkdir(parents=True, exist_ok=True)
     start, work = time.monotonic(), functools.partial(files.write, root)
     with contextlib.ExitStack() as stack:
-        results = map(work, tasks)
+        results: Iterator[None] = map(work, tasks)
         if workers > 1:
             # Spawned, not forked: the caller may hold threads, as JAX does.
             context = multiprocessing.get_context("spawn")

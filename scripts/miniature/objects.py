@@ -34,7 +34,7 @@ def paint_person(canvas: Canvas, rng: np.random.Generator, x: float, z: float, c
 
 
 def paint_two_wheeler(
-    canvas: Canvas, rng: np.random.Generator, code: int, x: float, z: float, rider: bool = False
+    canvas: Canvas, rng: np.random.Generator, code: Code, x: float, z: float, rider: bool = False
 ) -> None:
     """A bicycle or motorcycle, seen from its side or from an end."""
     bike, motor = canvas.billboard(code, x, z), code == Code.MOTORCYCLE
@@ -61,7 +61,7 @@ def paint_two_wheeler(
         paint_person(canvas, rng, x, z - 0.1, Code.RIDER)
 
 
-def paint_post(canvas: Canvas, rng: np.random.Generator, code: int, x: float, z: float) -> None:
+def paint_post(canvas: Canvas, rng: np.random.Generator, code: Code, x: float, z: float) -> None:
     """A street lamp (POLE), traffic light or sign, with its post."""
     post = canvas.billboard(Code.POLE, x, z)
     head = post._replace(code=code)

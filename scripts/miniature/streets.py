@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from fada_jax.scripts.miniature.codes import Code, Part, Plane
 from fada_jax.scripts.miniature.domains import Layout
 from fada_jax.scripts.miniature.objects import paint_tree
 
+_Value = TypeVar("_Value")
 SIDES = (-1, 1)  # Left and right of the middle line.
 
 
@@ -39,13 +41,17 @@ class Street:
         return self.crossing[0] - before < z < self.crossing[1] + behind
 
 
+def _pair(of_side: Callable[[int], _Value]) -> tuple[_Value, _Value]:
+    return of_side(0), of_side(1)
+
+
 def sample_street(rng: np.random.Generator, layout: Layout) -> Street:
     """Draws a street."""
     half = rng.uniform(*layout.road_half)
-    verge = tuple(rng.uniform(1.2, 3.2) if rng.random() < layout.verge else 0.0 for _ in range(2))
-    sidewalk = tuple(rng.uniform(*layout.sidewalk) for _ in range(2))
-    facade = tuple(half + verge[i] + sidewalk[i] + rng.uniform(*layout.setback) for i in range(2))
-    yard = tuple(Code.TERRAIN if rng.random() < layout.yard else Code.SIDEWALK for _ in range(2))
+    verge = _pair(lambda _: rng.uniform(1.2, 3.2) if rng.random() < layout.verge else 0.0)
+    sidewalk = _pair(lambda _: rng.uniform(*layout.sidewalk))
+    facade = _pair(lambda side: half + verge[side] + sidewalk[side] + rng.uniform(*layout.setback))
+    yard = _pair(lambda _: Code.TERRAIN if rng.random() < layout.yard else Code.SIDEWALK)
     start = rng.uniform(9, 35) if rng.random() < layout.cross_street else 1e3
     middle = -rng.uniform(0.1, 0.6) * half
     crossing = (start, start + rng.uniform(6, 10))

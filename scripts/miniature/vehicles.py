@@ -53,7 +53,7 @@ class Vehicle(NamedTuple):
             self.canvas.roof(surface, self.x - half, self.x + half, z1, y * self.height)
 
 
-def paint_vehicle(canvas: Canvas, rng: np.random.Generator, code: int, x: float, z: float, rear: bool) -> None:
+def paint_vehicle(canvas: Canvas, rng: np.random.Generator, code: Code, x: float, z: float, rear: bool) -> None:
     """A car, truck, bus or tram along the street, its rear or its front at depth z."""
     instance, scale = next(canvas.ids), rng.uniform(0.9, 1.1, 3).tolist()
     width, length, height = (size * factor for size, factor in zip(DIMENSIONS[code], scale, strict=True))

@@ -98,8 +98,10 @@ def check_weights(workdir: Path, imagenet: Path) -> dict[str, Any]:
     for stage in STAGES:
         frozen = models[stage].spec.norm == "frozen"
         first, second = (flat(models[name].batch_stats) for name in ("imagenet", stage))
-        same = [np.array_equal(first[key], second[key]) for key in first.keys() & second.keys()]
-        require(all(same) if frozen else not any(same), f"{workdir / stage}: statistics of {stage} (frozen: {frozen})")
+        equal = [np.array_equal(first[key], second[key]) for key in first.keys() & second.keys()]
+        require(
+            all(equal) if frozen else not any(equal), f"{workdir / stage}: statistics of {stage} (frozen: {frozen})"
+        )
     sections = exporting.export_sections(workdir / "adaptation")
     for key, value in sections["model_D"].items():
         require(np.any(value), f"{workdir}/adaptation: {key} of the discriminator is all zero")

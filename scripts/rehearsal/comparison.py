@@ -60,7 +60,8 @@ class UncoveredError(ValueError):
 
 def _derived(fact: Fact, domains: Mapping[str, str]) -> dict[str, str]:
     """Fields of the sentences that are not word for word in the fact."""
-    result, domain = {}, domains.get(fact.get("dataset", ""), "")
+    result: dict[str, str] = {}
+    domain = domains.get(fact.get("dataset", ""), "")
     if domain and fact.get("stream") in _STREAMS:
         result |= {"domain": domain, "images": _STREAMS[fact["stream"]].format(domain=domain)}
     if fact["what"] == "batch":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,7 +23,7 @@ CITY = "Rome"
 SIZES = {"gta5": (1914, 1052), "synthia": (1280, 760), "cityscapes": (2048, 1024), "crosscity": (2048, 1024)}
 # Config keys that make the networks small; a rehearsal changes nothing else about them.
 _DISCRIMINATOR = {"discriminator.widths": (8, 8)}
-SMALL = {
+SMALL: dict[str, dict[str, Any]] = {
     RESNET: {
         "model.stage_sizes": (1, 1, 1, 1),
         "model.widths": (4, 6, 8, 12),

@@ -31,8 +31,10 @@ def name(runs: Sequence[Run], every: Sequence[Run]) -> str:
 
 
 def compact(compared: Sequence[Compared]) -> list[dict[str, Any]]:
-    """The rows with equal values of several runs as one, in JSON types: ``stage``, ``what``, ``runs``, ``released``,
-    ``seen`` and, where the release has nothing of the kind, ``ours``.
+    """The rows with equal values of several runs as one, in JSON types.
+
+    Each has ``stage``, ``what``, ``runs``, ``released``, ``seen`` and, where the release has nothing of the kind,
+    ``ours``.
     """
     every = [run for run in dict.fromkeys(row.run for row in compared) if run != CONVERSION]
     merged: dict[tuple, list[Run]] = {}
@@ -48,8 +50,9 @@ def compact(compared: Sequence[Compared]) -> list[dict[str, Any]]:
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows of ``compact`` as a table without what neither does: stages, runs and quantities that are alike come in
-    one line, and what is as released is said once.
+    """The rows of ``compact`` as a table without what neither does.
+
+    Stages, runs and quantities that are alike come in one line, and what is as released is said once.
     """
     stages: dict[tuple[str, str, str, str], list[str]] = {}
     for row in rows:
@@ -58,10 +61,10 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             key = (row["what"], row["runs"], released, row["seen"])
             stages.setdefault(key, []).append(row["stage"] + ("\\*" if row.get("ours") else ""))
     values: dict[tuple[str, str], list[str]] = {}
-    for (what, runs, released, seen), names in stages.items():
+    for (what, runs, released, seen), alike in stages.items():
         value = seen if seen == released else f"released: {released}; here: {seen}"
         cell = value if runs == "all" else f"{runs}: {value}"
-        values.setdefault((", ".join(dict.fromkeys(names)), what), []).append(cell)
+        values.setdefault((", ".join(dict.fromkeys(alike)), what), []).append(cell)
     quantities: dict[tuple[str, str], list[str]] = {}
     for (names, what), cells in values.items():
         quantities.setdefault((names, "; ".join(cells)), []).append(what)

@@ -169,9 +169,10 @@ def pseudo_labels(road: Road) -> dict[str, np.ndarray]:
     )
     data = road.rehearsal.data
     # Without balancing, a batch of the size of the split holds each of its images once.
-    choice = {"class_set": student.class_set, "batch_size": streams.num_examples(data, stream), "seed": 0}
-    batch = next(streams.train_batches(data, stream, **choice))
-    return dict(zip(streams.batch_names(data, stream, **choice, step=0), batch["label"], strict=True))
+    class_set, count = student.classes, streams.num_examples(data, stream)
+    batch = next(streams.train_batches(data, stream, class_set=class_set, batch_size=count, seed=0))
+    names = streams.batch_names(data, stream, class_set=class_set, batch_size=count, seed=0, step=0)
+    return dict(zip(names, batch["label"], strict=True))
 
 
 def _check_pseudo_labels(road: Road, images: dict[str, Path]) -> dict[str, Any]:
