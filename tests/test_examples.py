@@ -16,7 +16,7 @@ from fada_jax.training import states as train_states
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3), dtype=np.uint8)
 BATCH = {
-    "source": {"image": IMAGES, "label": np.random.default_rng(1).integers(0, 5, (2, 32, 48), dtype=np.uint8)},
+    "source": {"image": IMAGES, "label": np.broadcast_to(np.uint8(np.arange(48) // 24), (2, 32, 48))},
     "target": {"image": IMAGES[:, ::-1]},
 }
 
@@ -32,7 +32,7 @@ def test_the_example_of_a_method_learns_both_of_its_losses():
     states = jax.jit(lambda: method.init(jax.random.key(0), SPEC))()
     step = quick_jit(lambda states: method.step(states, BATCH, jax.random.key(0), jnp.float32(1.0), SPEC))
     history = []
-    for _ in range(60):
+    for _ in range(20):
         states, metrics = step(states)
         history.append(metrics)
     assert float(history[-1]["loss_seg"]) < 0.9 * float(history[0]["loss_seg"])
