@@ -86,8 +86,8 @@ def _rounded_forward(x: jax.Array, kernel: jax.Array, stride: int, dilation: int
     return _convolve_rounded(x, kernel, stride, dilation), (x, kernel)
 
 
-def _rounded_backward(stride: int, dilation: int, held: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernel = held
+def _rounded_backward(stride: int, dilation: int, residuals: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = residuals
     rounded = kernel.astype(x.dtype)
     (d_x,) = jax.vjp(lambda x: _convolve_here(x, rounded, stride, dilation), x)[1](gradient)
 
@@ -157,8 +157,8 @@ def _forward(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> tup
     return _convolve(x, kernel, stride, dilation), (x, kernel)
 
 
-def _backward(stride: int, dilation: int, held: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernel = held
+def _backward(stride: int, dilation: int, residuals: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = residuals
     rows_fit = kernel.shape[0] == 1 and x.size // x.shape[-1] % 8 == 0
 
     def transposed(x: jax.Array, kernel: jax.Array, gradient: jax.Array, product: bool) -> tuple[jax.Array, jax.Array]:
