@@ -154,7 +154,7 @@ def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     processes = len({device.process_index for device in mesh.devices.flat})
     return {
         key: jax.make_array_from_process_local_data(
-            # Left to itself JAX infers the shape, and takes images whose rows are shared for parts of larger ones.
+            # Without a shape JAX would take images whose rows are shared for parts of larger images.
             by_batch(mesh, value.ndim),
             value,
             (value.shape[0] * processes, *value.shape[1:]),
@@ -188,7 +188,7 @@ def join(coordinator: str = "", num_processes: int = 0, process_id: int = -1, *,
             jax.distributed.initialize()
     except (RuntimeError, ValueError) as error:
         raise UserError(f"cannot join the other processes: {error}") from error
-    # They meet while none is ahead: on CPUs the first meeting fails when one comes 30 seconds after the other.
+    # An early meeting: on CPUs the first one fails when a process is 30 seconds late.
     multihost_utils.sync_global_devices("joined")
 
 
