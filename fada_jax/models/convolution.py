@@ -1,10 +1,10 @@
 """Square convolutions with PyTorch's padding, for each platform in the formulation that is fastest there.
 
 - TPUs: XLA's own convolution and gradients.
-- GPUs: XLA's own, except for the kernel gradient of a dilated convolution, which XLA hands to cuDNN as a convolution with a
-  kernel as large as the image. Here it is the gradient of plain convolutions over the d * d interleaved images.
-- CPUs: XLA takes two to three times as long for a kernel gradient as for the convolution. Here the kernel gradient is a sum
-  of matrix products over shifted arrays, and a convolution from many channels to few projects first and shifts afterwards.
+- GPUs: XLA's own, except for the kernel gradient of a dilated convolution, which XLA hands to cuDNN as a convolution
+  with a kernel as large as the image. Here it is the gradient of plain convolutions over the d * d interleaved images.
+- CPUs: XLA takes two to three times as long for a kernel gradient as for the convolution. Here the kernel gradient is a
+  sum of matrix products over shifted arrays, and a convolution from many channels to few projects first, then shifts.
 
 All formulations agree to rounding.
 """
@@ -192,7 +192,7 @@ def _dilated_backward(
     (d_x,) = jax.linear_transpose(lambda x: _plain(x, kernel, 1, dilation), x)(gradient)
     k, _, channels, features = kernel.shape
     if k * k * features <= channels:
-        # In the classifier all taps of the gradient together are narrower than the features: one product reads those once.
+        # In the classifier all taps of the gradient are narrower than the features: one product reads those once.
         taps = jnp.concatenate(_shifted(gradient, k, 1, dilation)[::-1], axis=-1)
         product = jnp.einsum("nhwc,nhwd->cd", x, taps)
         return d_x, product.reshape(channels, k, k, features).transpose(1, 2, 0, 3)
@@ -209,8 +209,8 @@ def _interleaved(x: jax.Array, dilation: int) -> jax.Array:
     height, width, channels = x.shape[1:]
     rows, columns = -(-height // dilation), -(-width // dilation)
     x = jnp.pad(x, ((0, 0), (0, rows * dilation - height), (0, columns * dilation - width), (0, 0)))
-    # XLA's partitioner (jaxlib 0.10.2) returns wrong values for a reshape that splits rows which devices share unevenly;
-    # test_devices_that_share_rows_get_the_same_gradients_on_gpus in tests/test_convolution.py shows whether it still does.
+    # A reshape would do, but XLA's partitioner (jaxlib 0.10.2) gets it wrong for rows that devices share unevenly: try it
+    # with test_devices_that_share_rows_get_the_same_gradients_on_gpus in tests/test_convolution.py.
     parts = [x[:, i::dilation, j::dilation] for i in range(dilation) for j in range(dilation)]
     return jnp.stack(parts, axis=1).reshape(-1, rows, columns, channels)
 
