@@ -209,8 +209,8 @@ def _interleaved(x: jax.Array, dilation: int) -> jax.Array:
     height, width, channels = x.shape[1:]
     rows, columns = -(-height // dilation), -(-width // dilation)
     x = jnp.pad(x, ((0, 0), (0, rows * dilation - height), (0, columns * dilation - width), (0, 0)))
-    # A reshape would do, but XLA's partitioner (jaxlib 0.10.2) gets it wrong for rows that devices share unevenly: try it
-    # with test_devices_that_share_rows_get_the_same_gradients_on_gpus in tests/test_convolution.py.
+    # A reshape would do, but XLA's partitioner (jaxlib 0.10.2) gets it wrong for rows that devices share unevenly; see
+    # test_devices_that_share_rows_get_the_same_gradients_on_gpus in tests/test_convolution.py.
     parts = [x[:, i::dilation, j::dilation] for i in range(dilation) for j in range(dilation)]
     return jnp.stack(parts, axis=1).reshape(-1, rows, columns, channels)
 
