@@ -83,7 +83,7 @@ def domain_sums(
 def _after(images: jax.Array, tree: Any) -> jax.Array:
     """``images``, not before ``tree`` is computed: what uses them is scheduled behind it."""
     images, tree = jax.lax.optimization_barrier((images, tree))
-    # XLA's CPU compiler drops barriers but keeps a comparison that only NaN makes true; with NaN the step is void anyway.
+    # XLA's CPU compiler drops barriers, not a comparison that only NaN makes true; with NaN the step is void anyway.
     probe = sum(x.ravel()[0] for x in jax.tree.leaves(tree))
     return images + (probe != probe).astype(images.dtype)
 
