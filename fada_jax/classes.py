@@ -193,20 +193,20 @@ def read_class_map(path: str | Path) -> dict[str, Any]:
     return values
 
 
-def parse_class_map(values: Any, where: str | Path) -> tuple[ClassSet, LabelEncoding]:
+def parse_class_map(values: Any, source: str | Path) -> tuple[ClassSet, LabelEncoding]:
     """The class set and the label encoding of a class map.
 
     Args:
       values: ``{"name": ..., "classes": [{"name": ..., "ids": [raw ids], "color": [r, g, b]}, ...], "ignored_ids":
         [...]}``; colours and ignored ids may be left out.
-      where: names the class map in errors.
+      source: names the class map in errors.
 
     Raises:
       UserError: naming the entry that is wrong.
     """
 
-    def fail(what: str) -> None:
-        raise UserError(f"class map {where}: {what}")
+    def fail(problem: str) -> None:
+        raise UserError(f"class map {source}: {problem}")
 
     def is_byte(x: Any) -> bool:
         return isinstance(x, int) and not isinstance(x, bool) and 0 <= x <= 255

@@ -45,7 +45,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     disk or too little memory, 130 or 143 for SIGINT or SIGTERM. Errors print one line on stderr; anything else is a
     defect and keeps its traceback.
     """
-    logging.set_verbosity(logging.FATAL)  # What fails is raised to us; the tracebacks that libraries log would bury it.
+    logging.set_verbosity(logging.FATAL)  # Errors are raised; tracebacks that libraries log would bury them.
     signal.signal(signal.SIGTERM, _interrupt)
     _keep_compiled_steps()
     _keep_freed_memory()
@@ -92,7 +92,7 @@ def _of_the_machine(error: Exception) -> str:
     """What to tell where storage or memory failed, in whatever library noticed; '' for a defect."""
     text = " ".join(str(error).split())
     if isinstance(error, OSError):
-        # No path of ours is wrong, or it would be a UserError.
+        # A wrong path of the user's is a UserError; what is left is the disk.
         return ": ".join(filter(None, (error.filename and str(error.filename), error.strerror or text)))
     if fault := storage_fault(error):
         return f"{fault}: {text[:300]}"
@@ -226,7 +226,7 @@ def config() -> tuple[ConfigDict, str, dict]:
         raise UserError(f"--config={path}: no such file")
     overrides = dict(config_flags.get_override_values(flag))
     for key in _ARGUMENTS & overrides.keys():
-        # The file has chosen everything else by it already.
+        # The file has chosen other keys by its arguments already.
         raise UserError(
             f"--config.{key}={overrides[key]}: {key} is an argument of the config file, from which other keys follow: "
             f"--config={path.partition(':')[0]}:{key}={overrides[key]}"
@@ -235,7 +235,7 @@ def config() -> tuple[ConfigDict, str, dict]:
 
 
 def _fail(error: BaseException | str, status: int) -> None:
-    # ml_collections hands on errors in errors, and whole tracebacks of which the last line tells; KeyError quotes.
+    # ml_collections wraps errors in errors and passes whole tracebacks as text, whose last line is the message.
     while isinstance(error, Exception) and error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
     message = str(error)

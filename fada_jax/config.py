@@ -303,16 +303,16 @@ def _message(error: Mapping[str, Any], values: Any, prefix: str = "config") -> s
         values = values[key]
     kind, context = error["type"], error.get("ctx", {})
     if kind in _LIMITS:
-        what = "must be " + _LIMITS[kind].format(**context)
+        problem = "must be " + _LIMITS[kind].format(**context)
     elif kind == "literal_error":
-        what = "must be one of " + context["expected"].replace("'", "").replace(" or ", ", ")
+        problem = "must be one of " + context["expected"].replace("'", "").replace(" or ", ", ")
     elif kind == "value_error":
-        what = str(context["error"])
+        problem = str(context["error"])
     elif kind == "finite_number":
-        what = "must be a finite number"
+        problem = "must be a finite number"
     else:
-        what = f"must be of type {kind.removesuffix('_type')}"
-    return f"{name}={tuple(values) if isinstance(values, list) else values!r} {what}"
+        problem = f"must be of type {kind.removesuffix('_type')}"
+    return f"{name}={tuple(values) if isinstance(values, list) else values!r} {problem}"
 
 
 def _one_of(name: str, value: str, allowed: Any) -> None:

@@ -42,7 +42,7 @@ def make_mesh(
       UserError: more devices asked for than there are, axes that do not divide them, or devices that the processes
         cannot share.
     """
-    ours = devices is None
+    all_here = devices is None
     devices = jax.devices() if devices is None else devices
     count = num_devices or len(devices)
     if count > len(devices):
@@ -51,7 +51,7 @@ def make_mesh(
         )
     if fsdp < 1 or spatial < 1 or count % (fsdp * spatial):
         raise UserError(f"config.mesh: fsdp={fsdp} times spatial={spatial} must divide the {count} device(s)")
-    chosen = _shared_by_processes(devices, count, spatial) if ours and jax.process_count() > 1 else devices[:count]
+    chosen = _shared_by_processes(devices, count, spatial) if all_here and jax.process_count() > 1 else devices[:count]
     return Mesh(np.array(chosen).reshape(-1, fsdp, spatial), (*BATCH_AXES, "spatial"))
 
 
@@ -104,7 +104,7 @@ def by_size(mesh: Mesh, tree: Any) -> Any:
 
 def placed(tree: Any, shardings: Any) -> Any:
     """Shapes of the arrays of ``tree``, each with its sharding: what a program is compiled or a state restored for."""
-    return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, shardings)
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, shardings)
 
 
 def placed_batch(mesh: Mesh, tree: Any) -> Any:
@@ -154,7 +154,7 @@ def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     processes = len({device.process_index for device in mesh.devices.flat})
     return {
         key: jax.make_array_from_process_local_data(
-            # Left to itself JAX infers the shape, and takes images whose rows are shared for parts of larger ones.
+            # Without a shape JAX would take images whose rows are shared for parts of larger images.
             by_batch(mesh, value.ndim),
             value,
             (value.shape[0] * processes, *value.shape[1:]),
@@ -188,7 +188,7 @@ def join(coordinator: str = "", num_processes: int = 0, process_id: int = -1, *,
             jax.distributed.initialize()
     except (RuntimeError, ValueError) as error:
         raise UserError(f"cannot join the other processes: {error}") from error
-    # They meet while none is ahead: on CPUs the first meeting fails when one comes 30 seconds after the other.
+    # An early meeting: on CPUs the first one fails when a process is 30 seconds late.
     multihost_utils.sync_global_devices("joined")
 
 
@@ -209,9 +209,9 @@ def stop_signals() -> Iterator[Callable[[int], bool]]:
             signal.raise_signal(signal.SIGTERM)
 
     # In several processes SIGTERM is JAX's own, and Ctrl-C is passed on as one.
-    ours = (signal.SIGINT,) if together else (signal.SIGINT, signal.SIGTERM)
+    handled = (signal.SIGINT,) if together else (signal.SIGINT, signal.SIGTERM)
     try:
-        previous = {number: signal.signal(number, note) for number in ours}
+        previous = {number: signal.signal(number, note) for number in handled}
     except ValueError:  # Not the main thread, in a notebook for instance: signals stay as they are.
         previous = {}
 

@@ -14,18 +14,18 @@ from fada_jax.errors import UserError
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
-def local(path: str | Path, what: str = "") -> Path:
+def local(path: str | Path, name: str = "") -> Path:
     """``path`` as a local path.
 
     Args:
       path: as the user gave it.
-      what: flag or key to name in the error.
+      name: flag or key to name in the error.
 
     Raises:
       UserError: it names object storage or the like (``gs://...``), which would become a local folder of that name.
     """
     if _SCHEME.match(str(path)):
-        raise UserError(f"{what}{what and '='}{path}: only local and mounted paths work, not object storage")
+        raise UserError(f"{name}{name and '='}{path}: only local and mounted paths work, not object storage")
     return Path(path)
 
 

@@ -52,10 +52,10 @@ def find_images(arguments: Sequence[str]) -> dict[Path, Path]:
     """
     if not arguments:
         raise UserError("no image given: name image files, folders or quoted globs")
-    found: dict[Path, Path] = {}
+    inputs: dict[Path, Path] = {}
 
     def add(path: Path, output: Path) -> None:
-        if found.setdefault(output, path) != path:
+        if inputs.setdefault(output, path) != path:
             raise UserError(f"several images are called {str(output)!r}: their outputs would overwrite each other")
 
     for argument in arguments:
@@ -74,17 +74,17 @@ def find_images(arguments: Sequence[str]) -> dict[Path, Path]:
                 add(image, Path(image.stem))
         else:
             add(path, Path(path.stem))
-    return found
+    return inputs
 
 
-def submission_names(found: Mapping[Path, Path]) -> dict[Path, Path]:
+def submission_names(inputs: Mapping[Path, Path]) -> dict[Path, Path]:
     """The same images under the names that the Cityscapes server finds them by: ``<city>_<seq>_<frame>``.
 
     Raises:
       UserError: an image with another name, or two of one frame.
     """
     renamed: dict[Path, Path] = {}
-    for path in found.values():
+    for path in inputs.values():
         match = _CITYSCAPES_NAME.fullmatch(path.stem)
         if not match:
             raise UserError(f"{path}: --submission needs the names of Cityscapes, <city>_<seq>_<frame>_leftImg8bit.png")
@@ -93,14 +93,14 @@ def submission_names(found: Mapping[Path, Path]) -> dict[Path, Path]:
     return renamed
 
 
-def readable(found: Mapping[Path, Path], *, skip: bool) -> tuple[dict[Path, Path], list[str]]:
+def readable(inputs: Mapping[Path, Path], *, skip: bool) -> tuple[dict[Path, Path], list[str]]:
     """Images whose files open, and the messages about those that were skipped.
 
     Raises:
       UserError: one that does not, where none is to be skipped, or none that does.
     """
     kept, messages = {}, []
-    for output, path in found.items():
+    for output, path in inputs.items():
         try:
             images.check_image(path)
             kept[output] = path
@@ -109,12 +109,12 @@ def readable(found: Mapping[Path, Path], *, skip: bool) -> tuple[dict[Path, Path
                 raise
             messages.append(str(error))
     if not kept:
-        raise UserError(f"none of {len(found)} images can be read; first: {messages[0]}")
+        raise UserError(f"none of {len(inputs)} images can be read; first: {messages[0]}")
     return kept, messages
 
 
 def batches(
-    found: Mapping[Path, Path], batch_size: int, skipped: list[str] | None
+    inputs: Mapping[Path, Path], batch_size: int, skipped: list[str] | None
 ) -> Iterator[tuple[list[Path], np.ndarray]]:
     """Outputs and images, uint8 [n, H, W, 3], n up to ``batch_size`` neighbours of one size.
 
@@ -123,7 +123,7 @@ def batches(
     """
     outputs: list[Path] = []
     batch: list[np.ndarray] = []
-    for output, path in found.items():
+    for output, path in inputs.items():
         try:
             image = images.read_image(path)
         except UserError as error:
@@ -160,16 +160,16 @@ def main(arguments: list[str]) -> None:
     options = flags.FLAGS
     tile = cli.size("tile", options.tile) if options.tile else None
     skip = options.on_error == "skip"
-    found = find_images(arguments)
+    inputs = find_images(arguments)
     if options.submission:
-        found = submission_names(found)
-    found, skipped = readable(found, skip=skip)
+        inputs = submission_names(inputs)
+    inputs, skipped = readable(inputs, skip=skip)
     segmenter = loading.load(options.workdir, checkpoint=options.checkpoint, dtype=options.dtype)
     class_set, out = segmenter.class_set, Path(options.out)
     table = classes.raw_ids(class_set) if options.ids == "raw" or options.submission else np.arange(256, dtype=np.uint8)
     want = options.save_probabilities or options.save_confidence
     rows, done = [], 0
-    for outputs, batch in batches(found, options.batch_size, skipped if skip else None):
+    for outputs, batch in batches(inputs, options.batch_size, skipped if skip else None):
         began = time.perf_counter()
         labels, probabilities = segment(
             segmenter, batch, probabilities=want, multi_scale=options.multi_scale, tile=tile, overlap=options.overlap
@@ -177,7 +177,7 @@ def main(arguments: list[str]) -> None:
         seconds = (time.perf_counter() - began) / len(batch)
         for i, (output, label, image) in enumerate(zip(outputs, labels, batch, strict=True)):
             stem = str(out / output)
-            rows.append((found[output], image.shape[1], image.shape[0], f"{seconds:.4f}"))
+            rows.append((inputs[output], image.shape[1], image.shape[0], f"{seconds:.4f}"))
             if options.submission:
                 images.write_image(Path(f"{stem}_pred_labelIds.png"), table[label])
                 continue
@@ -194,7 +194,7 @@ def main(arguments: list[str]) -> None:
                 confidence = np.rint(255 * probabilities[i].max(-1)).astype(np.uint8)
                 images.write_image(Path(f"{stem}_confidence.png"), confidence)
         done += len(batch)
-        print(f"\r{done}/{len(found)} images, {1 / seconds:.2f} images/s", end="", file=sys.stderr, flush=True)
+        print(f"\r{done}/{len(inputs)} images, {1 / seconds:.2f} images/s", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     for message in skipped:
         print(f"skipped: {message}", file=sys.stderr)

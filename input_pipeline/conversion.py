@@ -159,7 +159,7 @@ def _beam(options: str) -> tuple[Any, Any]:
         from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
     except ImportError as error:
         raise UserError("--beam needs Apache Beam, in an environment of its own: see docs/data.md") from error
-    # What fails is raised to us; the traceback that Beam logs beside it would bury the one line about it.
+    # Beam logs a traceback beside the error that it raises, which would bury its one line.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     parsed = PipelineOptions(shlex.split(options))
     try:

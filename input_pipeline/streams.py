@@ -273,7 +273,7 @@ def _computed_once(order: Callable[[int], np.ndarray]) -> Callable[[int], np.nda
     cached, lock = functools.lru_cache(2)(order), threading.Lock()
 
     def locked(run: int) -> np.ndarray:
-        # The cache alone lets every thread that misses compute the run.
+        # Without the lock every thread that misses the cache would compute the run.
         with lock:
             return cached(run)
 
@@ -334,12 +334,12 @@ def _run(
             failed.append(error)
             raise
 
-    # Nothing here is Python that TensorFlow would have to translate, which took seconds a stream.
+    # AutoGraph would spend seconds a stream on translating nothing.
     @tf.autograph.experimental.do_not_convert
     def example(i: Any) -> Any:
         return finish(*tf.numpy_function(load_or_note, [i], types, stateful=False))
 
-    # The thread that would tune the parallelism takes a core now and then, and up to a minute to end.
+    # The autotuning thread takes a core now and then, and up to a minute to end.
     options = tf.data.Options()
     options.autotune.enabled = False
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

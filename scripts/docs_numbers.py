@@ -115,8 +115,8 @@ def _spread(task: Mapping[str, Any], name: str) -> str:
 
 
 def _interval(task: Mapping[str, Any], name: str, baseline: str) -> str:
-    found = task["over"][baseline].get(name)
-    return "" if found is None else f"{found['mean']:+.1f} [{found['low']:+.1f}, {found['high']:+.1f}]"
+    gain = task["over"][baseline].get(name)
+    return "" if gain is None else f"{gain['mean']:+.1f} [{gain['low']:+.1f}, {gain['high']:+.1f}]"
 
 
 def component_table(name: str, data: Mapping[str, Any]) -> str:
@@ -182,11 +182,11 @@ def parity(data: Mapping[str, Any]) -> str:
     }
     rows = []
     for label, pattern in kinds.items():
-        found = [row for row in data["parity"]["rows"] if re.search(pattern, row["name"])]
-        worst = max(found, key=lambda row: row["ours"])
-        ratio = max(row["ratio"] for row in found)
+        matching = [row for row in data["parity"]["rows"] if re.search(pattern, row["name"])]
+        worst = max(matching, key=lambda row: row["ours"])
+        ratio = max(row["ratio"] for row in matching)
         cells = [f"{worst['ours']:.1e}", f"{worst['torch32']:.1e}", f"{ratio:.2f}", f"{worst['limit']:.0e}"]
-        rows.append([label, str(len(found)), *cells])
+        rows.append([label, str(len(matching)), *cells])
     return markdown(["quantity", "rows", "largest error", "PyTorch float32 there", "largest ratio", "limit"], rows)
 
 

@@ -67,11 +67,11 @@ def main(arguments: list[str]) -> None:
     _, path, overrides = cli.config()
     cli.join_processes()
     workdir = Path(flags.FLAGS.workdir).absolute()
-    _, made = run(path, overrides, workdir)
+    _, paths = run(path, overrides, workdir)
     print("\n" + (workdir / "results.md").read_text().split("\n\n| class")[0])
     print(f"\nmade in {(time.perf_counter() - began) / 60:.1f} minutes:")
-    for name in made:
-        print(f"  {name}")
+    for produced in paths:
+        print(f"  {produced}")
 
 
 if __name__ == "__main__":

@@ -72,8 +72,8 @@ class Predictor:
         if tile is None:
             labels = np.asarray(jnp.argmax(self.run_probabilities(batch, multi_scale), axis=-1), np.uint8)
         else:
-            strips = (self._strips(one, multi_scale, tile, overlap) for one in batch)
-            labels = np.stack([np.vstack([strip.argmax(-1).astype(np.uint8) for strip in one]) for one in strips])
+            strips = (self._strips(x, multi_scale, tile, overlap) for x in batch)
+            labels = np.stack([np.vstack([strip.argmax(-1).astype(np.uint8) for strip in x]) for x in strips])
         return labels[0] if single else labels
 
     def probabilities(
@@ -84,7 +84,7 @@ class Predictor:
         if tile is None:
             result = np.asarray(self.run_probabilities(batch, multi_scale))
         else:
-            result = np.stack([np.vstack(list(self._strips(one, multi_scale, tile, overlap))) for one in batch])
+            result = np.stack([np.vstack(list(self._strips(x, multi_scale, tile, overlap))) for x in batch])
         return result[0] if single else result
 
     def features(self, image: Image) -> np.ndarray:

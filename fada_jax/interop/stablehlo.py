@@ -46,7 +46,7 @@ def upsample_to_any(x: jax.Array, size: tuple[Any, Any]) -> jax.Array:
         low = jnp.minimum(jnp.floor(position), size_in - 1)
         fraction, index = position - low, jnp.arange(size_in, dtype=jnp.float64)
         high = jnp.minimum(low + 1, size_in - 1)
-        at = lambda where, value: jnp.where(index == where[:, None], value[:, None], 0.0)  # noqa: E731
+        at = lambda place, value: jnp.where(index == place[:, None], value[:, None], 0.0)  # noqa: E731
         return (at(low, 1 - fraction) + at(high, fraction)).astype(jnp.float32)
 
     return interpolate(x, weights(x.shape[1], size[0]), weights(x.shape[2], size[1]))

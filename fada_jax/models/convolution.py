@@ -1,10 +1,12 @@
 """Square convolutions with PyTorch's padding, for each platform in the formulation that is fastest there.
 
-On TPUs a convolution is XLA's own. On GPUs so it is, but for the gradient with respect to the kernel of a dilated one:
-XLA hands that to cuDNN as a convolution whose kernel is as large as the image, so it is taken of the d * d interleaved
-images in which the dilation d is none. On CPUs XLA takes two to three times as long for the gradient with respect to
-any kernel as for the convolution itself; there it is a sum of matrix products over shifted arrays, and convolutions
-from many channels to few are projected first and shifted after. The results are the same to rounding.
+- TPUs: XLA's own convolution and gradients.
+- GPUs: XLA's own, except for the kernel gradient of a dilated convolution, which XLA hands to cuDNN as a convolution
+  with a kernel as large as the image. Here it is the gradient of plain convolutions over the d * d interleaved images.
+- CPUs: XLA takes two to three times as long for a kernel gradient as for the convolution. Here the kernel gradient is a
+  sum of matrix products over shifted arrays, and a convolution from many channels to few projects first, then shifts.
+
+All formulations agree to rounding.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from jax.sharding import PartitionSpec
 
 from fada_jax.models.spec import ComputeType
 
-# Mesh axes that split a batch; see ``fada_jax.sharding``.
+# Mesh axes that split a batch; see ``fada_jax.distributed``.
 BATCH_AXES = ("data", "fsdp")
 
 
@@ -86,13 +88,13 @@ def _rounded_forward(x: jax.Array, kernel: jax.Array, stride: int, dilation: int
     return _convolve_rounded(x, kernel, stride, dilation), (x, kernel)
 
 
-def _rounded_backward(stride: int, dilation: int, held: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernel = held
+def _rounded_backward(stride: int, dilation: int, residuals: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = residuals
     rounded = kernel.astype(x.dtype)
     (d_x,) = jax.vjp(lambda x: _convolve_here(x, rounded, stride, dilation), x)[1](gradient)
 
     def kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
-        # It does not depend on the kernel itself.
+        # The gradient of a linear map does not depend on where it is taken.
         at = jnp.zeros(kernel.shape, x.dtype)
         (d_kernel,) = jax.vjp(lambda kernel: _convolve_here(x, kernel, stride, dilation), at)[1](gradient)
         return d_kernel.astype(kernel.dtype)
@@ -102,8 +104,8 @@ def _rounded_backward(stride: int, dilation: int, held: tuple, gradient: jax.Arr
     parts = math.prod(mesh.shape[axis] for axis in axes)
     if parts == 1 or x.shape[0] % parts:
         return d_x, kernel_gradient(x, gradient)
-    # Left to itself XLA sums the devices' parts as they come out of the convolution, in the type of x: with 8 bits of
-    # mantissa and hundreds of devices that loses what a step is made of.
+    # XLA by itself sums the devices' parts in the type of x. The 8 bits of bfloat16 lose small parts among hundreds
+    # (tests/test_steps.py, test_small_parts_of_a_gradient_survive_the_sum_over_devices).
     summed = jax.shard_map(
         lambda x, gradient: jax.lax.psum(kernel_gradient(x, gradient), axes),
         mesh=mesh,
@@ -157,8 +159,8 @@ def _forward(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> tup
     return _convolve(x, kernel, stride, dilation), (x, kernel)
 
 
-def _backward(stride: int, dilation: int, held: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernel = held
+def _backward(stride: int, dilation: int, residuals: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = residuals
     rows_fit = kernel.shape[0] == 1 and x.size // x.shape[-1] % 8 == 0
 
     def transposed(x: jax.Array, kernel: jax.Array, gradient: jax.Array, product: bool) -> tuple[jax.Array, jax.Array]:
@@ -190,7 +192,7 @@ def _dilated_backward(
     (d_x,) = jax.linear_transpose(lambda x: _plain(x, kernel, 1, dilation), x)(gradient)
     k, _, channels, features = kernel.shape
     if k * k * features <= channels:
-        # The classifier: all taps of the gradient are narrower than the features, so that one product reads those once.
+        # In the classifier all taps of the gradient are narrower than the features: one product reads those once.
         taps = jnp.concatenate(_shifted(gradient, k, 1, dilation)[::-1], axis=-1)
         product = jnp.einsum("nhwc,nhwd->cd", x, taps)
         return d_x, product.reshape(channels, k, k, features).transpose(1, 2, 0, 3)
@@ -207,7 +209,8 @@ def _interleaved(x: jax.Array, dilation: int) -> jax.Array:
     height, width, channels = x.shape[1:]
     rows, columns = -(-height // dilation), -(-width // dilation)
     x = jnp.pad(x, ((0, 0), (0, rows * dilation - height), (0, columns * dilation - width), (0, 0)))
-    # Not by a reshape: over devices that share the rows of an image, in uneven parts, XLA gets that wrong.
+    # A reshape would do, but XLA's partitioner (jaxlib 0.10.2) gets it wrong for rows that devices share unevenly; see
+    # test_devices_that_share_rows_get_the_same_gradients_on_gpus in tests/test_convolution.py.
     parts = [x[:, i::dilation, j::dilation] for i in range(dilation) for j in range(dilation)]
     return jnp.stack(parts, axis=1).reshape(-1, rows, columns, channels)
 
@@ -268,7 +271,7 @@ def _kernel_gradient(x: jax.Array, gradient: jax.Array, k: int, stride: int, dil
             return product.reshape(channels, k, k, features).transpose(1, 2, 0, 3)
         products = jnp.stack([_over_positions(x, tap) for tap in taps])
     elif channels < 8:
-        # Images: all taps in one product.
+        # An image has so few channels that one product takes all taps.
         moved = [_channels_first(tap) for tap in _shifted(x, k, stride, dilation)]
         products = _over_positions(jnp.concatenate(moved), gradient)
     else:

@@ -31,12 +31,12 @@ class ModelSpec:
     remat: bool = False  # ResNet: compute the insides of blocks again in the backward pass instead of keeping them.
 
 
-def interchange(theirs: ModelSpec, ours: ModelSpec) -> list[tuple[str, Any, Any]]:
+def interchange(stored: ModelSpec, wanted: ModelSpec) -> list[tuple[str, Any, Any]]:
     """What two networks must agree in for the weights of one to serve the other: config key and both values.
 
     Frozen and live batch norm hold the same arrays, so that only group norm tells norms apart.
     """
     fields = ["backbone", "stage_sizes", "widths", "stem_width", "stem_pool", "output_stride", "aspp_rates"]
-    if "group" in (theirs.norm, ours.norm):
+    if "group" in (stored.norm, wanted.norm):
         fields.append("norm")
-    return [(f"model.{field}", getattr(theirs, field), getattr(ours, field)) for field in fields]
+    return [(f"model.{field}", getattr(stored, field), getattr(wanted, field)) for field in fields]

@@ -161,12 +161,12 @@ def class_table(run: Run) -> tuple[list[str], list[dict[str, Any]]]:
       ``note`` (what to mind of a row of the paper's).
     """
     names = list(next(iter(run.rows.values()))["iou"])
-    ours = [(label(row), row["iou"], row["miou"], row.get("miou_13"), True, "") for row in run.rows.values()]
+    measured = [(label(row), row["iou"], row["miou"], row.get("miou_13"), True, "") for row in run.rows.values()]
     city = run.configs["source"]["target"]["city"]
     printed = [row for row in paper.rows(run.task) if list(row.iou) == names and row.group == (city or row.group)]
-    theirs = [(f"{row.method} ({row.group})", row.iou, row.miou, row.miou_13, False, row.note) for row in printed]
+    of_paper = [(f"{row.method} ({row.group})", row.iou, row.miou, row.miou_13, False, row.note) for row in printed]
     keys = ("label", "iou", "miou", "miou_13", "ours", "note")
-    rows = [dict(zip(keys, row, strict=True)) for row in (*ours, *theirs)]
+    rows = [dict(zip(keys, row, strict=True)) for row in (*measured, *of_paper)]
     return names, [{**row, "iou": [row["iou"][name] for name in names]} for row in rows]
 
 

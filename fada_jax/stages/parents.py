@@ -68,9 +68,9 @@ def load_compatible(config: Config, workdir: str, key: str, *, any_head: bool = 
         predicted, wanted = model.class_set or classes.ClassSet("", (), ()), config.classes
         pairs += [("class set", predicted.name, wanted.name), ("classes", predicted.names, wanted.names)]
     pairs += interchange(model.spec, config.model)
-    for name, theirs, ours in pairs:
-        if theirs != ours:
-            raise UserError(f"{key}={workdir}: its {name} is {theirs!r}, this config's is {ours!r}")
+    for name, stored, wanted in pairs:
+        if stored != wanted:
+            raise UserError(f"{key}={workdir}: its {name} is {stored!r}, this config's is {wanted!r}")
     return model
 
 

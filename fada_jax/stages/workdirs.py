@@ -68,12 +68,12 @@ def hold(workdir: str | Path) -> Iterator[None]:
         yield
 
 
-def refuse_other_config(old: Mapping[str, Any], new: Mapping[str, Any], where: str | Path) -> None:
+def refuse_other_config(old: Mapping[str, Any], new: Mapping[str, Any], workdir: str | Path) -> None:
     """Refuses to go on in a workdir that belongs to another config.
 
     Args:
       old, new: as ``Config.plain`` gives them.
-      where: the workdir.
+      workdir: of both.
 
     Raises:
       UserError: naming every key that matters, with both values.
@@ -91,4 +91,4 @@ def refuse_other_config(old: Mapping[str, Any], new: Mapping[str, Any], where: s
         if before.get(key) != now.get(key) and key.split(".")[0] not in FREE_ON_RESUME
     ]
     if changed:
-        raise UserError(f"{where} belongs to another config ({'; '.join(changed)}): use another --workdir")
+        raise UserError(f"{workdir} belongs to another config ({'; '.join(changed)}): use another --workdir")

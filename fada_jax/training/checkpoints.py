@@ -234,7 +234,7 @@ def writing(
         with _storage(workdir):
             writer.wait_until_finished()
     finally:
-        # Whatever failed is on its way up already.
+        # An error that matters is being raised already.
         with contextlib.suppress(Exception):
             writer.close()
 

@@ -181,8 +181,8 @@ def _check(step: int, values: dict[str, Any], skipped: int, on_non_finite: Calla
         raise UserError(f"{MAX_SKIPPED} steps in a row were skipped; " + _advice("the loss or the gradients", step))
 
 
-def _advice(what: str, step: int) -> str:
+def _advice(quantity: str, step: int) -> str:
     return (
-        f"{what} became NaN or infinite at step {step}: lower the learning rate or check the labels; "
+        f"{quantity} became NaN or infinite at step {step}: lower the learning rate or check the labels; "
         "the last checkpoint before it is kept"
     )

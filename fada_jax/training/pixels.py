@@ -55,8 +55,8 @@ def _pixel_sums(fn: PixelFunction, maps: Any, fixed: Any, pixels: Any, size: Any
 
 def _forward(fn: PixelFunction, maps: Any, fixed: Any, pixels: Any, size: Any, block_rows: int) -> Any:
     def with_jacobian(block: Callable[[Any], Any], maps: Any) -> Any:
-        sums, pull, counts = jax.vjp(block, maps, has_aux=True)
-        return sums, counts, jax.vmap(pull)(jnp.eye(len(sums), dtype=jnp.float32))[0]
+        sums, pullback, counts = jax.vjp(block, maps, has_aux=True)
+        return sums, counts, jax.vmap(pullback)(jnp.eye(len(sums), dtype=jnp.float32))[0]
 
     sums, counts, jacobian = _over_blocks(with_jacobian, fn, maps, fixed, pixels, size, block_rows)
     return (sums, counts), jacobian
@@ -106,13 +106,13 @@ def _over_blocks(
         x = jnp.einsum("pw,nlwc->nlpc", columns, x, precision=jax.lax.Precision.HIGHEST)
         return jnp.einsum("rl,nlpc->nrpc", rows, x, precision=jax.lax.Precision.HIGHEST)
 
-    def one(start: jax.Array, weights: jax.Array, inside: jax.Array, pixels: Any) -> Any:
-        up = functools.partial(upsample, start=start, rows=weights)
-        constant = jax.tree.map(up, fixed)
-        return evaluate(lambda maps: fn(jax.tree.map(up, maps), constant, pixels, inside[:, None]), maps)
+    def block_sums(start: jax.Array, weights: jax.Array, inside: jax.Array, pixels: Any) -> Any:
+        upsample_block = functools.partial(upsample, start=start, rows=weights)
+        constant = jax.tree.map(upsample_block, fixed)
+        return evaluate(lambda maps: fn(jax.tree.map(upsample_block, maps), constant, pixels, inside[:, None]), maps)
 
     if count == 1:
-        return one(starts[0], weights[0], jnp.asarray(inside[0]), pixels)
+        return block_sums(starts[0], weights[0], jnp.asarray(inside[0]), pixels)
 
     def by_block(x: jax.Array) -> jax.Array:
         x = jnp.pad(x, [(0, 0), (0, count * rows - height)] + [(0, 0)] * (x.ndim - 2))
@@ -120,7 +120,7 @@ def _over_blocks(
 
     blocks = (jnp.asarray(starts), jnp.asarray(weights), jnp.asarray(inside), jax.tree.map(by_block, pixels))
     zero = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, *jax.tree.map(lambda x: x[0], blocks))
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(block_sums, *jax.tree.map(lambda x: x[0], blocks))
     )
-    total, _ = jax.lax.scan(lambda total, block: (jax.tree.map(jnp.add, total, one(*block)), None), zero, blocks)
+    total, _ = jax.lax.scan(lambda total, block: (jax.tree.map(jnp.add, total, block_sums(*block)), None), zero, blocks)
     return total

@@ -83,7 +83,7 @@ def domain_sums(
 def _after(images: jax.Array, tree: Any) -> jax.Array:
     """``images``, not before ``tree`` is computed: what uses them is scheduled behind it."""
     images, tree = jax.lax.optimization_barrier((images, tree))
-    # The CPU compiler drops barriers. It keeps a comparison that only NaN can make true, and then the step is lost.
+    # XLA's CPU compiler drops barriers, not a comparison that only NaN makes true; with NaN the step is void anyway.
     probe = sum(x.ravel()[0] for x in jax.tree.leaves(tree))
     return images + (probe != probe).astype(images.dtype)
 
@@ -195,7 +195,7 @@ class _Alternation(NamedTuple):
             return self.method.discriminator_input(logits, features), (logits, updated)
 
         d_input, input_pullback, (logits, updated) = jax.vjp(extract, self.generator.params, has_aux=True)
-        # One forward of D serves both losses: taken for source the target moves G, taken for target it moves D.
+        # One forward of D serves both losses: the loss towards source updates G, the loss towards target updates D.
         losses_of_d, pullback, count = jax.vjp(
             lambda d_params, d_input: self.domain_sums(d_params, d_input, logits, (0, 1), height_width(images)),
             self.discriminator.params,
