@@ -30,6 +30,8 @@ def load(path: str | Path, *, checkpoint: str = "last", dtype: ComputeType = "au
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype!r}: one of {', '.join(DTYPES)}")
     path = files.local(path)
+    if checkpoint != "last" and (path.suffix in (".pth", ".safetensors") or stablehlo.is_artifact(path)):
+        raise UserError(f"checkpoint={checkpoint!r}: {path} holds one model alone, choose a workdir's checkpoint by it")
     if path.suffix in (".pth", ".safetensors"):
         return predictor.from_model(reading.read_model(path), dtype)
     if not path.is_dir():

@@ -23,7 +23,7 @@ from fada_jax import config as schema
 from fada_jax.configs import gta5_to_cityscapes
 from fada_jax.errors import UserError
 from fada_jax.input_pipeline import conversion, layouts, raw_files
-from fada_jax.stages import program
+from fada_jax.stages import data, program, workdirs
 from fada_jax.training import checkpoints
 
 CONFIG = "--config=configs/gta5_to_cityscapes.py:size=miniature"
@@ -363,3 +363,42 @@ def test_a_config_lacks_no_key():
         schema.read(config)
     with pytest.raises(UserError, match=r"config\.model=1 must be a group"):
         schema.read(ConfigDict({**tiny_config().to_dict(), "model": 1}))
+
+
+def batch_of(**values):
+    """A batch as a caller makes it for ``tiny_config``'s source stage, with other arrays of the source."""
+    good = {"image": np.zeros((8, 32, 48, 3), np.uint8), "label": np.full((8, 32, 48), 255, np.uint8)}
+    source = {key: value for key, value in {**good, **values}.items() if value is not None}
+    return {"source": source}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"image": np.zeros((8, 32, 48, 3), np.float32)}, r"source/image is float32\[8, 32, 48, 3\], must be uint8"),
+        ({"image": np.zeros((4, 32, 48, 3), np.uint8)}, r"is uint8\[4, 32, 48, 3\], must be uint8\[8, 32, 48, 3\]"),
+        ({"label": None}, "batch 0: source/label is missing"),
+        ({"label": np.zeros((8, 16, 24), np.uint8)}, r"is uint8\[8, 16, 24\], must be uint8\[8, 32, 48\]"),
+        ({"label": np.full((8, 32, 48), 19, np.uint8)}, "holds 19, which is no class of cityscapes19"),
+    ],
+)
+def test_a_callers_batch_is_what_it_says_or_is_refused(values, message):
+    config = schema.read(tiny_config())
+    assert len(list(data.checked_batches(config, [batch_of(), batch_of()]))) == 2
+    with pytest.raises(UserError, match=message):
+        list(data.checked_batches(config, [batch_of(**values)]))
+    with pytest.raises(UserError, match=r"batch 1: source/image is uint8\[8, 16, 48, 3\]"):
+        list(data.checked_batches(config, [batch_of(), batch_of(image=np.zeros((8, 16, 48, 3), np.uint8))]))
+
+
+def test_a_recipe_is_read_at_its_last_finished_stage(tmp_path):
+    config = tiny_config()
+    done = config.total_steps
+    write_checkpoints(tmp_path / "source", config, done)
+    write_checkpoints(tmp_path / "adaptation", config, done - 1)
+    assert workdirs.stage_workdir(tmp_path) == tmp_path / "source"
+    write_checkpoints(tmp_path / "adaptation", config, done)
+    assert workdirs.stage_workdir(tmp_path) == tmp_path / "adaptation"
+    # What is not finished can be looked at all the same.
+    write_checkpoints(tmp_path / "other" / "source", config, 1)
+    assert workdirs.stage_workdir(tmp_path / "other") == tmp_path / "other" / "source"

@@ -276,3 +276,14 @@ def test_the_saved_model_agrees_with_the_live_model(live, workdir, tmp_path):
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     np.testing.assert_allclose(np.load(tmp_path / "p.npy"), live.probabilities(images), atol=1e-5)
+
+
+def test_a_checkpoint_is_chosen_in_workdirs_alone(artifact):
+    with pytest.raises(UserError, match="holds one model alone"):
+        fada_jax.load(artifact, checkpoint="900")
+
+
+def test_a_label_that_is_no_class_is_not_scored(workdir):
+    segment, image = fada_jax.load(workdir), picture(16, 32)
+    with pytest.raises(ValueError, match="the label holds 19, which is no class"):
+        segment.score([(image, np.full((16, 32), 19, np.uint8))])

@@ -67,5 +67,4 @@ def test_a_recipes_folder_keeps_its_old_name(tmp_path):
     assert workdirs.stage_folder(tmp_path, "adaptation") == tmp_path / "adversarial"
     assert workdirs.stage_workdir(tmp_path) == tmp_path / "adversarial"
     write_checkpoints(tmp_path / "adaptation", tiny_config(), 3)
-    assert workdirs.stage_workdir(tmp_path) == tmp_path / "adaptation"
     assert checkpoints.available_steps(workdirs.stage_workdir(tmp_path)) == [3]

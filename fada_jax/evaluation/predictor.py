@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fada_jax import handovers, images
-from fada_jax.classes import ClassSet
+from fada_jax.classes import IGNORE, ClassSet
 from fada_jax.errors import UserError
 from fada_jax.evaluation import inference, metrics
 from fada_jax.models import ComputeType, Segmenter, compute_dtype
@@ -104,13 +104,15 @@ class Predictor:
           ``miou``, ``iou`` by class, ``accuracy`` in percent (``miou_13`` where the set has one), ``num_images``.
 
         Raises:
-          ValueError: no sample, or a label of another size than its image's.
+          ValueError: no sample, a label of another size than its image's, or one that holds something else.
         """
         count, number = metrics.empty_confusion(self.class_set.num_classes), 0
         for image, label in samples:
             predicted = self(image, **options)
             if predicted.shape != np.shape(label):
                 raise ValueError(f"label {np.shape(label)} and image {predicted.shape} differ in size")
+            if others := set(np.unique(label).tolist()) - {IGNORE, *range(self.class_set.num_classes)}:
+                raise ValueError(f"the label holds {min(others)}, which is no class and not {IGNORE} (ignored)")
             count = metrics.add_confusion(
                 count, jnp.asarray(label)[None], jnp.asarray(predicted)[None], jnp.ones(1, bool)
             )

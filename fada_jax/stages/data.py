@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fada_jax import distributed, handovers
+from fada_jax.classes import IGNORE
 from fada_jax.config import Config
+from fada_jax.errors import UserError
 from fada_jax.input_pipeline import streams as pipeline
 from fada_jax.input_pipeline.stream import Stream
 
@@ -96,3 +99,35 @@ def batch_names(config: Config, pseudo_labels: str, step: int) -> dict[str, list
         )
         for name, stream in streams(config, pseudo_labels).items()
     }
+
+
+def checked_batches(config: Config, batches: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """A caller's batches, each refused where a step would train on something else than it says.
+
+    Args:
+      config: of the stage; the height and width of its streams need not be those of the batches.
+      batches: this process's shares, as ``fada_jax.train_stage`` takes them.
+
+    Raises:
+      UserError: a stream that is missing, another type, number or size of images, or a label that is no class.
+    """
+    sizes: dict[str, tuple[int, ...]] = {}
+    for number, batch in enumerate(batches):
+        for stream, shapes in batch_shapes(config).items():
+            for key, wanted in shapes.items():
+                name = f"batch {number}: {stream}/{key}"
+                if key not in batch.get(stream, {}):
+                    raise UserError(f"{name} is missing")
+                array = np.asarray(batch[stream][key])
+                size = sizes.setdefault(stream, array.shape[1:3])
+                shape = (wanted.shape[0] // jax.process_count(), *size, *wanted.shape[3:])
+                if (array.dtype, array.shape) != (wanted.dtype, shape):
+                    given = f"{array.dtype}{list(array.shape)}"
+                    raise UserError(f"{name} is {given}, must be {wanted.dtype}{list(shape)}")
+                if key == "label" and (classes := set(np.unique(array).tolist()) - {IGNORE}):
+                    if max(classes) >= config.classes.num_classes:
+                        raise UserError(
+                            f"{name} holds {max(classes)}, which is no class of {config.classes.name} "
+                            f"({config.classes.num_classes} classes) and not {IGNORE} (ignored)"
+                        )
+        yield batch

@@ -148,7 +148,7 @@ def train(
 
         # ---- Data, step and loop
         own = data.read_batches(config, run.pseudo_labels, start)
-        read = own if batches is None else itertools.islice(batches, start, None)
+        read = own if batches is None else itertools.islice(data.checked_batches(config, batches), start, None)
         put = functools.partial(distributed.put_batch, mesh=run.mesh)
         placed = loop.prefetch(read, lambda batch: {name: put(part) for name, part in batch.items()})
         states, done = _fit(run, states, placed, start, meta)

@@ -29,15 +29,23 @@ def stage_folder(workdir: str | Path, name: str) -> Path:
 
 
 def stage_workdir(workdir: str | Path) -> Path:
-    """``workdir`` itself when it holds checkpoints, otherwise its last stage that has one.
+    """``workdir`` itself when it holds checkpoints, otherwise its last finished stage, or the last begun if none is.
 
     Raises:
       UserError: neither.
     """
-    for folder in (Path(workdir), *(stage_folder(workdir, name) for name in reversed(list(STAGES)))):
-        if checkpoints.available_steps(folder):
-            return folder
+    if checkpoints.available_steps(workdir):
+        return Path(workdir)
+    folders = [stage_folder(workdir, name) for name in reversed(list(STAGES))]
+    begun = [folder for folder in folders if checkpoints.available_steps(folder)]
+    for folder in (*filter(_finished, begun), *begun):
+        return folder
     raise UserError(f"no checkpoint in {checkpoints.directory(workdir)} or in a stage folder of {workdir}")
+
+
+def _finished(folder: Path) -> bool:
+    step = checkpoints.available_steps(folder)[-1]
+    return step >= checkpoints.read_meta(folder, step)["config"]["total_steps"]
 
 
 @contextlib.contextmanager
