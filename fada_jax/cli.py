@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -43,8 +44,10 @@ def run(main: Callable[[list[str]], None]) -> None:
 
     Exit status: 0 when ``main`` returns or help was asked for, 2 for a wrong flag, 1 for a user error, a full or broken
     disk or too little memory, 130 or 143 for SIGINT or SIGTERM. Errors print one line on stderr; anything else is a
-    defect and keeps its traceback.
+    defect and keeps its traceback. ``--debug`` or FADA_JAX_DEBUG=1 shows the traceback of every error.
     """
+    debug = "--debug" in sys.argv or os.environ.get("FADA_JAX_DEBUG") == "1"
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     logging.set_verbosity(logging.FATAL)  # Errors are raised; tracebacks that libraries log would bury them.
     signal.signal(signal.SIGTERM, _interrupt)
     _keep_compiled_steps()
@@ -52,24 +55,25 @@ def run(main: Callable[[list[str]], None]) -> None:
     if any(argument in ("--help", "-h", "-help", "--helpshort", "--helpfull") for argument in sys.argv[1:]):
         print((sys.modules["__main__"].__doc__ or "").strip())
         print("\nFlags:" + flags.FLAGS.main_module_help())
+        print("\n  --debug: Show the whole traceback of an error.")
         sys.exit(0)
     try:
         arguments = flags.FLAGS(sys.argv)[1:]
         _refuse_remote(arguments)
     except UserError as error:
-        _fail(error, 1)
+        _fail(error, 1, debug)
     except (flags.Error, AttributeError, ImportError, KeyError, SyntaxError, TypeError, ValueError, OSError) as error:
         # A config file and its overrides are evaluated while flags are parsed, so their mistakes surface here.
-        _fail(error, 2)
+        _fail(error, 2, debug)
     try:
         main(arguments)
     except UserError as error:
-        _fail(error, 1)
+        _fail(error, 1, debug)
     except Exception as error:
         reason = _of_the_machine(error)
         if not reason:
             raise
-        _fail(reason, 1)
+        _fail(reason, 1, debug)
     except KeyboardInterrupt as error:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(128 + (error.args[0] if error.args else signal.SIGINT))
@@ -234,7 +238,9 @@ def config() -> tuple[ConfigDict, str, dict]:
     return flag.value, path, overrides
 
 
-def _fail(error: BaseException | str, status: int) -> None:
+def _fail(error: BaseException | str, status: int, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
     # ml_collections wraps errors in errors and passes whole tracebacks as text, whose last line is the message.
     while isinstance(error, Exception) and error.args and isinstance(error.args[0], Exception):
         error = error.args[0]

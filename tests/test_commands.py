@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from commands import ROOT, WITHOUT_EXTRAS, environment
+from commands import ROOT, WITHOUT_EXTRAS, command_here, environment
 from PIL import Image
 
 from fada_jax import __main__ as program
@@ -183,3 +183,14 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
     }
     pages = (100 << 20) // resource.getpagesize()
     assert faults["returned"] - faults["kept"] > 15 * pages
+
+
+def test_the_whole_traceback_is_shown_where_it_is_asked_for(monkeypatch, tmp_path):
+    evaluate_ = ("-m", "fada_jax.evaluate", f"--workdir={tmp_path / 'nowhere'}")
+    status, _, errors = command_here(*evaluate_)
+    assert status == 1 and "Traceback" not in errors
+    status, _, errors = command_here(*evaluate_, "--debug")
+    assert status == 1 and "Traceback" in errors and "in stage_workdir" in errors
+    assert errors.splitlines()[-1].startswith("error: no checkpoint in")
+    monkeypatch.setenv("FADA_JAX_DEBUG", "1")
+    assert "Traceback" in command_here(*evaluate_)[2]
