@@ -54,3 +54,23 @@ def test_non_finite_loss_names_its_step_and_is_not_saved():
 def test_exhausted_input_is_an_error():
     with pytest.raises(UserError, match="input ended after 2 of 5 steps"):
         _run(loop.Plan(0, 5, 1, 5), range(2))
+
+
+def test_rates_are_those_of_steps_alone(monkeypatch):
+    """A step takes a second of this clock; what a checkpoint takes is in no rate."""
+    now, rates = [0.0], {}
+
+    def wait(seconds, result=None):
+        now[0] += seconds
+        return result
+
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+    loop.fit(
+        jnp.float32(0),
+        lambda state, batch: wait(1.0, (state, {"loss": batch})),
+        iter([jnp.float32(1)] * 6),
+        loop.Plan(0, 6, log_every=2, checkpoint_every=3),
+        on_log=lambda step, metrics: rates.update({step: metrics["steps_per_second"]}),
+        on_checkpoint=lambda step, state: wait(100.0),
+    )
+    assert rates == {2: 1.0, 4: 1.0, 6: 1.0}

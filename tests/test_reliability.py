@@ -284,7 +284,7 @@ def test_a_line_of_the_log_cut_short_is_dropped(tmp_path):
 
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
     config = schema.read(tiny_config()).plain()
-    with logs.open_log(tmp_path, loop.Plan(2, 9, 1, 1), config, lambda line: None):
+    with logs.open_log(tmp_path, loop.Plan(2, 9, 1, 1), config, lambda line: None, images_per_step=8):
         pass
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
 

@@ -42,7 +42,7 @@ def _tags(events):
 def test_metrics_images_and_hyperparameters_reach_their_files(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 10}\n{"step": 20}\n{"st')
     lines = []
-    with logs.open_log(tmp_path, loop.Plan(10, 40, 10, 20), _config(), lines.append) as run:
+    with logs.open_log(tmp_path, loop.Plan(10, 40, 10, 20), _config(), lines.append, images_per_step=8) as run:
         run.metrics(20, VALUES)
         run.picture(20, np.full((4, 6, 3), 255, np.uint8))
     kept, new = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
@@ -67,7 +67,9 @@ def test_wandb_is_asked_for_by_name_and_goes_on_in_the_same_run(tmp_path, monkey
     fake = types.SimpleNamespace(init=lambda **given: calls.append(given) or run, Image=lambda picture: picture)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for _ in range(2):
-        with logs.open_log(tmp_path, loop.Plan(0, 4, 2, 2), _config(wandb="streets"), lambda line: None) as log:
+        with logs.open_log(
+            tmp_path, loop.Plan(0, 4, 2, 2), _config(wandb="streets"), lambda line: None, images_per_step=8
+        ) as log:
             log.metrics(2, VALUES)
             log.picture(2, np.zeros((2, 2, 3), np.uint8))
     first, metrics, picture, finished, again = calls[:5]
@@ -80,6 +82,6 @@ def test_missing_wandb_is_one_clear_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with (
         pytest.raises(UserError, match=r"config.wandb='streets' needs wandb: pip install"),
-        logs.open_log(tmp_path, loop.Plan(0, 4, 2, 2), _config(wandb="streets"), print),
+        logs.open_log(tmp_path, loop.Plan(0, 4, 2, 2), _config(wandb="streets"), print, images_per_step=8),
     ):
         pass

@@ -105,7 +105,14 @@ def target_pictures(
 
 
 @contextlib.contextmanager
-def open_log(workdir: Path, plan: loop.Plan, config: Mapping[str, Any], log: Callable[[str], None]) -> Iterator[RunLog]:
+def open_log(
+    workdir: Path,
+    plan: loop.Plan,
+    config: Mapping[str, Any],
+    log: Callable[[str], None],
+    *,
+    images_per_step: int,
+) -> Iterator[RunLog]:
     """Opens the logs of a stage; what they hold beyond the step that the run goes on from is dropped.
 
     Args:
@@ -113,6 +120,7 @@ def open_log(workdir: Path, plan: loop.Plan, config: Mapping[str, Any], log: Cal
       plan: of the loop.
       config: the stage's, as a plain dict.
       log: receives the progress lines.
+      images_per_step: of all streams, which images_per_second is made of.
 
     Raises:
       UserError: ``config["wandb"]`` is set and Weights & Biases is not installed.
@@ -131,7 +139,7 @@ def open_log(workdir: Path, plan: loop.Plan, config: Mapping[str, Any], log: Cal
         online = _open_wandb(stack, workdir, config) if config["wandb"] else None
 
         def metrics(step: int, values: dict[str, float]) -> None:
-            values = {**values, "images_per_second": values["steps_per_second"] * config["batch_size"], **memory()}
+            values = {**values, "images_per_second": values["steps_per_second"] * images_per_step, **memory()}
             file.write(json.dumps({"step": step, **values}) + "\n")
             file.flush()
             for key, value in values.items():

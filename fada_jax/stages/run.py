@@ -196,6 +196,7 @@ def _fit(run: _Run, states: States, batches: Iterable[Any], start: int, meta: Ma
     """The loop with its logs, checkpoints, scores and pictures; returns the states and the steps done."""
     config, mesh, workdir, log = run.config, run.mesh, run.workdir, run.log
     plan = loop.Plan(start, config.total_steps, config.log_every, config.checkpoint_every)
+    images = data.stream_batch_size(config) * len(config.training_method.streams)
     jitted = program.jit_step(config, mesh, jax.tree.map(lambda x: x.sharding, states))
     picture = logs.target_pictures(config, mesh, log) if run.data_sets else None
     log(
@@ -204,7 +205,7 @@ def _fit(run: _Run, states: States, batches: Iterable[Any], start: int, meta: Ma
     )
     with contextlib.ExitStack() as stack:
         should_stop = stack.enter_context(distributed.stop_signals())
-        written = stack.enter_context(logs.open_log(workdir, plan, config.plain(), log))
+        written = stack.enter_context(logs.open_log(workdir, plan, config.plain(), log, images_per_step=images))
         kept, every, scored = config.keep_checkpoints, config.keep_every, bool(config.eval_every)
         writing = checkpoints.writing(workdir, meta, keep=kept, keep_every=every, scored=scored)
         save = stack.enter_context(writing)

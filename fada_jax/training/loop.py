@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -124,7 +125,8 @@ def fit(
         if logging:
             on_log(step, window.means())
         if saving:
-            on_checkpoint(step, states)
+            with window.paused():
+                on_checkpoint(step, states)
         if ending:
             break
     return states, step
@@ -143,7 +145,7 @@ class _Window:
 
     checked: int
     pending: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    since: float = dataclasses.field(default_factory=time.perf_counter)
+    since: float = dataclasses.field(default_factory=lambda: time.perf_counter())
     waited: float = 0.0
     skipped: int = 0
 
@@ -154,6 +156,13 @@ class _Window:
             self.skipped = self.skipped + 1 if values.get("skipped") else 0
             _check(offset, values, self.skipped, on_non_finite)
         self.checked = step
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """While open, time counts in no rate: what a checkpoint takes, with its scores and pictures, is no step's."""
+        began = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - began
 
     def means(self) -> dict[str, float]:
         """Means of the metrics with the rate and the share of waiting; the next window begins."""
