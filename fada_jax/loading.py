@@ -30,13 +30,14 @@ def load(path: str | Path, *, checkpoint: str = "last", dtype: ComputeType = "au
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype!r}: one of {', '.join(DTYPES)}")
     path = files.local(path)
-    if checkpoint != "last" and (path.suffix in (".pth", ".safetensors") or stablehlo.is_artifact(path)):
+    is_weight_file, is_artifact = path.suffix in (".pth", ".safetensors"), stablehlo.is_artifact(path)
+    if checkpoint != "last" and (is_weight_file or is_artifact):
         raise UserError(f"checkpoint={checkpoint!r}: {path} holds one model alone, choose a workdir's checkpoint by it")
-    if path.suffix in (".pth", ".safetensors"):
+    if is_weight_file:
         return predictor.from_model(reading.read_model(path), dtype)
     if not path.is_dir():
         raise UserError(f"{path}: no such workdir, checkpoint, weight file or artifact")
-    if stablehlo.is_artifact(path):
+    if is_artifact:
         artifact = stablehlo.load_artifact(path)
         if dtype not in ("auto", artifact.dtype):
             raise UserError(f"{path} computes in {artifact.dtype} here: export it again with --dtype={dtype}")

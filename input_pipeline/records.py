@@ -71,6 +71,14 @@ def index_path(root: Path, split: str) -> Path:
     return root / f"{split}_index.npz"
 
 
+def _parse(payload: bytes) -> dict[str, Any]:
+    """A record's ``image`` and ``label`` as files' bytes, ``name``, ``size`` (height, width)."""
+    features = tf.train.Example.FromString(payload).features.feature
+    image, label, name = (features[key].bytes_list.value[0] for key in ("image", "label", "name"))
+    size = tuple(features[key].int64_list.value[0] for key in ("height", "width"))
+    return {"image": image, "label": label, "name": name.decode(), "size": size}
+
+
 def read_payload(root: Path, shards: np.ndarray, record: np.ndarray, number: int) -> bytes:
     """The payload of one record, checked.
 
@@ -127,11 +135,7 @@ class Records:
 
     def read(self, i: int) -> dict[str, Any]:
         """Record ``i``: ``image`` and ``label`` as files' bytes, ``name``, ``size`` (height, width)."""
-        payload = read_payload(self.root, self.shards, self.records[i], i)
-        features = tf.train.Example.FromString(payload).features.feature
-        image, label, name = (features[key].bytes_list.value[0] for key in ("image", "label", "name"))
-        size = tuple(features[key].int64_list.value[0] for key in ("height", "width"))
-        return {"image": image, "label": label, "name": name.decode(), "size": size}
+        return _parse(read_payload(self.root, self.shards, self.records[i], i))
 
     def read_or_skip(self, i: int, on_damage: str) -> dict[str, Any] | None:
         """Record ``i``; None where it is damaged and ``on_damage`` is 'skip', which is said once a record."""
@@ -189,18 +193,16 @@ def verify(root: Path) -> dict[str, int]:
     for split in splits(root):
         index = np.load(index_path(root, split))
         for i, record in enumerate(index["records"]):
-            payload = read_payload(root, index["shards"], record, i)
-            features = tf.train.Example.FromString(payload).features.feature
-            label = features["label"].bytes_list.value[0]
-            where = f"{root / str(index['shards'][record[0]])}, record {i} of {split}"
-            if features["name"].bytes_list.value[0].decode() != index["names"][i]:
-                raise UserError(f"{where} is not the example of the index: convert again with --overwrite")
-            with Image.open(io.BytesIO(features["image"].bytes_list.value[0])) as image:
+            example = _parse(read_payload(root, index["shards"], record, i))
+            place = f"{root / str(index['shards'][record[0]])}, record {i} of {split}"
+            if example["name"] != index["names"][i]:
+                raise UserError(f"{place} is not the example of the index: convert again with --overwrite")
+            with Image.open(io.BytesIO(example["image"])) as image:
                 image.load()
             if index["counts"][i].any():
-                with Image.open(io.BytesIO(label)) as ids:
+                with Image.open(io.BytesIO(example["label"])) as ids:
                     counts = np.array(ids.histogram())
                 if not np.array_equal(counts, index["counts"][i]) or ids.size != image.size:
-                    raise UserError(f"{where} has other labels than were converted: convert again with --overwrite")
+                    raise UserError(f"{place} has other labels than were converted: convert again with --overwrite")
         result[split] = len(index["records"])
     return result

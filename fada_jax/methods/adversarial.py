@@ -59,10 +59,10 @@ class Adversarial:
     def init(self, rng: jax.Array, spec: TrainingSpec) -> States:
         g_key, d_key = jax.random.split(rng)
         generator = create_generator(spec.model, spec.generator_optimizer, g_key)
-        read = jax.eval_shape(self.discriminator_input, *output_shapes(generator))
+        d_input = jax.eval_shape(self.discriminator_input, *output_shapes(generator))
         discriminator = create_discriminator(
             self.num_outputs(spec.model.num_classes),
-            read.shape[-1],
+            d_input.shape[-1],
             spec.discriminator_optimizer,
             d_key,
             widths=spec.discriminator_widths,

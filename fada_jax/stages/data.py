@@ -51,9 +51,8 @@ def check_streams(config: Config, pseudo_labels: str, mesh: jax.sharding.Mesh) -
     Raises:
       UserError: see above.
     """
-    images = {}
+    images, size = {}, stream_batch_size(config)
     for name, stream in streams(config, pseudo_labels).items():
-        size = stream_batch_size(config)
         distributed.check_batch("config.batch_size (per stream)", size, mesh, config.accumulate_steps)
         distributed.check_height(f"{stream.dataset}/{stream.split}", (stream.augment.crop or stream.size)[1], mesh)
         pipeline.check(config.data_dir, stream, config.classes)
@@ -63,15 +62,18 @@ def check_streams(config: Config, pseudo_labels: str, mesh: jax.sharding.Mesh) -
     return images
 
 
+def _order(config: Config) -> dict[str, Any]:
+    """What decides the order of a stage's images, as ``input_pipeline.streams`` takes it."""
+    return {"class_set": config.classes, "batch_size": stream_batch_size(config), "seed": config.seed}
+
+
 def read_batches(config: Config, pseudo_labels: str, start: int) -> Iterator[dict[str, Any]]:
     """This process's share of the stage's batches from step ``start`` on."""
     iterators = {
         name: pipeline.train_batches(
             config.data_dir,
             stream,
-            class_set=config.classes,
-            batch_size=stream_batch_size(config),
-            seed=config.seed,
+            **_order(config),
             start_step=start,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -89,14 +91,7 @@ def read_batches(config: Config, pseudo_labels: str, start: int) -> Iterator[dic
 def batch_names(config: Config, pseudo_labels: str, step: int) -> dict[str, list[str]]:
     """Names of the images of each stream in the global batch of a step, from 0."""
     return {
-        name: pipeline.batch_names(
-            config.data_dir,
-            stream,
-            class_set=config.classes,
-            batch_size=stream_batch_size(config),
-            seed=config.seed,
-            step=step,
-        )
+        name: pipeline.batch_names(config.data_dir, stream, **_order(config), step=step)
         for name, stream in streams(config, pseudo_labels).items()
     }
 
@@ -111,9 +106,10 @@ def checked_batches(config: Config, batches: Iterable[Mapping[str, Any]]) -> Ite
     Raises:
       UserError: a stream that is missing, another type, number or size of images, or a label that is no class.
     """
+    expected, class_set = batch_shapes(config), config.classes
     sizes: dict[str, tuple[int, ...]] = {}
     for number, batch in enumerate(batches):
-        for stream, shapes in batch_shapes(config).items():
+        for stream, shapes in expected.items():
             for key, wanted in shapes.items():
                 name = f"batch {number}: {stream}/{key}"
                 if key not in batch.get(stream, {}):
@@ -125,9 +121,9 @@ def checked_batches(config: Config, batches: Iterable[Mapping[str, Any]]) -> Ite
                     given = f"{array.dtype}{list(array.shape)}"
                     raise UserError(f"{name} is {given}, must be {wanted.dtype}{list(shape)}")
                 if key == "label" and (classes := set(np.unique(array).tolist()) - {IGNORE}):
-                    if max(classes) >= config.classes.num_classes:
+                    if max(classes) >= class_set.num_classes:
                         raise UserError(
-                            f"{name} holds {max(classes)}, which is no class of {config.classes.name} "
-                            f"({config.classes.num_classes} classes) and not {IGNORE} (ignored)"
+                            f"{name} holds {max(classes)}, which is no class of {class_set.name} "
+                            f"({class_set.num_classes} classes) and not {IGNORE} (ignored)"
                         )
         yield batch

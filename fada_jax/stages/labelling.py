@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from fada_jax import distributed, handovers
 from fada_jax.config import Config
 from fada_jax.errors import UserError
-from fada_jax.evaluation import inference
+from fada_jax.evaluation import inference, scoring
 from fada_jax.input_pipeline import pseudo_labels as label_files
 from fada_jax.input_pipeline import streams
 from fada_jax.input_pipeline.stream import Stream
@@ -136,19 +136,9 @@ def make_pseudo_labels(
     """
     stream = _teacher_stream(config, teacher)
     teacher = checkpoints.in_dtype(teacher, "auto")
-    read = functools.partial(
-        streams.eval_batches,
-        config.data_dir,
-        stream,
-        class_set=teacher.classes,
-        batch_size=config.eval_batch_size * mesh.size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        damaged_records=config.damaged_records,
-    )
     labelled = pseudo_labels(
         teacher,
-        read,
+        functools.partial(scoring.eval_batches, config, stream, teacher.classes, mesh.size),
         streams.names(config.data_dir, stream),
         size=config.target.size[::-1],
         mesh=mesh,
