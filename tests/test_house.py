@@ -28,10 +28,10 @@ LAYERS = (
     "input_pipeline",
     "methods",
     "training",
-    "distributed cli",
+    "distributed cli stored",
     "models",
     "preprocessing images",
-    "classes handovers files ranges errors __init__",
+    "classes handovers documents files ranges errors progress __init__",
 )
 COMMANDS = ("train", "evaluate", "predict", "convert_weights", "export", "__main__")
 # Imports inside functions serve dependencies that not everybody has.
