@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import colorsys
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from annotated_types import Len
 
+from fada_jax import documents
+from fada_jax.documents import STRICT
 from fada_jax.errors import UserError
+from fada_jax.ranges import Byte
 
 IGNORE = 255
 # Target cities of Cross-City.
@@ -103,22 +106,26 @@ class ClassSet:
       names: K class names in index order.
       colors: K RGB triples, 0-255.
       subset_13: indices of the 13 classes of mIoU* (SYNTHIA's second score), empty where the set has none.
+
+    Raises:
+      ValueError: fields that do not fit together.
     """
 
+    __pydantic_config__: ClassVar = STRICT
     name: str
     names: tuple[str, ...]
-    colors: tuple[tuple[int, int, int], ...]
+    colors: tuple[tuple[Byte, Byte, Byte], ...]
     subset_13: tuple[int, ...] = ()
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ClassSet:
-        """The class set of which ``dataclasses.asdict`` made ``values``, possibly read back from JSON."""
-        return cls(
-            values["name"],
-            tuple(values["names"]),
-            tuple((r, g, b) for r, g, b in values["colors"]),
-            tuple(values["subset_13"]),
-        )
+    def __post_init__(self) -> None:
+        if len(set(self.names)) != len(self.names) or not all(self.names):
+            raise ValueError("names must be there and different")
+        if not 0 < len(self.names) < IGNORE:
+            raise ValueError(f"must have 1 to {IGNORE - 1} names")
+        if len(self.colors) != len(self.names):
+            raise ValueError(f"must have as many colors as names, {len(self.names)}")
+        if len(set(self.subset_13)) != len(self.subset_13) or not set(self.subset_13) <= set(range(len(self.names))):
+            raise ValueError("subset_13 must be different indices of names")
 
     @property
     def num_classes(self) -> int:
@@ -175,6 +182,26 @@ def get_class_set(name: str) -> ClassSet:
     return CLASS_SETS[name]
 
 
+@dataclasses.dataclass(frozen=True)
+class _MappedClass:
+    """A class of a class map."""
+
+    __pydantic_config__: ClassVar = STRICT
+    name: Annotated[str, Len(1)]
+    ids: Annotated[tuple[Byte, ...], Len(1)]
+    color: tuple[Byte, Byte, Byte] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _ClassMap:
+    """A class map."""
+
+    __pydantic_config__: ClassVar = STRICT
+    classes: Annotated[tuple[_MappedClass, ...], Len(1, IGNORE - 1)]
+    name: str = ""
+    ignored_ids: tuple[Byte, ...] = ()
+
+
 def read_class_map(path: str | Path) -> dict[str, Any]:
     """The class map in a JSON file; its name is the file's unless it has one.
 
@@ -182,11 +209,9 @@ def read_class_map(path: str | Path) -> dict[str, Any]:
       UserError: not there, no JSON, or not a valid class map.
     """
     try:
-        values = json.loads(Path(path).read_text())
-    except OSError as error:
-        raise UserError(f"class map {path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"class map {path} is not JSON: {error}") from error
+        values = documents.read(path, limit=2**20)
+    except UserError as error:
+        raise UserError(f"class map {error}") from error
     if isinstance(values, dict):
         values = {"name": Path(path).stem, **values}
     parse_class_map(values, path)
@@ -204,42 +229,26 @@ def parse_class_map(values: Any, source: str | Path) -> tuple[ClassSet, LabelEnc
     Raises:
       UserError: naming the entry that is wrong.
     """
-
-    def fail(problem: str) -> None:
-        raise UserError(f"class map {source}: {problem}")
-
-    def is_byte(x: Any) -> bool:
-        return isinstance(x, int) and not isinstance(x, bool) and 0 <= x <= 255
-
-    if not isinstance(values, dict) or not values.keys() <= {"name", "classes", "ignored_ids"}:
-        fail("must be an object with 'classes' and, if wanted, 'name' and 'ignored_ids'")
-    classes, ignored = values.get("classes"), values.get("ignored_ids", [])
-    if not isinstance(classes, list) or not 0 < len(classes) < IGNORE:
-        fail(f"'classes' must be a list of 1 to {IGNORE - 1} classes")
-    if not isinstance(ignored, list) or not all(map(is_byte, ignored)):
-        fail("'ignored_ids' must be a list of raw ids, 0 to 255")
+    source = f"class map {source}"
+    mapped = documents.check(values, _ClassMap, source)
     ids: dict[int, str] = {}
-    names, colors = [], []
-    for i, entry in enumerate(classes):
-        if not isinstance(entry, dict) or not entry.keys() <= {"name", "ids", "color"}:
-            fail(f"class {i} must be an object with 'name', 'ids' and, if wanted, 'color'")
-        name, raw = entry.get("name"), entry.get("ids")
-        # Hues a golden angle apart stay distinct for any number of classes.
-        color = entry.get("color", [round(255 * x) for x in colorsys.hsv_to_rgb(i * 0.618034 % 1, 0.7, 0.9)])
-        if not isinstance(name, str) or not name or name in names:
-            fail(f"class {i} needs a 'name' of its own, not {name!r}")
-        if not isinstance(raw, list) or not raw or not all(map(is_byte, raw)):
-            fail(f"'ids' of class {name!r} must be a list of raw ids, 0 to 255")
-        if not isinstance(color, list) or len(color) != 3 or not all(map(is_byte, color)):
-            fail(f"'color' of class {name!r} must be [red, green, blue], 0 to 255")
-        twice = [x for x in raw if x in ids or x in ignored]
-        if twice:
-            fail(f"raw id {twice[0]} of class {name!r} is used twice")
-        ids |= dict.fromkeys(raw, name)
-        names.append(name)
-        colors.append(tuple(color))
-    class_set = ClassSet(str(values.get("name", "")), tuple(names), tuple(colors))
-    return class_set, LabelEncoding(ids, frozenset(ids) | frozenset(ignored))
+    names: list[str] = []
+    for entry in mapped.classes:
+        if entry.name in names:
+            raise UserError(f"{source}: two classes are called {entry.name!r}")
+        names.append(entry.name)
+        for raw in entry.ids:
+            if raw in ids or raw in mapped.ignored_ids:
+                raise UserError(f"{source}: raw id {raw} of class {entry.name!r} is used twice")
+            ids[raw] = entry.name
+    colors = tuple(entry.color or _color(i) for i, entry in enumerate(mapped.classes))
+    return ClassSet(mapped.name, tuple(names), colors), LabelEncoding(ids, frozenset(ids) | set(mapped.ignored_ids))
+
+
+def _color(i: int) -> tuple[int, int, int]:
+    """A colour of class ``i``: hues a golden angle apart stay distinct for any number of classes."""
+    red, green, blue = (round(255 * x) for x in colorsys.hsv_to_rgb(i * 0.618034 % 1, 0.7, 0.9))
+    return red, green, blue
 
 
 def raw_ids(class_set: ClassSet) -> np.ndarray:

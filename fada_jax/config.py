@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias
 from ml_collections import ConfigDict
 from pydantic import TypeAdapter, ValidationError
 
-from fada_jax import classes, files
+from fada_jax import classes, documents, files
 from fada_jax.errors import UserError
 from fada_jax.input_pipeline.stream import Augment, Stream
 from fada_jax.methods import SYSTEMS, Method, Supervised, TrainingSpec, build, options_of
@@ -282,7 +282,7 @@ def _checked(values: dict[str, Any], num_classes: int) -> Config:
         # JSON, in which a list serves as a tuple and nothing else serves as anything else.
         config = _schema().validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
-        raise UserError(_message(error.errors()[0], values)) from error
+        raise UserError(documents.describe(error.errors()[0], values, "config")) from error
     _check_together(config)
     return config
 
@@ -290,29 +290,6 @@ def _checked(values: dict[str, Any], num_classes: int) -> Config:
 @functools.cache
 def _schema() -> TypeAdapter[Config]:
     return TypeAdapter(Config)
-
-
-_LIMITS = {"greater_than_equal": "at least {ge:g}", "less_than_equal": "at most {le:g}", "greater_than": "above {gt:g}"}
-
-
-def _message(error: Mapping[str, Any], values: Any, prefix: str = "config") -> str:
-    """One line of what pydantic found."""
-    keys = [key for key in error["loc"] if isinstance(key, str) and not key.startswith("function-")]
-    name = ".".join([prefix, *keys])
-    for key in keys:
-        values = values[key]
-    kind, context = error["type"], error.get("ctx", {})
-    if kind in _LIMITS:
-        problem = "must be " + _LIMITS[kind].format(**context)
-    elif kind == "literal_error":
-        problem = "must be one of " + context["expected"].replace("'", "").replace(" or ", ", ")
-    elif kind == "value_error":
-        problem = str(context["error"])
-    elif kind == "finite_number":
-        problem = "must be a finite number"
-    else:
-        problem = f"must be of type {kind.removesuffix('_type')}"
-    return f"{name}={tuple(values) if isinstance(values, list) else values!r} {problem}"
 
 
 def _one_of(name: str, value: str, allowed: Any) -> None:
@@ -347,6 +324,11 @@ def _check_together(config: Config) -> None:
         scale = getattr(config, name).scale
         if scale and scale[0] > scale[1]:
             raise UserError(f"config.{name}.scale={scale} must be (low, high)")
+    if min(config.eval.size) * min(config.multi_scale) < 8:
+        raise UserError(
+            f"config.multi_scale={config.multi_scale}: an image of config.eval.size={config.eval.size} would have "
+            "fewer than 8 pixels a side"
+        )
     for name in ("generator_optimizer", "discriminator_optimizer"):
         steps = getattr(config, name).schedule_steps
         if steps < config.total_steps:
@@ -365,7 +347,8 @@ def _check_options(config: Config) -> None:
     try:
         TypeAdapter(SYSTEMS[config.method].method).validate_json(json.dumps(config.options), strict=True)
     except ValidationError as error:
-        raise UserError(_message(error.errors()[0], config.options, "config.options")) from error
+        problem = documents.describe(error.errors()[0], config.options, "config.options")
+        raise UserError(problem) from error
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -53,7 +53,7 @@ def recorder(**context: Any) -> Callable[..., None]:
             if line in _seen:
                 return
             _seen.add(line)
-            with open(path, "a") as file:
+            with open(path, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
 
     return note

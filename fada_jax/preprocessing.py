@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 
+from fada_jax.documents import STRICT
 from fada_jax.ranges import Channels, Divisor, Divisors
 
 
@@ -15,6 +16,7 @@ from fada_jax.ranges import Channels, Divisor, Divisors
 class Preprocessing:
     """``(channels in order * scale - mean) / std`` of uint8 RGB images."""
 
+    __pydantic_config__: ClassVar = STRICT
     channel_order: Literal["RGB", "BGR"] = "RGB"  # The order that the network expects.
     scale: Divisor = 1.0 / 255.0  # Applied to 0-255 values first: 1/255 for networks trained on 0-1, 1 for 0-255.
     mean: Channels = (0.485, 0.456, 0.406)  # In the network's order and range.

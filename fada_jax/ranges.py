@@ -8,9 +8,12 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le, Len
 from pydantic import AllowInfNan, ValidationError, WrapValidator
 
-Whole = Annotated[int, Ge(0)]
-Positive = Annotated[int, Ge(1)]
-Seed = Annotated[int, Ge(0), Le(2**31 - 1)]
+# What counts anything here fits into 32 bits, as devices count.
+MOST = 2**31 - 1
+Whole = Annotated[int, Ge(0), Le(MOST)]
+Positive = Annotated[int, Ge(1), Le(MOST)]
+Byte = Annotated[int, Ge(0), Le(255)]
+Seed = Annotated[int, Ge(0), Le(MOST)]
 Finite = Annotated[float, AllowInfNan(False)]
 NonNegative = Annotated[Finite, Ge(0)]
 Share = Annotated[Finite, Ge(0), Le(1)]
@@ -30,9 +33,11 @@ def described(text: str) -> WrapValidator:
     return WrapValidator(check)
 
 
-_Side = Annotated[int, Ge(8)]
-Size = Annotated[tuple[_Side, _Side], described("(width, height) of at least 8 pixels")]
-Crop = Annotated[tuple[()] | tuple[_Side, _Side], described("() or (width, height) of at least 8 pixels")]
+_Side = Annotated[int, Ge(8), Le(2**15)]
+Size = Annotated[tuple[_Side, _Side], described("(width, height), whole numbers of 8 to 32768 pixels")]
+Crop = Annotated[
+    tuple[()] | tuple[_Side, _Side], described("() or (width, height), whole numbers of 8 to 32768 pixels")
+]
 _Factor = Annotated[Finite, Ge(0.01)]
 Scale = Annotated[tuple[()] | tuple[_Factor, _Factor], described("() or (low, high) of positive factors")]
 Scales = Annotated[tuple[Annotated[Finite, Ge(0.1)], ...], Len(1), described("one or more numbers of at least 0.1")]

@@ -24,7 +24,7 @@ from fada_jax.configs import gta5_to_cityscapes
 from fada_jax.errors import UserError
 from fada_jax.input_pipeline import conversion, layouts, raw_files
 from fada_jax.stages import data, program, workdirs
-from fada_jax.training import checkpoints
+from fada_jax.training import checkpoints, saving
 
 CONFIG = "--config=configs/gta5_to_cityscapes.py:size=miniature"
 SIZES = ("--config.source.size=(48,32)", "--config.target.size=(48,24)", "--config.eval.size=(48,24)")
@@ -217,10 +217,10 @@ def write_checkpoints(workdir, config, *steps, images=None):
         lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(lambda: program.create_states(schema.read(config)))
     )
     class_set = classes.get_class_set(config.class_set)
-    meta = checkpoints.make_meta(
+    meta = saving.make_meta(
         schema.read(config).plain(), schema.read(config).model, schema.read(config).preprocessing, class_set, images
     )
-    with checkpoints.writing(workdir, meta, wait=True) as save:
+    with saving.writing(workdir, meta, wait=True) as save:
         for number in steps:
             save(number, states)
 

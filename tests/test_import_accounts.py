@@ -25,7 +25,7 @@ from fada_jax.stages import (  # noqa: E402
     program,
     run,
 )
-from fada_jax.training import checkpoints  # noqa: E402
+from fada_jax.training import checkpoints, saving  # noqa: E402
 
 K, STEP = 19, 7
 COUNTERS = (optax.ScaleByScheduleState, optax.ScaleByAdamState)
@@ -146,13 +146,13 @@ def files(tmp_path_factory):
     # What we export: the released layout in both kinds of file, and our own names where that cannot hold the model.
     convert_weights.import_file(str(paths["adaptation"]), str(folder / "w"), config=make_config("fada"))
     config = make_config("fada, group")
-    meta = checkpoints.make_meta(
+    meta = saving.make_meta(
         config.plain(), config.model, config.preprocessing,
         config.classes,
     )  # fmt: skip
     rng = np.random.default_rng(3)
     random = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), fresh_states("fada, group"))
-    with checkpoints.writing(folder / "group", meta, wait=True) as save:
+    with saving.writing(folder / "group", meta, wait=True) as save:
         save(3, random)
     for name, workdir in (("ours.pth", "w"), ("ours.safetensors", "w"), ("own.safetensors", "group")):
         exporting.export_file(folder / workdir, folder / name)

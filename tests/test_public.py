@@ -26,7 +26,7 @@ from fada_jax.configs import gta5_to_cityscapes
 from fada_jax.errors import UserError
 from fada_jax.evaluation import predictor
 from fada_jax.interop import exporting, pillow_resize, stablehlo, torch_files
-from fada_jax.training import checkpoints, optimizers
+from fada_jax.training import checkpoints, optimizers, saving
 from fada_jax.training import states as train_states
 
 TINY = {
@@ -59,7 +59,7 @@ def workdir(tmp_path_factory):
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(0, 1.5 / np.sqrt(x.size / x.shape[-1]), x.shape), shapes)
     flat = traverse_util.flatten_dict({"params": params}, sep=".")
-    meta = checkpoints.make_meta(config.plain(), spec, config.preprocessing, config.classes)
+    meta = saving.make_meta(config.plain(), spec, config.preprocessing, config.classes)
     safetensors.numpy.save_file(
         {key: value.astype(np.float32) for key, value in flat.items()},
         folder / "model.safetensors",

@@ -26,8 +26,9 @@ from fada_jax.input_pipeline import conversion, streams
 from fada_jax.input_pipeline.pseudo_labels import PseudoLabels
 from fada_jax.interop import stablehlo
 from fada_jax.models import Discriminator, Segmenter, compute_dtype
-from fada_jax.stages import labelling, parents, program, recipe, run, workdirs
-from fada_jax.training import checkpoints, losses
+from fada_jax.stages import beginning, labelling, parents, program, recipe, run, workdirs
+from fada_jax.stored import Parent
+from fada_jax.training import checkpoints, losses, saving
 from fada_jax.training import states as train_states
 from fada_jax.training.optimizers import OptimizerSpec
 
@@ -57,13 +58,13 @@ def write_model(workdir, config, seed=0, step=2):
         states["generator"].params,
     )
     states["generator"] = states["generator"].replace(params=params)
-    meta = checkpoints.make_meta(
+    meta = saving.make_meta(
         schema.read(config).plain(),
         schema.read(config).model,
         schema.read(config).preprocessing,
         classes.get_class_set(config.class_set),
     )
-    with checkpoints.writing(workdir, meta, wait=True) as save:
+    with saving.writing(workdir, meta, wait=True) as save:
         save(step, states)
     return workdir
 
@@ -153,14 +154,15 @@ def test_a_stage_whose_origin_was_made_again_is_refused(data_dir, teacher, tmp_p
     said = []
     run.train(schema.read(config), tmp_path / "w", log=said.append)
     assert not any("random" in line for line in said)
-    stored = run.check(schema.read(config), tmp_path / "w").meta
-    assert stored["parents"]["init_from"] == {"step": 2, "digest": checkpoints.load_model(source).digest}
+    stored = beginning.check(schema.read(config), tmp_path / "w").meta
+    assert stored.parents["init_from"] == Parent(2, checkpoints.load_model(source).digest)
     # The same weights elsewhere are the same.
     moved = source.rename(tmp_path / "moved")
-    run.check(schema.read(config_of("stage=adaptation", data_dir, init_from=str(moved), total_steps=1)), tmp_path / "w")
+    same = config_of("stage=adaptation", data_dir, init_from=str(moved), total_steps=1)
+    beginning.check(schema.read(same), tmp_path / "w")
     write_model(tmp_path / "source", config_of("stage=source", data_dir), seed=7)
     with pytest.raises(UserError, match="other weights lie now"):
-        run.check(schema.read(config), tmp_path / "w")
+        beginning.check(schema.read(config), tmp_path / "w")
 
 
 def test_a_stage_without_weights_says_that_it_starts_at_random(data_dir, tmp_path):

@@ -25,7 +25,7 @@ from fada_jax.errors import UserError
 from fada_jax.input_pipeline import conversion, records, streams
 from fada_jax.input_pipeline.stream import Stream
 from fada_jax.stages import logs, program, run, workdirs
-from fada_jax.training import checkpoints, checksums, loop
+from fada_jax.training import checkpoints, checksums, loop, saving
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def states_of(config):
 
 def meta_of(config):
     class_set = classes.get_class_set(config.class_set)
-    return checkpoints.make_meta(
+    return saving.make_meta(
         schema.read(config).plain(),
         schema.read(config).model,
         schema.read(config).preprocessing,
@@ -70,18 +70,18 @@ def files_of(checkpoint):
 def test_last_best_and_every_checkpoint_are_kept(tmp_path):
     config = tiny_config()
     states, scores = states_of(config), {2: 10.0, 3: 50.0, 6: 40.0}
-    with checkpoints.writing(tmp_path, meta_of(config), keep=2, keep_every=4, scored=True) as save:
+    with saving.writing(tmp_path, meta_of(config), keep=2, keep_every=4, scored=True) as save:
         for step in range(1, 5):
             save(step, states, {"miou": scores[step]} if step in scores else None)
     # The policy goes on in the next run, with the scores of the last.
-    with checkpoints.writing(tmp_path, meta_of(config), keep=2, keep_every=4, scored=True) as save:
+    with saving.writing(tmp_path, meta_of(config), keep=2, keep_every=4, scored=True) as save:
         for step in range(5, 8):
             save(step, states, {"miou": scores[step]} if step in scores else None)
     assert checkpoints.available_steps(tmp_path) == [3, 4, 6, 7]
     assert checkpoints.recorded_scores(tmp_path) == {3: 50.0, 6: 40.0}
     assert checkpoints.resolve_step(tmp_path, "best") == 3
     meta = checkpoints.read_meta(tmp_path, 7)
-    assert (meta["next_batch"], meta["images"], meta["versions"]["jax"]) == (7, {"source": 6}, jax.__version__)
+    assert (meta.next_batch, meta.images, meta.versions["jax"]) == (7, {"source": 6}, jax.__version__)
 
 
 def test_every_damaged_file_of_a_checkpoint_is_noticed(tmp_path):
@@ -107,6 +107,10 @@ def test_every_damaged_file_of_a_checkpoint_is_noticed(tmp_path):
     assert noticed >= 40 and checksums.damage(checkpoint) == ""
     (checkpoint / "model" / "more").write_bytes(b"x")
     assert "model/more" in checksums.damage(checkpoint)
+    (checkpoint / "model" / "more").unlink()
+    for name in (".DS_Store", "model/.nfs0001", "Thumbs.db"):
+        (checkpoint / name).write_bytes(b"x")
+    assert checksums.damage(checkpoint) == "" and checkpoints.load_model(tmp_path).step == 3
 
 
 def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path):
@@ -133,7 +137,7 @@ def test_a_full_disk_costs_no_earlier_checkpoint(tmp_path):
             taken = tmp_path / "small" / "other"
             taken.write_bytes(bytes(_free(tmp_path / "small") - 8192))
             with pytest.raises(UserError, match=r"\(No space left .*\); the last good one is 3: make") as error:
-                with checkpoints.writing(tmp_path / "small", meta_of(config), wait=wait) as save:
+                with saving.writing(tmp_path / "small", meta_of(config), wait=wait) as save:
                     save(6, states_of(config))
                     save(9, states_of(config))
             assert "\n" not in str(error.value)
@@ -320,7 +324,7 @@ def test_the_images_of_a_bad_step_are_written_down(data_dir, tmp_path):
 
 def restored_on_meshes(workdir):
     """How many leaves of step 3 were split over devices, and the sum of all leaves, by mesh."""
-    config = schema.stored(checkpoints.read_meta(workdir, 3)["config"], 19)
+    config = schema.stored(checkpoints.read_meta(workdir, 3).config, 19)
     shapes = jax.eval_shape(lambda: program.create_states(config))
     restored = []
     for axes in ({"fsdp": 4}, {"fsdp": 2, "spatial": 2}, {}):
@@ -335,7 +339,7 @@ def test_a_checkpoint_restores_on_other_meshes(tmp_path):
     config = tiny_config()
     rng = np.random.default_rng(0)
     states = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), states_of(config))
-    with checkpoints.writing(tmp_path, meta_of(config), wait=True) as save:
+    with saving.writing(tmp_path, meta_of(config), wait=True) as save:
         save(3, states)
     restored = on_devices(4, "test_reliability", f"restored_on_meshes({str(tmp_path)!r})")
     expected = sum(float(np.asarray(x, np.float64).sum()) for x in jax.tree.leaves(states))

@@ -7,7 +7,7 @@ from fada_jax import config as schema
 from fada_jax.configs import gta5_to_cityscapes
 from fada_jax.errors import UserError
 from fada_jax.methods.stages import current_name
-from fada_jax.stages import run, workdirs
+from fada_jax.stages import beginning, workdirs
 from fada_jax.training import checkpoints, checksums
 
 
@@ -53,11 +53,11 @@ def test_a_workdir_of_the_old_stage_goes_on(tmp_path):
     # The sums are of the file as it was.
     (path.parents[1] / "SHA256SUMS").unlink()
     checksums._write_sums(path.parents[1])
-    begun = run.check(schema.read(config), tmp_path / "w", data_sets=False)
-    assert begun.meta["config"]["stage"] == "adversarial"
+    begun = beginning.check(schema.read(config), tmp_path / "w", data_sets=False)
+    assert begun.meta.config["stage"] == "adversarial"
     other = tiny_config()
     with pytest.raises(UserError, match="belongs to another config"):
-        run.check(schema.read(other), tmp_path / "w", data_sets=False)
+        beginning.check(schema.read(other), tmp_path / "w", data_sets=False)
 
 
 def test_a_recipes_folder_keeps_its_old_name(tmp_path):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
+from fada_jax.documents import STRICT
 from fada_jax.ranges import Positive, Rates, Widths
 
 Norm = Literal["frozen", "live", "group"]
@@ -16,6 +17,7 @@ DTYPES: tuple[str, ...] = get_args(ComputeType)
 class ModelSpec:
     """Everything that determines the shapes of G; it is stored in checkpoints."""
 
+    __pydantic_config__: ClassVar = STRICT
     backbone: str  # One of BACKBONES of fada_jax/models/segmenter.py.
     num_classes: int  # K.
     # Self-distillation from GTA5 trains batch norm; every other released stage keeps it frozen.

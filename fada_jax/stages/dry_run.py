@@ -50,7 +50,7 @@ def _compile_step(config: Config, mesh: jax.sharding.Mesh) -> tuple[States, dict
     Returns:
       shapes of the states and of a batch, with their shardings, and the compiled step.
     """
-    states = jax.eval_shape(lambda: program.create_states(config))
+    states = program.state_shapes(config)
     shardings = distributed.by_size(mesh, states)
     states = distributed.placed(states, shardings)
     batch = distributed.placed_batch(mesh, data.batch_shapes(config))

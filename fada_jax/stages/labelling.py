@@ -27,6 +27,7 @@ from fada_jax.input_pipeline import streams
 from fada_jax.input_pipeline.stream import Stream
 from fada_jax.models import Segmenter
 from fada_jax.stages.parents import load_teacher
+from fada_jax.stored import Meta
 from fada_jax.training import checkpoints, selection
 
 
@@ -59,7 +60,7 @@ def _teacher_stream(config: Config, teacher: checkpoints.Model) -> Stream:
 def ensure_pseudo_labels(
     config: Config,
     workdir: Path,
-    meta: Mapping[str, Any],
+    meta: Meta | None,
     teacher: checkpoints.Model | None,
     mesh: jax.sharding.Mesh,
     log: Callable[[str], None],
@@ -69,7 +70,7 @@ def ensure_pseudo_labels(
     Args:
       config: of the stage.
       workdir: of the stage.
-      meta: of the checkpoint that training goes on from; {} where it begins.
+      meta: of the checkpoint that training goes on from; None where it begins.
       teacher: if it is loaded already.
       mesh: that shares the work.
       log: receives what is done.
@@ -80,7 +81,7 @@ def ensure_pseudo_labels(
     Raises:
       UserError: the stage has begun with other labels, or there is no teacher to make them.
     """
-    path, begun_with = Path(pseudo_label_file(config, workdir)), meta.get("pseudo_labels")
+    path, begun_with = Path(pseudo_label_file(config, workdir)), meta.pseudo_labels if meta else None
     in_file = label_files.provenance(path) if path.exists() else None
     if begun_with is not None and in_file is not None:
         if in_file != begun_with:

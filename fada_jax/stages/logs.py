@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import itertools
 import json
 import math
@@ -27,12 +28,13 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tensorboardX.summary import hparams
 
-from fada_jax import distributed, files, images
+from fada_jax import distributed, documents, files, images
 from fada_jax.config import Config, flat
 from fada_jax.errors import UserError
 from fada_jax.evaluation import inference
 from fada_jax.input_pipeline import streams
 from fada_jax.models import Segmenter, height_width
+from fada_jax.stored import Step
 from fada_jax.training import loop
 
 
@@ -121,21 +123,18 @@ def open_log(
       config: the stage's, as a plain dict.
       log: receives the progress lines.
       images_per_step: of all streams, which images_per_second is made of.
-
-    Raises:
-      UserError: ``config["wandb"]`` is set and Weights & Biases is not installed.
     """
     if jax.process_index():
         yield RunLog(lambda step, values: None, lambda step, picture: None)
         return
     path = workdir / "metrics.jsonl"
-    kept = path.read_text().splitlines(keepends=True) if path.exists() else []
+    kept = files.read_text(path).splitlines(keepends=True) if path.exists() else []
     files.write_text(path, "".join(line for line in kept if _step_of(line) <= plan.start))
     began = time.perf_counter()
     with contextlib.ExitStack() as stack:
         board = stack.enter_context(SummaryWriter(str(workdir), purge_step=plan.start + 1))
         _write_hyperparameters(board, config)
-        file = stack.enter_context(path.open("a"))
+        file = stack.enter_context(path.open("a", encoding="utf-8"))
         online = _open_wandb(stack, workdir, config) if config["wandb"] else None
 
         def metrics(step: int, values: dict[str, float]) -> None:
@@ -162,11 +161,18 @@ def open_log(
 
 
 def _step_of(line: str) -> float:
-    """Step of a line of metrics.jsonl; infinity where a kill or a full disk cut it short."""
+    """Step of a line of metrics.jsonl; infinity where a kill or a full disk cut it short, or it is none."""
     try:
-        return json.loads(line)["step"] if line.endswith("\n") else math.inf
-    except ValueError:
+        return documents.check(documents.parse(line, "line"), _Line, "line").step if line.endswith("\n") else math.inf
+    except UserError:
         return math.inf
+
+
+@dataclasses.dataclass(frozen=True)
+class _Line:
+    """What is needed of a line of metrics.jsonl."""
+
+    step: Step
 
 
 def _write_hyperparameters(board: Any, config: Mapping[str, Any]) -> None:
@@ -176,11 +182,19 @@ def _write_hyperparameters(board: Any, config: Mapping[str, Any]) -> None:
         board.file_writer.add_summary(summary)
 
 
+def check_wandb(project: str) -> None:
+    """Refuses a project of Weights & Biases that nothing could be sent to.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    if importlib.util.find_spec("wandb") is None:
+        raise UserError(f"config.wandb={project!r} needs wandb: pip install 'fada-jax[wandb]'")
+
+
 def _open_wandb(stack: contextlib.ExitStack, workdir: Path, config: Mapping[str, Any]) -> Any:
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError(f"config.wandb={config['wandb']!r} needs wandb: pip install 'fada-jax[wandb]'") from error
+    import wandb
+
     # One run a workdir: a resumed stage goes on in the curves it began.
     identity = hashlib.sha256(str(workdir).encode()).hexdigest()[:16]
     run = wandb.init(

@@ -8,12 +8,15 @@ from typing import Any
 
 import jax
 
-from fada_jax import classes, distributed
+from fada_jax import distributed
 from fada_jax.config import Config
 from fada_jax.errors import UserError
 from fada_jax.methods import States
+from fada_jax.methods.stages import STAGES
 from fada_jax.models import interchange
+from fada_jax.stages import workdirs
 from fada_jax.stages.program import fresh_states
+from fada_jax.stored import Parent
 from fada_jax.training import checkpoints
 from fada_jax.training.states import TrainState, replace_weights
 
@@ -62,11 +65,11 @@ def load_compatible(config: Config, workdir: str, key: str, *, any_head: bool = 
     try:
         model = checkpoints.load_model(workdir)
     except UserError as error:
-        raise UserError(f"{key}: {error}") from error
+        raise UserError(f"{key}: {error}{_hint(Path(workdir))}") from error
     pairs: list[tuple[str, Any, Any]] = [("preprocessing", model.preprocessing, config.preprocessing)]
     if model.class_set or not any_head:
-        predicted, wanted = model.class_set or classes.ClassSet("", (), ()), config.classes
-        pairs += [("class set", predicted.name, wanted.name), ("classes", predicted.names, wanted.names)]
+        name, names = (model.class_set.name, model.class_set.names) if model.class_set else ("", ())
+        pairs += [("class set", name, config.classes.name), ("classes", names, config.classes.names)]
     pairs += interchange(model.spec, config.model)
     for name, stored, wanted in pairs:
         if stored != wanted:
@@ -74,12 +77,26 @@ def load_compatible(config: Config, workdir: str, key: str, *, any_head: bool = 
     return model
 
 
-def same_parents(config: Config, meta: Mapping[str, Any], workdir: Path) -> dict[str, str]:
+def _hint(path: Path) -> str:
+    """What may have been meant by a path that is no workdir of a stage."""
+    if path.is_file():
+        return "; it is a file: python -m fada_jax.convert_weights import makes a workdir of it"
+    stages = [name for name in STAGES if checkpoints.available_steps(workdirs.stage_folder(path, name))]
+    if stages:
+        folders = ", ".join(str(workdirs.stage_folder(path, name)) for name in stages)
+        return f"; it is a recipe's: name one of its stages, {folders}"
+    return ""
+
+
+def same_parents(
+    config: Config, before: Mapping[str, Any], begun_with: Mapping[str, Parent], workdir: Path
+) -> dict[str, str]:
     """Refuses to go on from weights or labels whose origin has changed since the workdir began.
 
     Args:
       config: of the stage.
-      meta: of a checkpoint in ``workdir``.
+      before: config that the workdir began with, as a plain dict.
+      begun_with: the models that it began with, by config key.
       workdir: of the stage.
 
     Returns:
@@ -89,17 +106,17 @@ def same_parents(config: Config, meta: Mapping[str, Any], workdir: Path) -> dict
       UserError: other weights lie there now.
     """
     same = {}
-    for key, parent in meta.get("parents", {}).items():
-        folder = getattr(config, key)
+    for key, parent in begun_with.items():
+        folder = getattr(config, key, "")
         if not folder or not checkpoints.available_steps(folder):
             continue  # What is gone cannot be compared, and what is renamed differs from the stored config.
         model = checkpoints.load_model(folder)
-        if model.digest != parent["digest"]:
+        if model.digest != parent.digest:
             raise UserError(
-                f"{workdir} was made from step {parent['step']} of config.{key}={folder}, where other weights lie "
+                f"{workdir} was made from step {parent.step} of config.{key}={folder}, where other weights lie "
                 f"now (step {model.step}): remove {workdir} to have it made again, or use another --workdir"
             )
-        same[key] = meta["config"][key]
+        same[key] = before[key]
     return same
 
 

@@ -6,13 +6,29 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from flax.errors import FlaxError
 
 from fada_jax import distributed
 from fada_jax.config import Config
+from fada_jax.errors import UserError
 from fada_jax.methods import Metrics, States
 from fada_jax.training import loop
 
 Step = Callable[[States, Any], tuple[States, Metrics]]
+
+
+def state_shapes(config: Config) -> States:
+    """Shapes of the states of a stage, without any array.
+
+    Raises:
+      UserError: no network can be built from the config.
+    """
+    try:
+        return jax.eval_shape(lambda: create_states(config))
+    except (TypeError, ValueError, FlaxError) as error:
+        # Flax's layers and JAX's shapes raise these about numbers that do not fit together.
+        problem = " ".join(str(error).split("\n\n")[0].split())[:200]
+        raise UserError(f"config.model, config.discriminator: no network can be built so: {problem}") from error
 
 
 def create_states(config: Config) -> States:
@@ -39,7 +55,7 @@ def jit_step(config: Config, mesh: jax.sharding.Mesh, shardings: Any) -> jax.sta
 
 def fresh_states(config: Config, mesh: jax.sharding.Mesh) -> States:
     """``create_states`` on a mesh."""
-    shapes = jax.eval_shape(lambda: create_states(config))
+    shapes = state_shapes(config)
     # XLA compiles what runs once without optimisation on CPUs, in a quarter of the time.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     # Leaves alone: each call of create_states makes optimizers of its own, which JAX takes for another structure.

@@ -13,7 +13,7 @@ from fada_jax.config import Config
 from fada_jax.evaluation import colour_matching, scoring
 from fada_jax.methods import SYSTEMS
 from fada_jax.methods.stages import STUDENT, Part
-from fada_jax.stages import run, workdirs
+from fada_jax.stages import beginning, run, workdirs
 
 Row = dict[str, Any]
 
@@ -56,7 +56,7 @@ def check(stages: Mapping[str, Config], workdir: Path) -> None:
       UserError: anything the user can mend.
     """
     for name, config in stages.items():
-        run.check(config, workdirs.stage_folder(workdir, name))
+        beginning.check(config, workdirs.stage_folder(workdir, name))
 
 
 def train(stages: Mapping[str, Config], workdir: Path) -> None:

@@ -20,56 +20,12 @@ from fada_jax.errors import UserError
 from fada_jax.evaluation import scoring
 from fada_jax.methods import States
 from fada_jax.models import compute_dtype
-from fada_jax.stages import data, labelling, logs, parents, program, workdirs
-from fada_jax.training import checkpoints, checksums, loop
+from fada_jax.stages import beginning, data, labelling, logs, parents, program, workdirs
+from fada_jax.stages.beginning import Begun
+from fada_jax.stored import Meta
+from fada_jax.training import checkpoints, loop, saving
 
 Log = Callable[[str], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Begun:
-    """What a workdir holds already.
-
-    Attributes:
-      meta: of its last checkpoint; {} without one.
-      images: of each stream of the batch.
-    """
-
-    meta: Mapping[str, Any]
-    images: Mapping[str, int]
-
-
-def check(config: Config, workdir: Path, *, data_sets: bool = True) -> Begun:
-    """Refuses what can be refused about a stage while nothing is written.
-
-    Args:
-      config: of the stage.
-      workdir: of the stage, absolute.
-      data_sets: look at the config's data sets, too.
-
-    Raises:
-      UserError: a workdir of another config, missing data or other data than it began with.
-    """
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"{workdir} is a file: the workdir must be a folder")
-    mesh = make_mesh(config)
-    meta: dict[str, Any] = {}
-    for number in reversed(checkpoints.available_steps(workdir)):
-        if not checksums.damage(checkpoints.directory(workdir) / str(number), ("meta",)):
-            meta = checkpoints.read_meta(workdir, number)
-            # A class map may have moved; what counts is the classes in it. ImageNet weights have none of their own.
-            before = {"class_set": list((checkpoints.class_set(meta) or config.classes).names)}
-            now = {"class_set": list(config.classes.names), **parents.same_parents(config, meta, workdir)}
-            workdirs.refuse_other_config(meta["config"] | before, config.plain() | now, workdir)
-            break
-    images = data.check_streams(config, labelling.pseudo_label_file(config, workdir), mesh) if data_sets else {}
-    stored = meta.get("images") or images
-    if stored != images:
-        raise UserError(
-            f"{workdir} was trained on {stored} images, config.data_dir={config.data_dir} holds {images}: give it the "
-            "data it began with or use another --workdir"
-        )
-    return Begun(meta, images)
 
 
 def make_mesh(config: Config) -> jax.sharding.Mesh:
@@ -123,18 +79,20 @@ def train(
     workdir = files.local(workdir, "--workdir").absolute()
 
     # ---- What can be refused is refused before anything is written
-    begun = check(config, workdir, data_sets=batches is None)
+    begun = beginning.check(config, workdir, data_sets=batches is None)
     run, models, states = _Run(config, workdir, make_mesh(config), log, batches is None), {}, None
     if not begun.meta:
         models = parents.load_parents(config, needs_teacher=run.data_sets and config.kind.pseudo_labels)
         states = parents.initial_states(config, run.mesh, models.get("init_from"))
 
     with workdirs.hold(workdir), handovers.within(stage=config.stage, method=config.method):
+        # Until the workdir was held, another run may have begun in it, or ended.
+        begun = beginning.check(config, workdir, data_sets=batches is None)
+
         # ---- States
         last = checkpoints.last_good(workdir, log)
         if last is not None:
-            shapes = jax.eval_shape(lambda: program.create_states(config))
-            states = checkpoints.restore_states(workdir, last, shapes, distributed.by_size(run.mesh, shapes))
+            states = _restored(run, last)
         elif states is None:
             states = parents.initial_states(config, run.mesh)
         start = last or 0
@@ -157,42 +115,42 @@ def train(
     return states
 
 
-def _announce(run: _Run, meta: Mapping[str, Any], *, begins: bool) -> None:
+def _restored(run: _Run, step: int) -> States:
+    shapes = program.state_shapes(run.config)
+    return checkpoints.restore_states(run.workdir, step, shapes, distributed.by_size(run.mesh, shapes))
+
+
+def _announce(run: _Run, meta: Meta | None, *, begins: bool) -> None:
     """Says what a run goes on with that differs from what it began with, and what a new one starts from."""
     config, log = run.config, run.log
-    written, now = meta.get("versions", {}), checkpoints.library_versions()
-    if other := [f"{name} {written[name]}" for name in written if written[name] != now.get(name)]:
-        log(f"begun with {', '.join(other)}: with what is installed now the last bits may differ")
-    dtype, dtype_now = meta.get("compute_dtype"), compute_dtype(config.model.dtype)
-    if dtype and dtype != dtype_now:
-        log(f"begun in {dtype}, goes on in {dtype_now} here (config.model.dtype={config.model.dtype})")
-    added = flat(config.plain()).keys() - flat(meta.get("config", {})).keys()
-    if meta and added:
-        log(f"begun by an earlier version without {', '.join(sorted(added))}: this config's values hold from here on")
     if begins and not config.init_from:
         log(f"{config.stage}: config.init_from is empty, so it starts from random weights")
+    if not meta:
+        return
+    written, now = meta.versions, saving.library_versions()
+    if other := [f"{name} {written[name]}" for name in written if written[name] != now.get(name)]:
+        log(f"begun with {', '.join(other)}: with what is installed now the last bits may differ")
+    dtype, dtype_now = meta.compute_dtype, compute_dtype(config.model.dtype)
+    if dtype and dtype != dtype_now:
+        log(f"begun in {dtype}, goes on in {dtype_now} here (config.model.dtype={config.model.dtype})")
+    added = flat(config.plain()).keys() - flat(meta.config).keys()
+    if added:
+        log(f"begun by an earlier version without {', '.join(sorted(added))}: this config's values hold from here on")
 
 
-def _own(run: _Run, begun: Begun, models: Mapping[str, checkpoints.Model], *, begins: bool) -> dict[str, Any]:
-    """Writes the config and missing labels of a teacher into the workdir; returns ``meta`` of its checkpoints."""
-    config, origin = run.config, {}
-    if jax.process_index() == 0:
-        files.write_text(run.workdir / "config.json", json.dumps(config.plain(), indent=2) + "\n")
-    if begun.meta:
-        origin["parents"] = begun.meta.get("parents", {})
-    else:
-        origin["parents"] = {key: {"step": model.step, "digest": model.digest} for key, model in models.items()}
+def _own(run: _Run, begun: Begun, models: Mapping[str, checkpoints.Model], *, begins: bool) -> Meta:
+    """Writes whose the workdir is and missing labels of a teacher; returns ``meta`` of its checkpoints."""
+    config = run.config
+    origin: dict[str, Any] = {"parents": beginning.own(config, run.workdir, begun, models)}
     if run.data_sets and config.kind.pseudo_labels:
         origin["pseudo_labels"] = labelling.ensure_pseudo_labels(
-            config, run.workdir, {} if begins else begun.meta, models.get("teacher_from"), run.mesh, run.log
+            config, run.workdir, None if begins else begun.meta, models.get("teacher_from"), run.mesh, run.log
         )
     multihost_utils.sync_global_devices("workdir")
-    return checkpoints.make_meta(
-        config.plain(), config.model, config.preprocessing, config.classes, begun.images, **origin
-    )
+    return saving.make_meta(config.plain(), config.model, config.preprocessing, config.classes, begun.images, **origin)
 
 
-def _fit(run: _Run, states: States, batches: Iterable[Any], start: int, meta: Mapping[str, Any]) -> tuple[States, int]:
+def _fit(run: _Run, states: States, batches: Iterable[Any], start: int, meta: Meta) -> tuple[States, int]:
     """The loop with its logs, checkpoints, scores and pictures; returns the states and the steps done."""
     config, mesh, workdir, log = run.config, run.mesh, run.workdir, run.log
     plan = loop.Plan(start, config.total_steps, config.log_every, config.checkpoint_every)
@@ -207,7 +165,7 @@ def _fit(run: _Run, states: States, batches: Iterable[Any], start: int, meta: Ma
         should_stop = stack.enter_context(distributed.stop_signals())
         written = stack.enter_context(logs.open_log(workdir, plan, config.plain(), log, images_per_step=images))
         kept, every, scored = config.keep_checkpoints, config.keep_every, bool(config.eval_every)
-        writing = checkpoints.writing(workdir, meta, keep=kept, keep_every=every, scored=scored)
+        writing = saving.writing(workdir, meta, keep=kept, keep_every=every, scored=scored)
         save = stack.enter_context(writing)
 
         def on_checkpoint(number: int, states: States) -> None:
@@ -243,6 +201,6 @@ def _note_non_finite(run: _Run, number: int, metrics: list[str]) -> None:
     images = data.batch_names(run.config, run.pseudo_labels, number - 1) if run.data_sets else {}
     path = run.workdir / "non_finite.jsonl"
     if jax.process_index() == 0:
-        with path.open("a") as file:
+        with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": number, "metrics": metrics, "images": images}) + "\n")
     run.log(f"step {number} made a NaN or an infinity: its images are listed in {path}")

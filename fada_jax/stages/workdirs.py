@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from fada_jax import files
 from fada_jax.config import FREE_ON_RESUME, flat
 from fada_jax.errors import UserError
 from fada_jax.methods.stages import RENAMED, STAGES, current_name
@@ -45,7 +47,22 @@ def stage_workdir(workdir: str | Path) -> Path:
 
 def _finished(folder: Path) -> bool:
     step = checkpoints.available_steps(folder)[-1]
-    return step >= checkpoints.read_meta(folder, step)["config"]["total_steps"]
+    return step >= int(checkpoints.read_meta(folder, step).config["total_steps"])
+
+
+def check_folder(workdir: Path) -> None:
+    """Refuses a workdir that cannot be one.
+
+    Raises:
+      UserError: a file, or a place where nothing can be written.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir} is a file: the workdir must be a folder")
+    if workdir.is_dir():
+        if not os.access(workdir, os.W_OK | os.X_OK):
+            raise UserError(f"{workdir} cannot be written: no permission, or a read-only file system")
+    else:
+        files.check_output(workdir)
 
 
 @contextlib.contextmanager
@@ -64,7 +81,8 @@ def hold(workdir: str | Path) -> Iterator[None]:
         if jax.process_index() == 0:
             try:
                 workdir.mkdir(parents=True, exist_ok=True)
-                file = stack.enter_context((workdir / "lock").open("w"))
+                # Opened to append: a user's file of that name keeps what it holds.
+                file = stack.enter_context((workdir / "lock").open("ab"))
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 reason = "another run is at work in it: wait for it or use another --workdir"

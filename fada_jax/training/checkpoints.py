@@ -7,15 +7,11 @@ prediction need nothing but a workdir. ``SHA256SUMS``, as ``sha256sum -c`` reads
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
-import importlib.metadata
-import json
+import itertools
 import os
-import platform
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +19,21 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import serialization
+from flax.errors import FlaxError
 from jax.experimental import multihost_utils
-from orbax.checkpoint import checkpoint_managers
 
-from fada_jax import __version__, classes, distributed, files
-from fada_jax.errors import UserError, storage_fault
-from fada_jax.models import ComputeType, ModelSpec, compute_dtype
+from fada_jax import classes, distributed, documents, files, stored
+from fada_jax.errors import UserError
+from fada_jax.models import BACKBONES, ComputeType, ModelSpec
 from fada_jax.models.convolution import inference_dtype
 from fada_jax.preprocessing import Preprocessing
+from fada_jax.stored import Meta, Percent
 from fada_jax.training import checksums
 from fada_jax.training.optimizers import OptimizerSpec
 from fada_jax.training.states import TrainState, create_generator, replace_weights
 
 # Pytrees by name; ``generator`` is the TrainState of G.
 States = dict[str, Any]
-FORMAT = 1
-# What decides the last bits of a result.
-_LIBRARIES = (
-    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow"),
-    *("tensorflow", "tensorflow-cpu"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +81,7 @@ class Model:
     @property
     def variables(self) -> dict[str, Any]:
         """Collections for ``Segmenter(spec).apply``."""
-        state = jax.eval_shape(lambda: create_generator(self.spec, OptimizerSpec(), jax.random.key(0)))
+        state = generator_shapes(self.spec, "model")
         return replace_weights(state, self.params, self.batch_stats).variables
 
 
@@ -99,162 +90,50 @@ def directory(workdir: str | Path) -> Path:
     return files.local(workdir, "workdir").absolute() / checksums.FOLDER
 
 
-def library_versions() -> dict[str, str]:
-    """Versions of what computes and stores a result."""
-    versions = {"python": platform.python_version()}
-    for name in _LIBRARIES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
-
-
-def make_meta(
-    config: Mapping[str, Any],
-    spec: ModelSpec,
-    preprocessing: Preprocessing,
-    class_set: classes.ClassSet | None,
-    images: Mapping[str, int] | None = None,
-    **made_from: Any,
-) -> dict:
-    """What a checkpoint says about itself, JSON types only.
-
-    Args:
-      config: that trains it, as a plain dict.
-      spec, preprocessing, class_set: of the model.
-      images: images of each stream of the batch, by name.
-      **made_from: ``parents``, the weights that the stage began with, and ``pseudo_labels``, the provenance of its
-        labels; see ``fada_jax.train``.
-    """
-    meta = {
-        "format": FORMAT,
-        "fada_jax": __version__,
-        "versions": library_versions(),
-        "config": dict(config),
-        "model": dataclasses.asdict(spec),
-        "preprocessing": dataclasses.asdict(preprocessing),
-        "class_set": dataclasses.asdict(class_set) if class_set else None,
-        "images": dict(images or {}),
-        "compute_dtype": compute_dtype(spec.dtype),
-        **made_from,
-    }
-    return json.loads(json.dumps(meta))
-
-
 def last_good(workdir: str | Path, log: Callable[[str], None]) -> int | None:
-    """The last checkpoint of a stage whose files are as they were written; None: there is none.
+    """The last checkpoint of a stage whose files are as they were written; None: there is none at all.
 
     An imported model is a checkpoint at step 0. Damaged ones after the last good one are renamed to
     ``<step>.damaged``, and said so. In several processes all get the same answer.
+
+    Raises:
+      UserError: there are checkpoints, and all of them are damaged; they stay where they are.
     """
-    good = -1
+    good, problem = _NONE, ""
     if jax.process_index() == 0:
+        damaged: dict[Path, str] = {}
         for step in reversed(available_steps(workdir)):
             path = directory(workdir) / str(step)
-            problem = checksums.damage(path)
-            if not problem:
+            if not (problem := checksums.damage(path)):
                 good = step
                 break
-            aside = path.with_name(f"{step}.damaged")
-            shutil.rmtree(aside, ignore_errors=True)
+            damaged[path] = problem
+        if damaged and good == _NONE:
+            good = _ALL_DAMAGED
+        for path, problem in damaged.items() if good >= 0 else ():
+            aside = _free(path)
             os.replace(path, aside)
             log(f"checkpoint {path} is damaged ({problem}): kept as {aside.name}, the one before it is taken")
     step = int(multihost_utils.broadcast_one_to_all(np.int32(good)))
+    if step == _ALL_DAMAGED:
+        raise UserError(
+            f"every checkpoint in {directory(workdir)} is damaged ({problem or 'see process 0'}): bring one back, or "
+            "move the folder away to begin anew"
+        )
     return step if step >= 0 else None
 
 
-def _miou(scores: Mapping[str, float]) -> float:
-    return scores["miou"]
+# What ``last_good`` tells the other processes instead of a step.
+_NONE, _ALL_DAMAGED = -1, -2
 
 
-def _preserved(keep: int | None, keep_every: int) -> checkpoint_managers.PreservationPolicy:
-    """The last ``keep``, the best by mIoU, and those at multiples of ``keep_every``."""
-    best = checkpoint_managers.BestN(get_metric_fn=_miou, n=1, keep_checkpoints_without_metrics=False)
-    policies = [checkpoint_managers.LatestN(n=keep), best]
-    if keep_every:
-        policies.append(checkpoint_managers.EveryNSteps(interval_steps=keep_every))
-    return checkpoint_managers.AnyPreservationPolicy(policies)
+def _free(path: Path) -> Path:
+    """A name for a damaged checkpoint that nothing has."""
+    names = (f"{path.name}.damaged{number or ''}" for number in itertools.count())
+    return next(path.with_name(name) for name in names if not os.path.lexists(path.with_name(name)))
 
 
-Save = Callable[[int, States, Mapping[str, float] | None], None]
-
-
-@contextlib.contextmanager
-def writing(
-    workdir: str | Path,
-    meta: Mapping[str, Any],
-    *,
-    keep: int | None = None,
-    keep_every: int = 0,
-    scored: bool = False,
-    wait: bool = False,
-) -> Iterator[Save]:
-    """Opens the checkpoints of a stage for writing; all are complete when it closes.
-
-    Args:
-      workdir: of the stage.
-      meta: of ``make_meta``.
-      keep: the last ones that are kept; None: all.
-      keep_every: every checkpoint at a multiple of these steps is kept, too; 0: none.
-      scored: checkpoints may come with scores, and the best by ``miou`` is kept, too.
-      wait: write each before going on, which needs no second copy of the states.
-
-    Yields:
-      ``save(step, states, scores)``, which returns once the states are copied off the device; ``scores`` is None or
-      holds ``miou``.
-
-    Raises:
-      UserError: a checkpoint cannot be written; those before it stay.
-    """
-    options = ocp.CheckpointManagerOptions(
-        best_fn=_miou if scored else None,  # Scores are written because of it; the policy decides what is kept.
-        preservation_policy=_preserved(keep, keep_every),
-        cleanup_tmp_directories=True,
-        enable_async_checkpointing=not wait,
-        temporary_path_class=checksums.SummedPath,
-    )
-    with _storage(workdir):
-        writer = ocp.CheckpointManager(directory(workdir), options=options)
-
-    def save(step: int, states: States, scores: Mapping[str, float] | None = None) -> None:
-        generator = states["generator"]
-        model = {"params": generator.params, "batch_stats": generator.collections.get("batch_stats", {})}
-        with _storage(workdir):
-            writer.save(
-                step,
-                args=ocp.args.Composite(
-                    model=ocp.args.StandardSave(model),
-                    training=ocp.args.StandardSave(_training_tree(states)),
-                    meta=ocp.args.JsonSave({**meta, "next_batch": step}),
-                ),
-                metrics=dict(scores) if scores else None,
-            )
-
-    try:
-        yield save
-        with _storage(workdir):
-            writer.wait_until_finished()
-    finally:
-        # An error that matters is being raised already.
-        with contextlib.suppress(Exception):
-            writer.close()
-
-
-@contextlib.contextmanager
-def _storage(workdir: str | Path) -> Iterator[None]:
-    """orbax and tensorstore raise many types where a disk is full, read-only or gone."""
-    try:
-        yield
-    except Exception as error:
-        good = available_steps(workdir)
-        left = f"the last good one is {good[-1]}" if good else "there is none before it"
-        reason = storage_fault(error) or " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(
-            f"a checkpoint in {directory(workdir)} cannot be written ({reason}); {left}: make room or mend the disk "
-            "and run the same command again"
-        ) from error
-
-
-def _training_tree(states: States) -> dict:
+def training_tree(states: States) -> dict[str, Any]:
     """All of the states but the weights of G, which are the item ``model``, as nested dicts."""
     tree = {}
     for name, state in states.items():
@@ -271,13 +150,26 @@ def available_steps(workdir: str | Path) -> list[int]:
     root = directory(workdir)
     if not root.is_dir():
         return []
-    return sorted(int(path.name) for path in root.iterdir() if path.name.isdigit())
+    return sorted(int(path.name) for path in root.iterdir() if is_step(path.name) and path.is_dir())
+
+
+def is_step(name: str) -> bool:
+    """Whether a name is that of a checkpoint: its step, as orbax writes it."""
+    return name.isascii() and name.isdigit() and name == str(int(name)) and int(name) < 2**31
 
 
 def recorded_scores(workdir: str | Path) -> dict[int, float]:
     """mIoU in percent by step of the checkpoints that were scored while training."""
     paths = {step: directory(workdir) / str(step) / "metrics" / "metrics" for step in available_steps(workdir)}
-    return {step: json.loads(file.read_text())["miou"] for step, file in paths.items() if file.is_file()}
+    scored = {step: documents.read(file) for step, file in paths.items() if file.is_file()}
+    return {step: documents.check(scores, _Scored, paths[step]).miou for step, scores in scored.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scored:
+    """Scores that orbax keeps with a checkpoint."""
+
+    miou: Percent
 
 
 def resolve_step(workdir: str | Path, checkpoint: str = "last") -> int:
@@ -296,47 +188,75 @@ def resolve_step(workdir: str | Path, checkpoint: str = "last") -> int:
         if not scores:
             raise UserError(f"no checkpoint in {directory(workdir)} was scored while training (config.eval_every)")
         return max(scores, key=lambda step: (scores[step], step))
-    if not checkpoint.isdigit() or int(checkpoint) not in steps:
-        raise UserError(f"checkpoint {checkpoint!r} is not in {directory(workdir)}: last, best, all or one of {steps}")
+    if not is_step(checkpoint) or int(checkpoint) not in steps:
+        raise UserError(f"checkpoint {checkpoint!r} is not in {directory(workdir)}: last, best or one of {steps}")
     return int(checkpoint)
 
 
-def _restore(workdir: str | Path, step: int, item: str, args: Any) -> Any:
+def _checked(workdir: str | Path, step: int, item: str) -> Path:
+    """The folder of an item of a checkpoint, whose files are as they were written.
+
+    Raises:
+      UserError: they are not, or the checkpoint is gone.
+    """
     path = directory(workdir) / str(step)
     problem = checksums.damage(path, (item,))
+    if problem and not path.exists():
+        raise UserError(f"checkpoint {path} is gone: a run that keeps fewer has removed it, choose another")
     if problem:
         others = ", ".join(str(other) for other in available_steps(workdir) if other != step)
         raise UserError(f"checkpoint {path} is damaged ({problem}): choose another ({others or 'there is none'})")
-    try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-            return reader.restore(path, args=ocp.args.Composite(**{item: args}))[item]
-    except Exception as error:
-        # orbax and tensorstore raise many types for foreign files.
-        raise UserError(f"checkpoint {path} cannot be read ({item}): {str(error).splitlines()[0]}") from error
+    return path / item
 
 
-def read_meta(workdir: str | Path, step: int) -> dict[str, Any]:
-    """The ``meta`` item of a checkpoint."""
-    return _restore(workdir, step, "meta", ocp.args.JsonRestore())
+def _restore(workdir: str | Path, step: int, item: str, tree: Any) -> Any:
+    """Arrays of an item of a checkpoint, placed like those of ``tree``.
+
+    Raises:
+      UserError: it is damaged, or its arrays are not those of ``tree``.
+    """
+    path = _checked(workdir, step, item)
+    with ocp.StandardCheckpointer() as reader:
+        try:
+            stored = reader.metadata(path).item_metadata
+            _refuse_other_arrays(path, getattr(stored, "tree", stored), tree)
+            return reader.restore(path, tree)
+        except _UNREADABLE as error:
+            raise UserError(f"checkpoint {path} cannot be read: {str(error).splitlines()[0]}") from error
 
 
-def class_set(meta: Mapping[str, Any]) -> classes.ClassSet | None:
-    """The class set of a ``meta`` item; the first checkpoints held only the name of one."""
-    stored = meta["class_set"]
-    if isinstance(stored, str):
-        return classes.get_class_set(stored) if stored else None
-    return classes.ClassSet.from_dict(stored) if stored else None
+# What orbax and tensorstore raise about files that are not theirs, or gone.
+_UNREADABLE = (OSError, ValueError, KeyError)
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+def _refuse_other_arrays(path: Path, stored: Any, wanted: Any) -> None:
+    """Refuses arrays of other names, shapes or types than ``wanted``."""
+
+    def described(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+        leaves = jax.tree.leaves_with_path(serialization.to_state_dict(tree))
+        return {jax.tree_util.keystr(key): (tuple(x.shape), str(np.dtype(x.dtype))) for key, x in leaves}
+
+    found, needed = described(stored), described(wanted)
+    for name in sorted(found.keys() | needed.keys()):
+        if found.get(name) != needed.get(name):
+            there, here = (
+                f"{values[name][1]}{list(values[name][0])}" if name in values else "nothing"
+                for values in (found, needed)
+            )
+            raise UserError(f"checkpoint {path}: {name} is {there}, the model that it describes needs {here}")
 
 
-def describe(meta: Mapping[str, Any]) -> tuple[ModelSpec, Preprocessing, classes.ClassSet | None]:
-    """Network, preprocessing and classes of a ``meta`` item."""
-    spec = ModelSpec(**{key: _tuples(value) for key, value in meta["model"].items()})
-    preprocessing = Preprocessing(**{key: _tuples(value) for key, value in meta["preprocessing"].items()})
-    return spec, preprocessing, class_set(meta)
+def read_meta(workdir: str | Path, step: int) -> Meta:
+    """What a checkpoint says about itself.
+
+    Raises:
+      UserError: it is damaged, or does not fit this version.
+    """
+    path = _checked(workdir, step, "meta") / "metadata"
+    meta = stored.meta(documents.read(path), path)
+    if meta.next_batch not in (step, None):
+        raise UserError(f"{path} is of step {meta.next_batch}, not of {step}: give the folder its name back")
+    return meta
 
 
 def load_model(workdir: str | Path, checkpoint: str = "last") -> Model:
@@ -346,12 +266,37 @@ def load_model(workdir: str | Path, checkpoint: str = "last") -> Model:
       UserError: no such or an unreadable checkpoint.
     """
     step = resolve_step(workdir, checkpoint)
+    try:
+        return _load(workdir, step)
+    except UserError:
+        # A run that keeps few checkpoints may have removed it meanwhile, and has a later one then.
+        if checkpoint != "last" or resolve_step(workdir) == step:
+            raise
+        return load_model(workdir)
+
+
+def _load(workdir: str | Path, step: int) -> Model:
     meta = read_meta(workdir, step)
-    spec, preprocessing, predicted = describe(meta)
-    state = jax.eval_shape(lambda: create_generator(spec, OptimizerSpec(), jax.random.key(0)))
+    state = generator_shapes(meta.model, f"{directory(workdir) / str(step)}: model")
     abstract = _on_one_device({"params": state.params, "batch_stats": state.collections.get("batch_stats", {})})
-    tree = jax.device_get(_restore(workdir, step, "model", ocp.args.StandardRestore(abstract)))
-    return Model(spec, preprocessing, predicted, tree["params"], tree["batch_stats"], meta["config"], step)
+    tree = jax.device_get(_restore(workdir, step, "model", abstract))
+    return Model(meta.model, meta.preprocessing, meta.class_set, tree["params"], tree["batch_stats"], meta.config, step)
+
+
+def generator_shapes(spec: ModelSpec, source: str) -> TrainState:
+    """Shapes of the state of G, without any array.
+
+    Raises:
+      UserError: naming ``source``: no network can be built so.
+    """
+    if spec.backbone not in BACKBONES:
+        raise UserError(f"{source}.backbone={spec.backbone!r} must be one of {', '.join(BACKBONES)}")
+    try:
+        return jax.eval_shape(lambda: create_generator(spec, OptimizerSpec(), jax.random.key(0)))
+    except (TypeError, ValueError, FlaxError) as error:
+        # Flax's layers and JAX's shapes raise these about numbers that do not fit together.
+        problem = " ".join(str(error).split("\n\n")[0].split())[:200]
+        raise UserError(f"{source} cannot be built: {problem}") from error
 
 
 def in_dtype(model: Model, dtype: ComputeType, platform: str = "") -> Model:
@@ -375,8 +320,8 @@ def restore_states(workdir: str | Path, step: int, states: States, shardings: An
     states = distributed.placed(states, shardings)
     generator = states["generator"]
     tree = {"params": generator.params, "batch_stats": generator.collections.get("batch_stats", {})}
-    model = _restore(workdir, step, "model", ocp.args.StandardRestore(tree))
-    training = _restore(workdir, step, "training", ocp.args.StandardRestore(_training_tree(states)))
+    model = _restore(workdir, step, "model", tree)
+    training = _restore(workdir, step, "training", training_tree(states))
     restored = {name: _restored(state, training[name]) for name, state in states.items()}
     restored["generator"] = replace_weights(restored["generator"], model["params"], model["batch_stats"])
     return jax.device_put(restored, shardings)

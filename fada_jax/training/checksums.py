@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from pathlib import Path
 
 import orbax.checkpoint as ocp
+
+from fada_jax import files
+from fada_jax.errors import UserError
 
 # Folder of the checkpoints in a workdir, and the file of sums in each.
 FOLDER, SUMS = "checkpoints", "SHA256SUMS"
 # orbax stamps these with the time when it commits a checkpoint, after the sums are taken.
 _STAMPED = ("_CHECKPOINT_METADATA", "commit_success.txt")
+# What every checkpoint holds.
+ITEMS = ("meta", "model", "training")
+_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 
 
 class SummedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
@@ -25,7 +32,8 @@ class SummedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
 
 
 def _write_sums(path: Path) -> None:
-    (path / SUMS).write_text("".join(f"{_digest(path / name)}  {name}\n" for name in _summed(path)))
+    text = "".join(f"{_digest(path / name)}  {name}\n" for name in _summed(path))
+    (path / SUMS).write_text(text, encoding="utf-8")
 
 
 def _summed(path: Path) -> list[str]:
@@ -41,21 +49,52 @@ def _digest(path: Path) -> str:
 def damage(path: Path, items: tuple[str, ...] = ()) -> str:
     """What is wrong with the files of a checkpoint; '' where they are as they were written.
 
+    What file managers and file systems put beside its own files does not count.
+
     Args:
       path: ``checkpoints/<step>``.
       items: look at these of its items alone; empty: at all of it.
     """
     try:
-        lines = (path / SUMS).read_text().splitlines()
-    except (OSError, UnicodeDecodeError):
-        return f"{SUMS} is missing or cannot be read"
-    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    for name in sorted(sums.keys() | set(_summed(path))):
+        sums = _read_sums(path / SUMS)
+        for item in items or ITEMS:
+            if not any(name.startswith(f"{item}/") for name in sums):
+                return f"{SUMS} holds no file of {item}"
+    except UserError as error:
+        return str(error)
+    for name in sorted(sums.keys() | {name for name in _summed(path) if not _is_stray(name)}):
         if items and name.partition("/")[0] not in items:
             continue
         try:
+            if problem := files.special(path / name):
+                return f"{name} is {problem}"
             if _digest(path / name) != sums.get(name):
                 return f"{name} is not as it was written"
         except OSError as error:
             return f"{name}: {error.strerror}"
     return ""
+
+
+def _is_stray(name: str) -> bool:
+    """Whether a file is one that desktops and NFS leave in folders."""
+    file = name.rpartition("/")[2]
+    return file.startswith(".") or file.lower() in ("thumbs.db", "desktop.ini")
+
+
+def _read_sums(path: Path) -> dict[str, str]:
+    """Digests by the name of a file below the folder of ``path``.
+
+    Raises:
+      UserError: there is no such file, or one of its names leaves the folder.
+    """
+    try:
+        lines = files.read_text(path, limit=2**24).splitlines()
+    except UserError as error:
+        raise UserError(f"{SUMS} is missing or cannot be read") from error
+    sums = {}
+    for line in lines:
+        match = _LINE.fullmatch(line)
+        if not match or match[2].startswith("/") or ".." in match[2].split("/"):
+            raise UserError(f"{SUMS} has a line that is none of a checkpoint's: {line[:80]!r}")
+        sums[match[2]] = match[1]
+    return sums

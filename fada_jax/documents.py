@@ -1,0 +1,116 @@
+"""JSON documents of whatever origin: read within bounds, checked against a schema, refused in one line.
+
+A schema is a dataclass whose annotations give types and ranges (``ranges``); pydantic checks it strictly: no number for
+a text, no fraction for a whole number, no unknown field.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
+
+from fada_jax import files
+from fada_jax.errors import UserError
+
+T = TypeVar("T")
+# Of a dataclass: ``__pydantic_config__: ClassVar = STRICT`` refuses fields that it does not have.
+STRICT: Any = {"extra": "forbid"}
+LIMIT = 2**26
+
+_LIMITS = {
+    "greater_than_equal": "at least {ge:g}",
+    "less_than_equal": "at most {le:g}",
+    "greater_than": "above {gt:g}",
+    "less_than": "below {lt:g}",
+}
+
+
+def parse(text: str | bytes, source: str | Path, *, what: str = "is not JSON") -> Any:
+    """JSON of any type: without NaN and infinities, at most 200 levels deep.
+
+    Args:
+      text: of the document.
+      source: names it in errors.
+      what: said of a text that is none.
+
+    Raises:
+      UserError: see above.
+    """
+    try:
+        return from_json(text, allow_inf_nan=False)
+    except ValueError as error:
+        raise UserError(f"{source} {what} ({error})") from error
+
+
+def read(path: str | Path, *, limit: int = LIMIT) -> Any:
+    """The JSON in a file; raises as ``files.read_bytes`` and ``parse``."""
+    return parse(files.read_bytes(path, limit), path)
+
+
+def check(values: Any, kind: type[T], source: str | Path, *, advice: str = "") -> T:
+    """``values`` of JSON types as ``kind``.
+
+    Args:
+      values: of ``parse``.
+      kind: dataclass or another type that pydantic knows.
+      source: names the document in errors.
+      advice: what to do, at the end of the error.
+
+    Raises:
+      UserError: naming the document, the field, its value and what is allowed.
+    """
+    try:
+        # As JSON, in which a list serves as a tuple and nothing else serves as anything else.
+        return _schema(cast(Hashable, kind)).validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        problem = describe(error.errors()[0], values)
+        raise UserError(f"{source}: {problem}{advice and ': '}{advice}") from error
+
+
+@functools.cache
+def _schema(kind: Hashable) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def describe(error: Mapping[str, Any], values: Any, prefix: str = "") -> str:
+    """One line about an error that pydantic found in ``values``: ``field=value must be ...``."""
+    place = [key for key in error["loc"] if not (isinstance(key, str) and key.startswith("function-"))]
+    name, known = prefix, True
+    for key in place:
+        name += f"[{key}]" if isinstance(key, int) else f"{name and '.'}{key}"
+        try:
+            values = values[key]
+        except (KeyError, IndexError, TypeError):  # Missing, or one of the alternatives of a union.
+            known = False
+    kind, context = error["type"], error.get("ctx", {})
+    if kind in ("missing", "missing_argument"):
+        return f"{name or 'it'} is missing"
+    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{name} is unknown"
+    if kind in _LIMITS:
+        problem = "must be " + _LIMITS[kind].format(**context)
+    elif kind == "literal_error":
+        problem = "must be one of " + context["expected"].replace("'", "").replace(" or ", ", ")
+    elif kind == "value_error":
+        problem = str(context["error"])
+    elif kind == "finite_number":
+        problem = "must be a finite number"
+    elif kind.endswith("_type"):
+        problem = f"must be of type {kind.removesuffix('_type')}"
+    else:
+        problem = f"cannot be: {error['msg'][:1].lower()}{error['msg'][1:]}"
+    if not known:
+        return f"{name} {problem}"
+    return f"{name}{name and '='}{shown(values)} {problem}"
+
+
+def shown(value: Any, limit: int = 80) -> str:
+    """A value in an error, cut where it is long."""
+    text = repr(tuple(value) if isinstance(value, list) else value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
