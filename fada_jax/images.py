@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from fada_jax import files
+from fada_jax import __version__, files
 from fada_jax.classes import ClassSet
 from fada_jax.errors import UserError
+
+# What Pillow's decoders raise about damaged files; a lack of memory is none of them.
+DECODER_ERRORS = (
+    *(OSError, EOFError, SyntaxError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError),
+    *(AssertionError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError),
+)
+# Pillow refuses twice what it warns of; between both it reads, and says so to nobody who could act on it.
+MAX_PIXELS = 178_956_970
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Stands in every picture of ours, and in those that ``predict`` made.
+MARK, PREDICTION = b"Software\0fada-jax", b"fada-jax prediction"
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -35,30 +50,40 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _readable(path: str | Path) -> Iterator[None]:
     """Turns what Pillow raises about a file into one line that names it."""
     try:
+        if problem := files.special(path):
+            raise ValueError(f"it is {problem}")
         yield
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such image") from error
-    except Exception as error:  # Pillow's decoders raise many types on damaged files.
+    except DECODER_ERRORS as error:
         raise UserError(f"{path}: not a readable image ({describe(error)})") from error
 
 
-def check_image(path: str | Path) -> None:
-    """Refuses a file that does not begin like an image; its pixels are not read.
+def _check_size(image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width}x{height} are more than the {MAX_PIXELS} pixels that are read: cut it into pieces")
+
+
+def check_image(path: str | Path) -> tuple[int, int]:
+    """The stored (width, height) of an image file, of which no pixels are read.
 
     Raises:
-      UserError: not there, or not an image.
+      UserError: not there, not an image, a pipe or a device, or larger than memory should be asked for.
     """
-    with _readable(path), Image.open(path):
-        pass
+    with _readable(path), Image.open(path) as image:
+        _check_size(image)
+        return image.size
 
 
 def read_image(path: str | Path) -> np.ndarray:
     """An image file as uint8 RGB [H, W, 3], see ``to_rgb``.
 
     Raises:
-      UserError: not there, not an image, damaged, or larger than memory should be asked for.
+      UserError: as ``check_image``, or its pixels are damaged.
     """
     with _readable(path), Image.open(path) as image:
+        _check_size(image)
         return np.asarray(to_rgb(image))
 
 
@@ -71,10 +96,38 @@ def describe(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def write_image(path: Path, image: np.ndarray) -> None:
-    """Writes uint8 [H, W] or [H, W, 3] as PNG, whole or not at all, and makes the folder."""
-    with files.replacing(path) as partial:
-        Image.fromarray(image).save(partial, format="PNG")
+def write_image(
+    path: Path, image: np.ndarray, *, prediction: bool = False, ours: Callable[[Path], bool] = files.anything
+) -> None:
+    """Writes a picture as PNG that says who made it, whole or not at all, and makes the folder.
+
+    Args:
+      path: of the file.
+      image: uint8 [H, W] or [H, W, 3].
+      prediction: marks it as one, see ``is_prediction``.
+      ours: whether what lies there may be replaced; ``is_ours`` at a place that the user names.
+
+    Raises:
+      UserError: somebody else's file lies there.
+    """
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("Software", f"fada-jax {__version__}")
+    if prediction:
+        texts.add_text("Description", PREDICTION.decode())
+    buffer = io.BytesIO()  # Pillow's own writing to a full disk ends in other errors.
+    Image.fromarray(image).save(buffer, format="PNG", pnginfo=texts)
+    with files.replacing(path, ours=ours) as partial:
+        partial.write_bytes(buffer.getvalue())
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is a picture that this package wrote."""
+    return files.is_ours(path, MARK)
+
+
+def is_prediction(path: Path) -> bool:
+    """Whether a file is a label, a colour picture or the like that ``predict`` wrote."""
+    return files.is_ours(path, PREDICTION)
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

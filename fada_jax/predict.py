@@ -9,14 +9,18 @@
 An argument is an image, a folder (with its subfolders; frames in the order of their numbers) or a quoted glob. For
 x.png it writes x_label.png (8-bit class indices), x_color.png, x_overlay.png and, if asked, x_probabilities.npy
 (float32 [H, W, K], summing to 1 over K) and x_confidence.png (probability of the label, 255 is 1). Images of a
-subfolder keep it.
+subfolder keep it. What earlier calls wrote is written anew, and is left out where it is among the arguments; a file
+that this command did not make is never overwritten.
 --submission writes what the Cityscapes server takes and nothing else: raw ids in CITY_SEQ_FRAME_pred_labelIds.png.
---workdir may be anything that fada_jax.load takes. Every image is opened before the first is segmented: what cannot be
-read ends the command with nothing written, or is left out and named with --on_error=skip.
+--workdir may be anything that fada_jax.load takes. Every image is opened, and every output is looked at, before the
+first image is segmented: what cannot be read or written then ends the command with nothing written. An image whose
+pixels turn out to be damaged ends it after the images before it. With --on_error=skip such images are left out and
+named.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import glob
 import io
@@ -27,16 +31,18 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 from absl import flags
 
-from fada_jax import classes, cli, images, loading
+from fada_jax import classes, cli, files, images, loading, progress
 from fada_jax.errors import UserError
-from fada_jax.evaluation.predictor import Predictor
-from fada_jax.files import write_text
+from fada_jax.evaluation.predictions import Outputs
+from fada_jax.evaluation.predictor import MOST_OVERLAP, Predictor
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _CITYSCAPES_NAME = re.compile(r"([a-z-]+_\d{6}_\d{6})(_.*)?")
+_TIMING = ("image", "width", "height", "seconds")
 
 
 def _in_order(path: Path) -> list[str | int]:
@@ -44,8 +50,11 @@ def _in_order(path: Path) -> list[str | int]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
 
 
-def find_images(arguments: Sequence[str]) -> dict[Path, Path]:
+def find_images(arguments: Sequence[str]) -> tuple[dict[Path, Path], int]:
     """Images by the output that each is for: its name without suffix, below the subfolders of a folder.
+
+    Returns:
+      them, and the number of files left out because this command wrote them.
 
     Raises:
       UserError: nothing found, or two images with one output.
@@ -53,28 +62,28 @@ def find_images(arguments: Sequence[str]) -> dict[Path, Path]:
     if not arguments:
         raise UserError("no image given: name image files, folders or quoted globs")
     inputs: dict[Path, Path] = {}
-
-    def add(path: Path, output: Path) -> None:
-        if inputs.setdefault(output, path) != path:
-            raise UserError(f"several images are called {str(output)!r}: their outputs would overwrite each other")
-
+    own = 0
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            inside = sorted((p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES), key=_in_order)
-            if not inside:
+            inside = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir())
+            found = [(image, image.relative_to(path).with_suffix("")) for image in sorted(inside, key=_in_order)]
+            if not found:
                 raise UserError(f"{path} holds no image ({', '.join(SUFFIXES)})")
-            for image in inside:
-                add(image, image.relative_to(path).with_suffix(""))
         elif not path.exists() and glob.has_magic(argument):
-            matches = sorted(map(Path, glob.glob(argument, recursive=True)), key=_in_order)
-            if not matches:
+            found = [(p, Path(p.stem)) for p in sorted(map(Path, glob.glob(argument, recursive=True)), key=_in_order)]
+            if not found:
                 raise UserError(f"no file matches {argument}")
-            for image in matches:
-                add(image, Path(image.stem))
         else:
-            add(path, Path(path.stem))
-    return inputs
+            found = [(path, Path(path.stem))]
+        for image, output in found:
+            if images.is_prediction(image):
+                own += 1
+            elif inputs.setdefault(output, image) != image:
+                raise UserError(f"several images are called {str(output)!r}: their outputs would overwrite each other")
+    if not inputs:
+        raise UserError(f"nothing but predictions given ({own} files): name the images that they were made of")
+    return inputs, own
 
 
 def submission_names(inputs: Mapping[Path, Path]) -> dict[Path, Path]:
@@ -140,6 +149,24 @@ def batches(
         yield outputs, np.stack(batch)
 
 
+@contextlib.contextmanager
+def within_memory(path: Path, shape: tuple[int, ...], tiled: bool) -> Iterator[None]:
+    """Says what helps where a batch [N, H, W, 3] that begins with the image at ``path`` does not fit into memory.
+
+    Raises:
+      UserError: see above.
+    """
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        text = str(error)
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in text and "Out of memory" not in text:
+            raise
+        advice = "lower --tile" if tiled else "cut it with --tile=WIDTHxHEIGHT, for instance --tile=1024x512"
+        together = f", or lower --batch_size ({shape[0]} images together)" if shape[0] > 1 else ""
+        raise UserError(f"{path} ({shape[2]}x{shape[1]}) does not fit into memory: {advice}{together}") from error
+
+
 def segment(
     segmenter: Predictor,
     batch: np.ndarray,
@@ -156,64 +183,85 @@ def segment(
     return values.argmax(-1).astype(np.uint8), values
 
 
+def is_timing(path: Path) -> bool:
+    """Whether a file is a CSV that ``--timing`` wrote."""
+    return files.is_ours(path, f"{','.join(_TIMING)}\n".encode())
+
+
+def checked(options: flags.FlagValues) -> tuple[tuple[int, int] | None, Outputs]:
+    """The windows and the outputs that the flags ask for.
+
+    Raises:
+      UserError: naming the flag that cannot be.
+    """
+    tile = cli.size("tile", options.tile, least=8) if options.tile else None
+    if not 0 <= options.overlap <= MOST_OVERLAP:  # NaN passes the bounds of the flag.
+        raise UserError(f"--overlap={options.overlap} must be from 0 to {MOST_OVERLAP}")
+    if not re.fullmatch(r"last|best|[0-9]{1,10}", options.checkpoint):
+        raise UserError(f"--checkpoint={options.checkpoint} must be last, best or a step")
+    if not options.out:
+        raise UserError("--out is empty: name a folder")
+    if options.submission and (options.save_probabilities or options.save_confidence):
+        raise UserError("--submission writes nothing else: leave out --save_probabilities and --save_confidence")
+    if options.timing:
+        files.check_output(options.timing, "--timing", ours=is_timing)
+    outputs = Outputs(Path(options.out), options.submission, options.save_probabilities, options.save_confidence)
+    return tile, outputs
+
+
 def main(arguments: list[str]) -> None:
     options = flags.FLAGS
-    tile = cli.size("tile", options.tile) if options.tile else None
+    tile, outputs = checked(options)
     skip = options.on_error == "skip"
-    inputs = find_images(arguments)
+    inputs, own = find_images(arguments)
     if options.submission:
         inputs = submission_names(inputs)
     inputs, skipped = readable(inputs, skip=skip)
+    outputs.check(inputs)
     segmenter = loading.load(options.workdir, checkpoint=options.checkpoint, dtype=options.dtype)
-    class_set, out = segmenter.class_set, Path(options.out)
-    table = classes.raw_ids(class_set) if options.ids == "raw" or options.submission else np.arange(256, dtype=np.uint8)
-    want = options.save_probabilities or options.save_confidence
-    rows, done = [], 0
-    for outputs, batch in batches(inputs, options.batch_size, skipped if skip else None):
-        began = time.perf_counter()
-        labels, probabilities = segment(
-            segmenter, batch, probabilities=want, multi_scale=options.multi_scale, tile=tile, overlap=options.overlap
-        )
-        seconds = (time.perf_counter() - began) / len(batch)
-        for i, (output, label, image) in enumerate(zip(outputs, labels, batch, strict=True)):
-            stem = str(out / output)
-            rows.append((inputs[output], image.shape[1], image.shape[0], f"{seconds:.4f}"))
-            if options.submission:
-                images.write_image(Path(f"{stem}_pred_labelIds.png"), table[label])
-                continue
-            color = images.colorize(label, class_set)
-            images.write_image(Path(f"{stem}_label.png"), table[label])
-            images.write_image(Path(f"{stem}_color.png"), color)
-            overlay = np.rint(0.5 * image + 0.5 * color).astype(np.uint8)
-            images.write_image(Path(f"{stem}_overlay.png"), overlay)
-            if probabilities is None:
-                continue
-            if options.save_probabilities:
-                np.save(f"{stem}_probabilities.npy", probabilities[i])
-            if options.save_confidence:
-                confidence = np.rint(255 * probabilities[i].max(-1)).astype(np.uint8)
-                images.write_image(Path(f"{stem}_confidence.png"), confidence)
-        done += len(batch)
-        print(f"\r{done}/{len(inputs)} images, {1 / seconds:.2f} images/s", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
+    class_set = segmenter.class_set
+    ids = classes.raw_ids(class_set) if options.ids == "raw" or options.submission else np.arange(256, dtype=np.uint8)
+    want = outputs.probabilities or outputs.confidence
+    rows = []
+    with progress.shown("", len(inputs)) as show:
+        for names, batch in batches(inputs, options.batch_size, skipped if skip else None):
+            began = time.perf_counter()
+            with within_memory(inputs[names[0]], batch.shape, bool(tile)):
+                labels, probabilities = segment(
+                    segmenter,
+                    batch,
+                    probabilities=want,
+                    multi_scale=options.multi_scale,
+                    tile=tile,
+                    overlap=options.overlap,
+                )
+                seconds = (time.perf_counter() - began) / len(batch)
+                for i, (name, image) in enumerate(zip(names, batch, strict=True)):
+                    rows.append((inputs[name], image.shape[1], image.shape[0], f"{seconds:.4f}"))
+                    own_probabilities = None if probabilities is None else probabilities[i]
+                    outputs.write_all(name, image, labels[i], own_probabilities, class_set, ids)
+            show(len(rows))
     for message in skipped:
         print(f"skipped: {message}", file=sys.stderr)
+    if not rows:
+        raise UserError(f"none of {len(inputs)} images can be read; first: {skipped[0]}")
     if options.timing:
         buffer = io.StringIO()
-        csv.writer(buffer, lineterminator="\n").writerows([("image", "width", "height", "seconds"), *rows])
-        write_text(options.timing, buffer.getvalue())
+        csv.writer(buffer, lineterminator="\n").writerows([_TIMING, *rows])
+        files.write_text(options.timing, buffer.getvalue(), ours=is_timing)
     left_out = f", {len(skipped)} skipped" if skipped else ""
-    middle = statistics.median(float(row[3]) for row in rows) if rows else 0.0
+    left_out += f", {own} of earlier predictions left out" if own else ""
     print(
-        f"{done} image(s){left_out}, {class_set.num_classes} classes ({class_set.name}), {middle:.3f} s an image "
-        f"(median, {segmenter.dtype}), written to {out}"
+        f"{len(rows)} image(s){left_out}, {class_set.num_classes} classes ({class_set.name}), "
+        f"{statistics.median(float(row[3]) for row in rows):.3f} s an image (median, {segmenter.dtype}), written to "
+        f"{outputs.folder}"
     )
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Workdir, checkpoint, weight file or exported artifact.")
     flags.DEFINE_string("out", None, "Folder for the predictions.")
-    flags.DEFINE_string("checkpoint", "last", "last or a step.")
+    flags.DEFINE_string("checkpoint", "last", "last, best or a step.")
     cli.define_dtype()
     flags.DEFINE_bool("multi_scale", False, "Average over the config's scales, each also flipped.")
     flags.DEFINE_bool("save_probabilities", False, "Also write float32 class probabilities as .npy.")

@@ -123,10 +123,10 @@ def test_images_of_folders_and_globs_are_found_in_the_order_of_their_numbers(tmp
     (tmp_path / "drive" / "a").mkdir(parents=True)
     for name in ("frame10.png", "frame9.JPG", "a/frame1.png", "notes.txt"):
         (tmp_path / "drive" / name).touch()
-    found = predict.find_images([str(tmp_path / "drive")])
+    found, _ = predict.find_images([str(tmp_path / "drive")])
     assert list(map(str, found)) == ["a/frame1", "frame9", "frame10"]
-    found = predict.find_images([str(tmp_path / "drive" / "**" / "frame1*.png")])
-    assert list(map(str, found)) == ["frame1", "frame10"]
+    found, own = predict.find_images([str(tmp_path / "drive" / "**" / "frame1*.png")])
+    assert list(map(str, found)) == ["frame1", "frame10"] and own == 0
     with pytest.raises(UserError, match="several images are called 'frame9'"):
         predict.find_images([str(tmp_path / "drive" / "frame9.JPG"), "frame9.png"])
 
@@ -138,7 +138,7 @@ def test_neighbours_of_one_size_are_batched_and_damaged_ones_named(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "bb.png")
     (tmp_path / "bb.png").write_bytes((tmp_path / "bb.png").read_bytes()[:60])
-    found = predict.find_images([str(tmp_path)])
+    found, _ = predict.find_images([str(tmp_path)])
     skipped = []
     batches = [("".join(map(str, names)), x.shape) for names, x in predict.batches(found, 2, skipped)]
     assert batches == [("ab", (2, 4, 6, 3)), ("c", (1, 4, 6, 3)), ("d", (1, 5, 6, 3)), ("e", (1, 4, 6, 3))]
@@ -148,10 +148,10 @@ def test_neighbours_of_one_size_are_batched_and_damaged_ones_named(tmp_path):
 
 
 def test_the_cityscapes_server_gets_its_names_and_ids(tmp_path):
-    found = predict.find_images(["test/berlin/berlin_000000_000019_leftImg8bit.png"])
+    found, _ = predict.find_images(["test/berlin/berlin_000000_000019_leftImg8bit.png"])
     assert list(map(str, predict.submission_names(found))) == ["berlin_000000_000019"]
     with pytest.raises(UserError, match="same frame"):
-        predict.submission_names({**found, **predict.find_images(["berlin_000000_000019_other.png"])})
+        predict.submission_names({**found, **predict.find_images(["berlin_000000_000019_other.png"])[0]})
     # The ids of the official class list.
     official = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
     assert classes.raw_ids(classes.get_class_set("cityscapes19")).tolist() == official

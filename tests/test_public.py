@@ -285,5 +285,5 @@ def test_a_checkpoint_is_chosen_in_workdirs_alone(artifact):
 
 def test_a_label_that_is_no_class_is_not_scored(workdir):
     segment, image = fada_jax.load(workdir), picture(16, 32)
-    with pytest.raises(ValueError, match="the label holds 19, which is no class"):
+    with pytest.raises(ValueError, match="the label of sample 0 holds 19, which is no class of cityscapes19"):
         segment.score([(image, np.full((16, 32), 19, np.uint8))])

@@ -27,7 +27,7 @@ def add_confusion(
 
     Args:
       count: (high, low) of ``empty_confusion``; a batch may hold fewer than 2**30 pixels.
-      labels: uint8 [N, H, W]; ``IGNORE`` does not count.
+      labels: uint8 [N, H, W], classes or ``IGNORE``, which does not count; other values must not come this far.
       predictions: integer [N, H, W].
       mask: bool [N]; False for padding.
     """

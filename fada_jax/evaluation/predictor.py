@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import numbers
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from fada_jax.preprocessing import normalise
 from fada_jax.training import checkpoints
 
 Image = np.ndarray | str | Path
+# Share of a window that its neighbours may see too.
+MOST_OVERLAP = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +69,10 @@ class Predictor:
         Tiled, no more than the probabilities of one row of windows is in memory.
 
         Raises:
-          ValueError: not uint8 RGB, or a tile or an overlap that cannot be.
+          ValueError: not uint8 RGB, or an option that cannot be.
           UserError: a path that holds no readable image.
         """
+        tile = checked_options(multi_scale, tile, overlap)
         batch, single = as_batch(image)
         if tile is None:
             labels = np.asarray(jnp.argmax(self.run_probabilities(batch, multi_scale), axis=-1), np.uint8)
@@ -80,6 +85,7 @@ class Predictor:
         self, image: Image, *, multi_scale: bool = False, tile: tuple[int, int] | None = None, overlap: float = 0.25
     ) -> np.ndarray:
         """Class probabilities, float32 [H, W, K] or [N, H, W, K], summing to 1 over K; raises as ``__call__``."""
+        tile = checked_options(multi_scale, tile, overlap)
         batch, single = as_batch(image)
         if tile is None:
             result = np.asarray(self.run_probabilities(batch, multi_scale))
@@ -93,30 +99,32 @@ class Predictor:
         result = np.asarray(self.run_features(batch), np.float32)
         return result[0] if single else result
 
-    def score(self, samples: Iterable[tuple[Image, np.ndarray]], **options: Any) -> dict[str, Any]:
+    def score(self, samples: Iterable[tuple[Image, Any]], **options: Any) -> dict[str, Any]:
         """IoU and accuracy over labelled images, as ``fada_jax.evaluate`` reports them.
 
         Args:
-          samples: an image and its label, uint8 [H, W] of the image's size in this class set; 255 does not count.
+          samples: an image and its label, whole numbers [H, W] of the image's size: indices of this class set, or 255
+            for what does not count. Both may be batches, [N, H, W, 3] and [N, H, W].
           **options: of ``__call__``.
 
         Returns:
           ``miou``, ``iou`` by class, ``accuracy`` in percent (``miou_13`` where the set has one), ``num_images``.
 
         Raises:
-          ValueError: no sample, a label of another size than its image's, or one that holds something else.
+          ValueError: naming the sample: no pair, a label of another size than its image's, of another type than whole
+            numbers, or with a value that is neither a class nor 255; or no sample at all.
+          UserError: a path that holds no readable image.
         """
         count, number = metrics.empty_confusion(self.class_set.num_classes), 0
-        for image, label in samples:
-            predicted = self(image, **options)
-            if predicted.shape != np.shape(label):
-                raise ValueError(f"label {np.shape(label)} and image {predicted.shape} differ in size")
-            if others := set(np.unique(label).tolist()) - {IGNORE, *range(self.class_set.num_classes)}:
-                raise ValueError(f"the label holds {min(others)}, which is no class and not {IGNORE} (ignored)")
-            count = metrics.add_confusion(
-                count, jnp.asarray(label)[None], jnp.asarray(predicted)[None], jnp.ones(1, bool)
-            )
-            number += 1
+        for i, sample in enumerate(samples):
+            if not isinstance(sample, tuple | list) or len(sample) != 2:
+                raise ValueError(f"sample {i} must be an image and its label, not {type(sample).__name__}")
+            batch, single = as_batch(sample[0])
+            shape = batch.shape[1:3] if single else batch.shape[:3]
+            labels = checked_label(sample[1], shape, self.class_set, i).reshape(batch.shape[:3])
+            predicted = jnp.asarray(self(batch, **options))
+            count = metrics.add_confusion(count, jnp.asarray(labels), predicted, jnp.ones(len(batch), bool))
+            number += len(batch)
         if not number:
             raise ValueError("no sample to score")
         return {**metrics.scores(metrics.confusion_matrix(count), self.class_set), "num_images": number}
@@ -125,6 +133,47 @@ class Predictor:
         self, image: np.ndarray, multi_scale: bool, tile: tuple[int, int], overlap: float
     ) -> Iterator[np.ndarray]:
         return tiled_strips(lambda window: self.run_probabilities(window, multi_scale), image, tile, overlap)
+
+
+def checked_options(multi_scale: Any, tile: Any, overlap: Any) -> tuple[int, int] | None:
+    """``tile`` as a pair of plain integers, or None.
+
+    Raises:
+      ValueError: an option of ``Predictor`` that cannot be.
+    """
+    if not isinstance(multi_scale, bool | np.bool_):
+        raise ValueError(f"multi_scale={multi_scale!r} must be True or False")
+    number = float(overlap) if isinstance(overlap, numbers.Real) and not isinstance(overlap, bool) else math.nan
+    if not 0 <= number <= MOST_OVERLAP:
+        raise ValueError(f"overlap={overlap!r} must be a number from 0 to {MOST_OVERLAP}")
+    if tile is None:
+        return None
+    try:
+        if not isinstance(tile, tuple | list | np.ndarray) or any(isinstance(side, bool) for side in tile):
+            raise TypeError
+        width, height = map(operator.index, tile)
+    except (TypeError, ValueError):
+        width = height = 0
+    if min(width, height) < 1:
+        raise ValueError(f"tile={tile!r} must be (width, height), whole numbers of at least 1")
+    return width, height
+
+
+def checked_label(label: Any, shape: tuple[int, ...], class_set: ClassSet, number: int) -> np.ndarray:
+    """The label of sample ``number`` as uint8 of the given shape; raises as ``Predictor.score`` says."""
+    array = np.asarray(label)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"the label of sample {number} must hold whole numbers (uint8), not {array.dtype}")
+    if array.shape != shape:
+        raise ValueError(f"sample {number}: label {list(array.shape)} and image {list(shape)} differ in size")
+    values = np.unique(array)
+    strange = values[(values != IGNORE) & ((values < 0) | (values >= class_set.num_classes))]
+    if len(strange):
+        raise ValueError(
+            f"the label of sample {number} holds {strange[0]}, which is no class of {class_set.name} (0 to "
+            f"{class_set.num_classes - 1}): pixels that do not count must be {IGNORE}"
+        )
+    return array.astype(np.uint8)
 
 
 def as_batch(image: Image) -> tuple[np.ndarray, bool]:
@@ -136,7 +185,10 @@ def as_batch(image: Image) -> tuple[np.ndarray, bool]:
     """
     if isinstance(image, str | Path):
         return images.read_image(image)[None], True
-    array = np.asarray(image)
+    try:
+        array = np.asarray(image)
+    except ValueError as error:  # Nested lists of several lengths.
+        raise ValueError("images must be uint8 RGB [H, W, 3] or [N, H, W, 3], not lists of several lengths") from error
     if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.shape[-1] != 3 or 0 in array.shape:
         raise ValueError(f"images must be uint8 RGB [H, W, 3] or [N, H, W, 3], not {array.dtype} {list(array.shape)}")
     return (array[None], True) if array.ndim == 3 else (array, False)
@@ -162,14 +214,12 @@ def tiled_strips(
     Args:
       run: uint8 [1, h, w, 3] -> float32 [1, h, w, K].
       image: uint8 [H, W, 3]; it may be a memory map.
-      tile: (width, height) of the windows; larger than the image, the image is one window.
+      tile: (width, height) of the windows, see ``checked_options``; larger than the image, the image is one window.
       overlap: see ``Predictor``.
 
     Yields:
       float32 [rows, W, K]; the rows of all strips are those of the image.
     """
-    if min(tile) < 1 or not 0 <= overlap <= 0.9:
-        raise ValueError(f"tile={tile} must be positive and overlap={overlap} between 0 and 0.9")
     height, width = min(tile[1], image.shape[0]), min(tile[0], image.shape[1])
     tops, lefts = (_windows(n, size, overlap) for n, size in zip(image.shape, (height, width), strict=False))
     weight = _fade(height)[:, None] * _fade(width)
