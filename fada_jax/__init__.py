@@ -4,6 +4,7 @@ The names in ``__all__`` are the public interface and keep their meaning within 
 internal: use it, read it, and expect it to change.
 """
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from fada_jax.errors import UserError, missing_extra
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["ClassSet", "Predictor", "UserError", "__version__", "load", "train_stage"]
+
+if sys.argv[:1] == ["-m"]:
+    # `python -m fada_jax.COMMAND` is looking for the command: a signal finds its handler from here on.
+    from fada_jax import as_command  # noqa: F401
 
 _HOMES = {
     "ClassSet": "classes",

@@ -1,23 +1,31 @@
-"""How every command starts: parses absl flags, answers ``--help``, and turns user errors into one line and status 1."""
+"""How every command runs: parses absl flags, answers ``--help``, and turns user errors into one line and status 1."""
 
 from __future__ import annotations
 
+# Before the imports below, which take a second: a signal must find its handler.
+from fada_jax import as_command  # noqa: F401
+
+# isort: split
+import ast
+import contextlib
 import ctypes
+import errno
+import functools
 import os
 import re
-import signal
 import sys
 import traceback
+import types
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 from absl import flags, logging
+from ml_collections import config_flags
 
-from fada_jax import distributed, files
-from fada_jax.errors import UserError, missing_extra, storage_fault
+from fada_jax import config_arguments, distributed, endings, files
+from fada_jax.errors import UserError, storage_fault
 from fada_jax.models import DTYPES
 
 if TYPE_CHECKING:
@@ -25,58 +33,100 @@ if TYPE_CHECKING:
 
 # Keys of a config that record the arguments that it was made with.
 _ARGUMENTS = {"stage", "method", "size", "task"}
+# Faults of the machine. Other errors of the system come from a wrong path of ours, and are defects.
+_MACHINE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE),
+    *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENAMETOOLONG),
+}
 
 
-def _name_missing_extra(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """One line instead of a traceback where a library of an extra is missing, whoever imports it and when."""
-    if reason := missing_extra(error):
-        print(f"error: {reason}", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, trace)
-
-
-# Commands import this module before any that needs an extra, and what they need before they call ``run``.
-sys.excepthook = _name_missing_extra
+class _WrongFlag(Exception):
+    """A flag or a config cannot be read; status 2."""
 
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Runs ``main(arguments)``, with the positional arguments that are no flags, and exits.
 
     Exit status: 0 when ``main`` returns or help was asked for, 2 for a wrong flag, 1 for a user error, a full or broken
-    disk or too little memory, 130 or 143 for SIGINT or SIGTERM. Errors print one line on stderr; anything else is a
-    defect and keeps its traceback. ``--debug`` or FADA_JAX_DEBUG=1 shows the traceback of every error.
+    disk, a standard output that cannot be written or too little memory, 130, 143 or 129 for SIGINT, SIGTERM or SIGHUP.
+    Errors print one line on stderr; anything else is a defect and keeps its traceback. ``--debug`` or FADA_JAX_DEBUG=1
+    shows the traceback of every error.
     """
     debug = "--debug" in sys.argv or os.environ.get("FADA_JAX_DEBUG") == "1"
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     logging.set_verbosity(logging.FATAL)  # Errors are raised; tracebacks that libraries log would bury them.
-    signal.signal(signal.SIGTERM, _interrupt)
+    endings.begin()
     _keep_compiled_steps()
     _keep_freed_memory()
-    if any(argument in ("--help", "-h", "-help", "--helpshort", "--helpfull") for argument in sys.argv[1:]):
-        print((sys.modules["__main__"].__doc__ or "").strip())
-        print("\nFlags:" + flags.FLAGS.main_module_help())
-        print("\n  --debug: Show the whole traceback of an error.")
-        sys.exit(0)
+    try:
+        if any(argument in ("--help", "-h", "-help", "--helpshort", "--helpfull") for argument in sys.argv[1:]):
+            _print_help()
+        else:
+            main(_arguments())
+        if sys.stdout:
+            sys.stdout.flush()
+    except SystemExit:
+        raise
+    except BaseException as error:
+        answer = _answer(error)
+        if not answer:
+            raise
+        if debug:
+            traceback.print_exc()
+        else:
+            endings.silence()
+        endings.say(answer[1])
+        sys.exit(answer[0])
+    finally:
+        endings.ignore_signals()
+
+
+def _print_help() -> None:
+    print(description(sys.modules["__main__"]))
+    print("\nFlags:" + flags.FLAGS.main_module_help())
+    print("\n  --debug: Show the whole traceback of an error.")
+
+
+def description(module: types.ModuleType) -> str:
+    """A module's docstring, also where ``python -OO`` leaves it out."""
+    text = module.__doc__
+    if not text and (path := getattr(module, "__file__", None)):
+        text = ast.get_docstring(ast.parse(Path(path).read_text(encoding="utf-8")), clean=False)
+    return (text or "").strip()
+
+
+def _arguments() -> list[str]:
+    """Parses the flags and returns what is none.
+
+    Raises:
+      UserError, _WrongFlag: a mistake in them.
+    """
+    if "config" in flags.FLAGS:
+        config_arguments.check(sys.argv[1:])
     try:
         arguments = flags.FLAGS(sys.argv)[1:]
-        _refuse_remote(arguments)
-    except UserError as error:
-        _fail(error, 1, debug)
     except (flags.Error, AttributeError, ImportError, KeyError, SyntaxError, TypeError, ValueError, OSError) as error:
         # A config file and its overrides are evaluated while flags are parsed, so their mistakes surface here.
-        _fail(error, 2, debug)
-    try:
-        main(arguments)
-    except UserError as error:
-        _fail(error, 1, debug)
-    except Exception as error:
-        reason = _of_the_machine(error)
-        if not reason:
-            raise
-        _fail(reason, 1, debug)
-    except KeyboardInterrupt as error:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
-        sys.exit(128 + (error.args[0] if error.args else signal.SIGINT))
+        raise _WrongFlag(_message(error)) from error
+    _refuse_remote(arguments)
+    return arguments
+
+
+def _answer(error: BaseException) -> tuple[int, str] | None:
+    """Exit status and line of whatever ended a command; None for a defect."""
+    fault = endings.output_error()
+    if isinstance(error, UserError):
+        # A run that saved before it ended says so.
+        return 1, f"{fault}; {_message(error)}" if fault else f"error: {_message(error)}"
+    if fault:
+        return 1, fault
+    if endings.state.received or isinstance(error, KeyboardInterrupt):
+        # Libraries turn a signal into errors of their own.
+        return endings.interrupted_status(), endings.INTERRUPTED
+    if isinstance(error, _WrongFlag):
+        return 2, f"error: {error}"
+    reason = _of_the_machine(error)
+    return (1, f"error: {reason}") if reason else None
 
 
 def _refuse_remote(arguments: list[str]) -> None:
@@ -92,17 +142,16 @@ def _refuse_remote(arguments: list[str]) -> None:
             files.local(value, f"--{name}")
 
 
-def _of_the_machine(error: Exception) -> str:
+def _of_the_machine(error: BaseException) -> str:
     """What to tell where storage or memory failed, in whatever library noticed; '' for a defect."""
     text = " ".join(str(error).split())
-    if isinstance(error, OSError):
-        # A wrong path of the user's is a UserError; what is left is the disk.
+    if isinstance(error, OSError) and error.errno in _MACHINE:
         return ": ".join(filter(None, (error.filename and str(error.filename), error.strerror or text)))
     if fault := storage_fault(error):
         return f"{fault}: {text[:300]}"
     if isinstance(error, MemoryError):
-        return "out of memory: use fewer workers or smaller images"
-    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in text:
+        return f"out of memory: use fewer workers, smaller batches or smaller images{text and f' ({text[:200]})'}"
+    if isinstance(error, jax.errors.JaxRuntimeError) and ("RESOURCE_EXHAUSTED" in text or "Out of memory" in text):
         return (
             "the device has too little memory: lower config.batch_size or config.eval_batch_size, or set "
             f"config.accumulate_steps or config.model.remat ({text[:200]})"
@@ -110,15 +159,34 @@ def _of_the_machine(error: Exception) -> str:
     return ""
 
 
-def _interrupt(number: int, _: Any) -> None:
-    raise KeyboardInterrupt(number)
+def _message(error: BaseException) -> str:
+    """The message of an error on one line."""
+    # ml_collections wraps errors in errors and passes whole tracebacks as text, whose last line is the message.
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
+    message = str(error)
+    if isinstance(error, KeyError) and error.args:
+        # ml_collections names the key alone where none is like it.
+        message = (
+            f"{error.args[0]}: the config has no such key" if " " not in str(error.args[0]) else str(error.args[0])
+        )
+    first, _, trace = message.partition("Traceback (most recent call last):")
+    message = first + trace.strip().splitlines()[-1] if trace else message
+    return " ".join(message.split())
 
 
 def _keep_compiled_steps() -> None:
-    """Compiled functions are kept between runs: in JAX_COMPILATION_CACHE_DIR, or else in the user's cache folder."""
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(root) / "fada_jax"))
+    """Compiled functions are kept between runs: in JAX_COMPILATION_CACHE_DIR, or else in the user's cache folder.
+
+    Where the user has no such folder, as in containers, nothing is kept.
+    """
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    with contextlib.suppress(RuntimeError, OSError):  # RuntimeError: a user without an entry in the system's list.
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fada_jax"
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK):
+            jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def _keep_freed_memory() -> None:
@@ -137,23 +205,10 @@ def _keep_freed_memory() -> None:
 def define_config() -> None:
     """Defines ``--config``: a config file with its arguments after a colon, and ``--config.key=value`` overrides.
 
-    Overrides may stand before ``--config`` on the command line; ml_collections alone refuses that. ``configs/NAME.py``
-    means the installed one where the working directory has none.
+    See ``config_arguments.normalised`` for the forms that they may have.
     """
-    from ml_collections import config_flags
-
-    sys.argv[1:] = [_installed_config(argument) for argument in sys.argv[1:]]
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: not argument.startswith("--config="))
+    sys.argv[1:] = config_arguments.normalised(sys.argv[1:])
     config_flags.DEFINE_config_file("config", None, "Path of the config file, with its arguments after a colon.")
-
-
-def _installed_config(argument: str) -> str:
-    flag, _, path = argument.partition("=")
-    file = path.partition(":")[0]
-    if flag != "--config" or not file.startswith("configs/") or Path(file).exists():
-        return argument
-    installed = Path(__file__).with_name("configs").parent / path
-    return f"{flag}={installed}" if Path(str(installed).partition(":")[0]).is_file() else argument
 
 
 def size(flag: str, text: str, least: int = 1) -> tuple[int, int]:
@@ -188,6 +243,7 @@ def define_processes() -> None:
     flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, where no cluster is detected.")
     flags.DEFINE_integer("num_processes", 0, "Processes in all, with --coordinator.", lower_bound=0)
     flags.DEFINE_integer("process_id", -1, "Number of this process, from 0, with --coordinator.", lower_bound=-1)
+    flags.DEFINE_integer("join_timeout", 300, "Seconds to wait for the other processes.", lower_bound=1)
 
 
 def join_processes() -> None:
@@ -209,9 +265,11 @@ def join_processes() -> None:
         1 if alone else options.num_processes,
         options.process_id,
         deterministic=options.deterministic,
+        timeout=options.join_timeout,
+        log=functools.partial(print, file=sys.stderr),
     )
     if jax.process_index():
-        sys.stdout = open(os.devnull, "w")  # Process 0 speaks for all.
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # Process 0 speaks for all.
 
 
 def config() -> tuple[ConfigDict, str, dict]:
@@ -220,8 +278,6 @@ def config() -> tuple[ConfigDict, str, dict]:
     Raises:
       UserError: no config named, or the file is not there.
     """
-    from ml_collections import config_flags
-
     flag = flags.FLAGS["config"]
     path = config_flags.get_config_filename(flag) if flag.value is not None else ""
     if not path:
@@ -236,21 +292,3 @@ def config() -> tuple[ConfigDict, str, dict]:
             f"--config={path.partition(':')[0]}:{key}={overrides[key]}"
         )
     return flag.value, path, overrides
-
-
-def _fail(error: BaseException | str, status: int, debug: bool) -> None:
-    if debug:
-        traceback.print_exc()
-    # ml_collections wraps errors in errors and passes whole tracebacks as text, whose last line is the message.
-    while isinstance(error, Exception) and error.args and isinstance(error.args[0], Exception):
-        error = error.args[0]
-    message = str(error)
-    if isinstance(error, KeyError) and error.args:
-        # ml_collections names the key alone where none is like it.
-        message = (
-            f"{error.args[0]}: the config has no such key" if " " not in str(error.args[0]) else str(error.args[0])
-        )
-    first, _, trace = message.partition("Traceback (most recent call last):")
-    message = first + trace.strip().splitlines()[-1] if trace else message
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(status)

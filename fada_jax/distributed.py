@@ -11,6 +11,7 @@ import contextlib
 import functools
 import math
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fada_jax import endings
 from fada_jax.errors import UserError
 from fada_jax.models.convolution import BATCH_AXES
 
@@ -164,37 +166,64 @@ def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     }
 
 
-def join(coordinator: str = "", num_processes: int = 0, process_id: int = -1, *, deterministic: bool = False) -> None:
+def join(
+    coordinator: str = "",
+    num_processes: int = 0,
+    process_id: int = -1,
+    *,
+    deterministic: bool = False,
+    timeout: int = 300,
+    log: Callable[[str], None] = print,
+) -> None:
     """Joins the other processes of the run, before anything touches a device.
 
     Args:
       coordinator: HOST:PORT of process 0; empty: of the cluster, which JAX detects.
       num_processes, process_id: with a coordinator.
       deterministic: the same run gives the same bits on GPUs, too.
+      timeout: seconds to wait for the others.
+      log: receives what is waited for.
 
     Raises:
-      UserError: the others cannot be reached.
+      UserError: no HOST:PORT, or the others cannot be reached.
     """
+    if coordinator:
+        _check_address(coordinator)
     if deterministic:
         # XLA reads the flag when the first device is touched. It excludes nondeterministic kernels and autotuning,
         # which may choose other kernels at every start.
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
     if num_processes == 1 and not coordinator:
         return
+    where = f"at {coordinator}" if coordinator else "of the cluster"
+    log(f"waiting for the other processes {where}, {timeout} seconds at most")
+    given_up = (
+        f"error: the other processes {where} were not met within {timeout} seconds: start all of them together, "
+        "with the address of process 0, which each must reach"
+    )
+    # JAX aborts with a stack trace when its own time is up.
+    late = {"initialization_timeout": timeout + 60}
     try:
-        if coordinator:
-            jax.distributed.initialize(coordinator, num_processes=num_processes, process_id=process_id)
-        else:
-            jax.distributed.initialize()
+        with endings.limited(timeout, given_up):
+            if coordinator:
+                jax.distributed.initialize(coordinator, num_processes=num_processes, process_id=process_id, **late)
+            else:
+                jax.distributed.initialize(**late)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"cannot join the other processes: {error}") from error
     # An early meeting: on CPUs the first one fails when a process is 30 seconds late.
     multihost_utils.sync_global_devices("joined")
 
 
+def _check_address(text: str) -> None:
+    host, _, port = text.rpartition(":")
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
+        raise UserError(f"--coordinator={text}: must be HOST:PORT of process 0, with a port from 1 to 65535")
+
+
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[int], bool]]:
-    """While open, SIGTERM and SIGINT only set a flag, so that the loop can save before it leaves.
+    """While open, SIGTERM, SIGINT and SIGHUP only set a flag, so that the loop can save before it leaves.
 
     Several processes leave after the same step: JAX passes a SIGTERM that one of them gets to all.
 
@@ -208,15 +237,18 @@ def stop_signals() -> Iterator[Callable[[int], bool]]:
         if together:
             signal.raise_signal(signal.SIGTERM)
 
-    # In several processes SIGTERM is JAX's own, and Ctrl-C is passed on as one.
-    handled = (signal.SIGINT,) if together else (signal.SIGINT, signal.SIGTERM)
+    # In several processes SIGTERM is JAX's own, and the others are passed on as one.
+    handled = (signal.SIGINT, signal.SIGHUP) if together else (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
+    # What the caller ignores, as nohup does SIGHUP, stays ignored.
+    handled = tuple(number for number in handled if signal.getsignal(number) is not signal.SIG_IGN)
     try:
         previous = {number: signal.signal(number, note) for number in handled}
     except ValueError:  # Not the main thread, in a notebook for instance: signals stay as they are.
         previous = {}
 
     try:
-        yield lambda step: multihost_utils.reached_preemption_sync_point(step) if together else bool(seen)
+        with endings.saving():
+            yield lambda step: multihost_utils.reached_preemption_sync_point(step) if together else bool(seen)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

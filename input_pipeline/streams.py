@@ -8,7 +8,6 @@ accelerator.
 from __future__ import annotations
 
 import functools
-import os
 import threading
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -21,7 +20,7 @@ from PIL import Image
 from fada_jax import handovers
 from fada_jax.classes import IGNORE, ClassSet, label_table
 from fada_jax.errors import UserError
-from fada_jax.input_pipeline import augmentation, decoding, load_tensorflow, records, sampling
+from fada_jax.input_pipeline import augmentation, decoding, load_tensorflow, reading, records, sampling
 from fada_jax.input_pipeline.pseudo_labels import PseudoLabels
 from fada_jax.input_pipeline.records import Records
 from fada_jax.input_pipeline.stream import Stream
@@ -79,8 +78,9 @@ def examples(
         record = stored.read(int(i))
         label = None
         if stored.labelled:
-            label = decoding.read_label(record["label"], _table(stream, class_set, stored).tolist())
-        yield decoding.read_image(record["image"]), label
+            table = _table(stream, class_set, stored).tolist()
+            label = np.asarray(decoding.look_up(decoding.stored_label(record), table))
+        yield np.asarray(decoding.stored_image(record)), label
 
 
 def check(data_dir: str | Path, stream: Stream, class_set: ClassSet) -> None:
@@ -138,13 +138,15 @@ def train_batches(
         drawn = augmentation.draw(np.random.default_rng([seed, stream_id, position, 1]), stream.augment)
         record = stored.read_usable(number(position), damaged_records)
         label = decode_label(record) if decode_label else None
-        return _augmented(decoding.decode_image(record["image"]), label, drawn, stream, note)
+        return _augmented(decoding.stored_image(record), label, drawn, stream, note)
 
     def finish(image: Any, label: Any) -> dict[str, Any]:
         result = {"image": tf.ensure_shape(image, (height, width, 3))}
         return result | ({"label": tf.ensure_shape(label, (height, width))} if decode_label else {})
 
-    return _run(_ENDLESS, load, [tf.uint8, tf.uint8], finish, share)
+    label_shape = (height, width) if decode_label else (0, 0)
+    blank = [np.zeros((height, width, 3), np.uint8), np.zeros(label_shape, np.uint8)]
+    return reading.batches(_ENDLESS, load, blank, finish, share)
 
 
 def batch_names(
@@ -292,15 +294,15 @@ def _label_decoder(
         if not stream.labels:
             return None
         table = _table(stream, class_set, stored).tolist()
-        return lambda record: decoding.decode_label(record["label"], table, stream.size, note)
-    pseudo = PseudoLabels(stream.pseudo_labels)
+        return lambda record: decoding.look_up(decoding.stored_label(record), table, stream.size, note)
+    pseudo = PseudoLabels(stream.pseudo_labels, class_set.num_classes)
     # The teacher left damaged images out where they are skipped.
     if on_damage == "fail" and (missing := pseudo.missing(stored.names.tolist())):
         raise UserError(
             f"{stream.pseudo_labels} has no label for {len(missing)} of {len(stored.names)} images, for instance "
             f"{missing[0]}: delete it, the same command makes it again"
         )
-    return lambda record: decoding.decode_label(pseudo.read(record["name"]), _IDENTITY, stream.size, note)
+    return lambda record: decoding.look_up(pseudo.read(record["name"]), _IDENTITY, stream.size, note)
 
 
 def _augmented(
@@ -318,47 +320,15 @@ def _augmented(
     return pixels, np.zeros((0, 0), np.uint8) if classes is None else classes
 
 
-def _run(
-    count: int, load: Callable[[int], tuple[Any, ...]], types: list[Any], finish: Callable[..., Any], batch_size: int
-) -> Generator[Any]:
-    """Batches of ``finish(*load(i))`` for i from 0 to ``count``, in order; an error of ours passes as itself.
-
-    ``load`` reads in TensorFlow's threads, several images side by side: Pillow lets go of Python's lock.
-    """
-    failed: list[UserError] = []
-
-    def load_or_note(i: np.ndarray) -> tuple[Any, ...]:
-        try:
-            return load(int(i))
-        except UserError as error:
-            failed.append(error)
-            raise
-
-    # AutoGraph would spend seconds a stream on translating nothing.
-    @tf.autograph.experimental.do_not_convert
-    def example(i: Any) -> Any:
-        return finish(*tf.numpy_function(load_or_note, [i], types, stateful=False))
-
-    # The autotuning thread takes a core now and then, and up to a minute to end.
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    dataset = tf.data.Dataset.range(count).map(example, num_parallel_calls=threads, deterministic=True)
-    dataset = dataset.batch(batch_size, drop_remainder=True).prefetch(2).with_options(options)
-    try:
-        yield from dataset.as_numpy_iterator()
-    except tf.errors.OpError as error:
-        raise failed[0] if failed else UserError(f"an image cannot be decoded: {error.message}") from error
-
-
 def _eval_examples(
     stream: Stream, class_set: ClassSet, stored: Records, on_damage: str, numbers: np.ndarray
 ) -> Iterator[dict[str, Any]]:
     """The intact images of ``numbers`` one by one: ``eval_batches``'s entries without ``mask``."""
     table = _table(stream, class_set, stored).tolist() if stream.labels else _IDENTITY
     note = handovers.recorder(stream=stream.role or "tested", dataset=stream.dataset)
-    types = {
-        "image": tf.uint8, "label": tf.uint8, "name": tf.string, "size": tf.int32, "number": tf.int32, "intact": tf.bool
+    blank = {
+        "image": np.zeros((1, 1, 3), np.uint8), "label": np.zeros((0, 0), np.uint8), "name": np.zeros((), "S1"),
+        "size": np.zeros(2, np.int32), "number": np.zeros((), np.int32), "intact": np.zeros((), bool),
     }  # fmt: skip
 
     def load(i: int) -> tuple[Any, ...]:
@@ -366,16 +336,18 @@ def _eval_examples(
         record = stored.read_or_skip(number, on_damage)
         intact = record is not None
         record = record or stored.read_usable(number, on_damage)
-        label = decoding.read_label(record["label"], table) if stream.labels else np.zeros((0, 0), np.uint8)
-        image = decoding.read_image(record["image"], stream.size)
+        label = np.zeros((0, 0), np.uint8)
+        if stream.labels:
+            label = np.asarray(decoding.look_up(decoding.stored_label(record), table))
+        image = decoding.fitted(decoding.stored_image(record), stream.size)
         note("resize", before=handovers.size(record["size"]), after=handovers.size(image))
         size = np.array(record["size"], np.int32)
         return image, label, record["name"].encode(), size, np.int32(number), intact
 
     def finish(*values: Any) -> dict[str, Any]:
-        return dict(zip(types, values, strict=True))
+        return dict(zip(blank, values, strict=True))
 
-    for batch in _run(len(numbers), load, list(types.values()), finish, 1):
+    for batch in reading.batches(len(numbers), load, list(blank.values()), finish, 1):
         example = {key: value[0] for key, value in batch.items() if stream.labels or key != "label"}
         if example.pop("intact"):
             yield example

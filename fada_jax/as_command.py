@@ -1,0 +1,8 @@
+"""Imported first by commands and by nothing else: from here on a signal finds its handler, also during imports."""
+
+import contextlib
+
+from fada_jax import endings
+
+with contextlib.suppress(ValueError):  # Not in the main thread: whoever imports a command is none.
+    endings.obey_signals()

@@ -1,0 +1,256 @@
+"""How a command ends: signals, the standard output and error, and the time that an interrupted command may take.
+
+In a command SIGINT, SIGTERM and SIGHUP raise ``KeyboardInterrupt`` with the signal's number, which prints one line
+where nobody catches it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import io
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, TextIO
+
+from fada_jax.errors import missing_extra
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+INTERRUPTED = "interrupted; run the same command again to continue"
+# Seconds from a signal to the end, where nothing is being saved.
+PATIENCE = 20.0
+
+
+class _State:
+    """Of the process.
+
+    Attributes:
+      received: signals, in their order.
+      output_fault: why the standard output could not be written; '' while it can.
+      saving: how many parts of the program ask for the time that they need after a signal.
+      said: the last line is printed.
+    """
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self.output_fault = ""
+        self.saving = 0
+        self.said = False
+
+
+state = _State()
+
+
+# Signals -------------------------------------------------------------------------------------------------------------
+
+
+def _raise(number: int, _: Any) -> None:
+    state.received.append(number)
+    raise KeyboardInterrupt(number)
+
+
+def _no_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """One line for a signal and for a missing library of an extra, whoever imports it and when."""
+    if reason := missing_extra(error):
+        say(f"error: {reason}")
+    elif state.received or issubclass(kind, KeyboardInterrupt):
+        # Libraries turn a signal during their import into errors of their own.
+        leave_at_once(interrupted_status() - 128)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+def obey_signals() -> None:
+    """Takes the signals of a terminal and of a scheduler; one that the caller ignores (``nohup``) stays ignored."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _raise)
+    sys.excepthook = _no_traceback
+
+
+def begin() -> None:
+    """For the beginning of a command: signals are watched and the standard streams guarded.
+
+    Raises:
+      KeyboardInterrupt: a signal came already.
+    """
+    came = state.received[:]
+    state.__init__()  # type: ignore[misc]
+    obey_signals()
+    watch_signals()
+    guard_output()
+    if came:
+        _raise(came[0], None)
+
+
+def interrupted_status() -> int:
+    """Exit status of an interrupted command."""
+    return 128 + (state.received[0] if state.received else signal.SIGINT)
+
+
+def silence() -> None:
+    """Nothing follows the line of a user's error.
+
+    Libraries that fail together with it say so on their own when they are torn down: orbax's event loops, threads and
+    coroutines that were never waited for, each with a traceback.
+    """
+    sys.unraisablehook = lambda _: None
+    threading.excepthook = lambda _: None
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+
+
+def ignore_signals() -> None:
+    """For the end of a command whose work is done: it is about to end anyway."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            # A function, because the watch below sees only signals that have a handler.
+            signal.signal(number, lambda number, _: None)
+
+
+@contextlib.contextmanager
+def saving() -> Iterator[None]:
+    """While open, a signal may take as long as it takes to save."""
+    state.saving += 1
+    try:
+        yield
+    finally:
+        state.saving -= 1
+
+
+def watch_signals() -> None:
+    """Ends the process ``PATIENCE`` seconds after a signal, if it has not ended by itself.
+
+    Python obeys a signal when the main thread comes back to it: not while a library computes, waits for another machine
+    or swallows the exception.
+    """
+    readable, writable = os.pipe()
+    os.set_blocking(writable, False)
+    signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while (number := os.read(readable, 1)[0]) not in SIGNALS:
+            pass
+        left = PATIENCE
+        while left > 0:
+            time.sleep(0.1)
+            left = PATIENCE if state.saving else left - 0.1
+        leave_at_once(number)
+
+    threading.Thread(target=watch, daemon=True, name="signals").start()
+
+
+def leave_at_once(number: int) -> None:
+    """Ends the process with the status of a signal, and its line."""
+    say(output_error() or INTERRUPTED)
+    os._exit(1 if state.output_fault else 128 + number)  # Nothing is being saved, and nobody waits for a traceback.
+
+
+@contextlib.contextmanager
+def limited(seconds: float, line: str) -> Iterator[None]:
+    """Ends the process with status 1 and ``line`` where what is done inside takes longer; a library may wait in it."""
+
+    def end() -> None:
+        say(line)
+        os._exit(1)  # The main thread is not in Python, so it cannot be told.
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Processes started inside never get the signals of a terminal; ours wait until the end of it.
+
+    Blocked signals are inherited by new programs. Ctrl-C goes to all processes of a terminal, and one that dies of it
+    leaves a traceback and half a message.
+    """
+    seen: list[int] = []
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        # Another thread may take the signal from the system; the main thread answers it.
+        handlers = {number: signal.signal(number, lambda number, _: seen.append(number)) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number in seen:
+            signal.raise_signal(number)
+
+
+# Standard output and error -------------------------------------------------------------------------------------------
+
+
+class _Standard(io.FileIO):
+    """A standard stream that goes on into nothing once it cannot be written."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError as error:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            if self.fileno() == 1:
+                state.output_fault = error.strerror or str(error)
+                # A run saves then, and everything else ends.
+                signal.raise_signal(signal.SIGTERM)
+            return len(data)
+
+
+def _readable(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Bytes of a file name that are no text stay as they are; what the encoding lacks is written as its number."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
+
+
+def _stream(stream: TextIO) -> TextIO:
+    encoding = codecs.lookup(stream.encoding or "utf-8").name
+    # Terminals read UTF-8 even where no locale is set, as in most containers.
+    encoding = "utf-8" if encoding == "ascii" else encoding
+    buffer = io.BufferedWriter(_Standard(stream.fileno(), "w", closefd=False))
+    return io.TextIOWrapper(buffer, encoding, "fada_jax_readable", line_buffering=True)
+
+
+def guard_output() -> None:
+    """A standard output that is full or closed ends the command in order, and no character is too much for it."""
+    # A file opened later must not get the number of a standard stream that is closed.
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    codecs.register_error("fada_jax_readable", _readable)
+    if sys.stdout is sys.__stdout__ and sys.stdout is not None:
+        sys.stdout = _stream(sys.stdout)
+    if sys.stderr is sys.__stderr__ and sys.stderr is not None:
+        sys.stderr = _stream(sys.stderr)
+
+
+def output_error() -> str:
+    """The line about a standard output that could not be written; '' where it could."""
+    fault = state.output_fault
+    return f"error: the standard output cannot be written: {fault}" if fault else ""
+
+
+def say(line: str) -> None:
+    """Prints the last line of a command on stderr, unless one was printed."""
+    if not state.said:
+        state.said = True
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # Full, closed, or not there at all.
+            print(line, file=sys.stderr, flush=True)
