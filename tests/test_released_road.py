@@ -5,6 +5,7 @@ import functools
 import io
 import json
 import os
+import types
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +95,7 @@ def label(config, workdir, stored=None, log=lambda line: None):
     """The pseudo labels of a stage by name, and their provenance."""
     workdir.mkdir(exist_ok=True)
     mesh = distributed.make_mesh()
-    provenance = labelling.ensure_pseudo_labels(schema.read(config), workdir, stored or {}, None, mesh, log)
+    provenance = labelling.ensure_pseudo_labels(schema.read(config), workdir, stored, None, mesh, log)
     file = PseudoLabels(labelling.pseudo_label_file(schema.read(config), workdir))
     stream = schema.read(config).target.stream(labels=False, augment=False)
     labels = {}
@@ -121,6 +122,7 @@ def test_the_teacher_labels_what_it_predicts_at_the_size_it_is_tested_at(data_di
 def test_labels_of_another_teacher_or_selection_are_made_again(data_dir, teacher, tmp_path):
     config = config_of("stage=self_distillation", data_dir, teacher_from=str(teacher))
     first, made_from = label(config, tmp_path / "w")
+    begun = types.SimpleNamespace(pseudo_labels=made_from)
     said = []
     again, _ = label(config, tmp_path / "w", log=said.append)
     assert not said and all(np.array_equal(first[name], again[name]) for name in first)
@@ -139,13 +141,13 @@ def test_labels_of_another_teacher_or_selection_are_made_again(data_dir, teacher
         assert shapes_differ or any((labels[name] != first[name]).any() for name in first), key
         # A student that has begun keeps its labels or is refused.
         with pytest.raises(UserError, match="does not hold the labels that"):
-            label(config, tmp_path / "w", {"pseudo_labels": made_from})
+            label(config, tmp_path / "w", begun)
     (tmp_path / "w" / "pseudo_labels.tfrecord").unlink()
-    restored, _ = label(config, tmp_path / "w", {"pseudo_labels": made_from})
+    restored, _ = label(config, tmp_path / "w", begun)
     assert all(np.array_equal(first[name], restored[name]) for name in first)
     (tmp_path / "w" / "pseudo_labels.tfrecord").unlink()
     with pytest.raises(UserError, match="cannot be made again as it was"):
-        label(changed, tmp_path / "w", {"pseudo_labels": made_from})
+        label(changed, tmp_path / "w", begun)
 
 
 def test_a_stage_whose_origin_was_made_again_is_refused(data_dir, teacher, tmp_path):

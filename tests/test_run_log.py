@@ -7,11 +7,12 @@ import types
 import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
+from test_bad_inputs import tiny_config
 
 from fada_jax import config as schema
 from fada_jax.configs import gta5_to_cityscapes
 from fada_jax.errors import UserError
-from fada_jax.stages import logs
+from fada_jax.stages import beginning, logs
 from fada_jax.training import loop
 
 VALUES = {"loss_seg": 1.5, "steps_per_second": 4.0, "data_wait": 0.25}
@@ -80,8 +81,7 @@ def test_wandb_is_asked_for_by_name_and_goes_on_in_the_same_run(tmp_path, monkey
 
 def test_missing_wandb_is_one_clear_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with (
-        pytest.raises(UserError, match=r"config.wandb='streets' needs wandb: pip install"),
-        logs.open_log(tmp_path, loop.Plan(0, 4, 2, 2), _config(wandb="streets"), print, images_per_step=8),
-    ):
-        pass
+    config = tiny_config(wandb="streets")
+    with pytest.raises(UserError, match=r"config.wandb='streets' needs wandb: pip install"):
+        beginning.check(schema.read(config), tmp_path / "w", data_sets=False)
+    assert not (tmp_path / "w").exists()

@@ -52,7 +52,7 @@ def test_a_workdir_of_the_old_stage_goes_on(tmp_path):
     path.write_text(renamed)
     # The sums are of the file as it was.
     (path.parents[1] / "SHA256SUMS").unlink()
-    checksums._write_sums(path.parents[1])
+    checksums.write(path.parents[1])
     begun = beginning.check(schema.read(config), tmp_path / "w", data_sets=False)
     assert begun.meta.config["stage"] == "adversarial"
     other = tiny_config()

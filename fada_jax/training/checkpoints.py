@@ -216,13 +216,14 @@ def _restore(workdir: str | Path, step: int, item: str, tree: Any) -> Any:
       UserError: it is damaged, or its arrays are not those of ``tree``.
     """
     path = _checked(workdir, step, item)
-    with ocp.StandardCheckpointer() as reader:
-        try:
-            stored = reader.metadata(path).item_metadata
-            _refuse_other_arrays(path, getattr(stored, "tree", stored), tree)
-            return reader.restore(path, tree)
-        except _UNREADABLE as error:
-            raise UserError(f"checkpoint {path} cannot be read: {str(error).splitlines()[0]}") from error
+    try:
+        handler = ocp.StandardCheckpointHandler()
+        _refuse_other_arrays(path, handler.metadata(path).tree, tree)
+        handler.close()
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+            return reader.restore(path.parent, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(tree)}))[item]
+    except _UNREADABLE as error:
+        raise UserError(f"checkpoint {path} cannot be read: {str(error).splitlines()[0]}") from error
 
 
 # What orbax and tensorstore raise about files that are not theirs, or gone.
