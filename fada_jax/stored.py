@@ -21,7 +21,7 @@ from fada_jax.documents import STRICT
 from fada_jax.errors import UserError
 from fada_jax.models.spec import ComputeType, ModelSpec
 from fada_jax.preprocessing import Preprocessing
-from fada_jax.ranges import Finite, Positive, Scales, Size, Whole
+from fada_jax.ranges import Finite, NonNegative, Positive, Scales, Size, Whole
 
 Step = Annotated[int, Ge(0), Le(2**31 - 1)]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -111,7 +111,7 @@ class _Predicting:
 
 @dataclasses.dataclass(frozen=True)
 class Artifact:
-    """``model.json`` of an artifact (format 2: with checksums)."""
+    """``model.json`` of an artifact (format 2: its files have checksums)."""
 
     __pydantic_config__: ClassVar = STRICT
     format: Literal[2]
@@ -124,7 +124,6 @@ class Artifact:
     checkpoint_step: Step
     platforms: tuple[str, ...]
     dtype: dict[str, ComputeType]  # By platform.
-    sha256: dict[str, Digest]  # By file; {} in an artifact of format 1, which had none.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +155,85 @@ class Scores:
     miou_13: Percent | None = None
     name: str = ""
     mode: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row(Scores):
+    """A row of ``Results``."""
+
+    name: Annotated[str, Len(1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """``results.json`` of a recipe."""
+
+    config: str
+    seed: Whole
+    rows: Annotated[tuple[Row, ...], Len(1)]
+    overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Domain:
+    city: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """What a report takes from the ``config.json`` of a stage."""
+
+    task: str
+    method: str
+    total_steps: Positive
+    batch_size: Positive
+    target: _Domain
+
+
+@dataclasses.dataclass(frozen=True)
+class LogLine:
+    """A line of ``metrics.jsonl``; its losses are numbers of any name."""
+
+    step: Step
+
+
+@dataclasses.dataclass(frozen=True)
+class _Distance:
+    ccd: Annotated[dict[str, NonNegative | None], Len(1)]
+    mean: NonNegative | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _StageDistances:
+    both: _Distance
+
+
+@dataclasses.dataclass(frozen=True)
+class Distances:
+    """``ccd.json``: Class Center Distances by stage."""
+
+    stages: Annotated[dict[str, _StageDistances], Len(1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class VariantScores:
+    """Scores of a row of an ablation."""
+
+    miou: Percent
+    iou: Annotated[dict[str, Percent | None], Len(1)]
+    miou_13: Percent | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedScores:
+    """What an ablation keeps of a finished seed: what made it, and scores by row."""
+
+    config: dict[str, Any]
+    scores: Annotated[dict[str, VariantScores], Len(1)]
+
+
+# Confusion matrices by row; rows of a matrix are labels.
+Confusions = dict[str, tuple[tuple[Annotated[int, Ge(0), Le(2**62)], ...], ...]]
 
 
 # Upgrades ------------------------------------------------------------------------------------------------------------
@@ -191,12 +269,17 @@ def meta(values: Any, source: str | Path) -> Meta:
     documents.check(result.config, _Predicting, f"{source}: config")
     if result.pseudo_labels:
         documents.check(result.pseudo_labels, PseudoLabelOrigin, f"{source}: pseudo_labels")
-    if result.class_set and result.class_set.num_classes != result.model.num_classes:
-        raise UserError(
-            f"{source}: its model has {result.model.num_classes} classes, its class set {result.class_set.name!r} "
-            f"{result.class_set.num_classes}"
-        )
+    if result.class_set:
+        _same_classes(result.model, result.class_set, source)
     return result
+
+
+def _same_classes(model: ModelSpec, class_set: ClassSet, source: str | Path) -> None:
+    if class_set.num_classes != model.num_classes:
+        raise UserError(
+            f"{source}: its model has {model.num_classes} classes, its class set {class_set.name!r} "
+            f"{class_set.num_classes}"
+        )
 
 
 def _named_class_set(name: str, source: str | Path) -> dict[str, Any] | None:
@@ -228,8 +311,12 @@ def artifact(values: Any, source: str | Path) -> Artifact:
         computed = values["model"].get("dtype") if isinstance(values.get("model"), dict) else None
         platforms = values.get("platforms", ["cpu", "cuda", "tpu"])
         one_type = dict.fromkeys(platforms, computed) if isinstance(platforms, list) else computed
-        values = {"dtype": one_type, "sha256": {}, **values, "format": 2}
-    return documents.check(values, Artifact, source, advice="export it again")
+        values = {"dtype": one_type, **values, "format": 2}
+    result = documents.check(values, Artifact, source, advice="export it again")
+    _same_classes(result.model, result.class_set, source)
+    if untyped := set(result.platforms) - result.dtype.keys():
+        raise UserError(f"{source}: dtype names no type for the platform {min(untyped)!r}: export it again")
+    return result
 
 
 def conversion_note(values: Any, source: str | Path) -> ConversionNote:

@@ -1,5 +1,6 @@
 """The public interface: every source of a segmenter, every option, the documented examples, the exported artifact."""
 
+import dataclasses
 import doctest
 import json
 import os
@@ -25,7 +26,7 @@ from fada_jax import convert_weights
 from fada_jax.configs import gta5_to_cityscapes
 from fada_jax.errors import UserError
 from fada_jax.evaluation import predictor
-from fada_jax.interop import exporting, pillow_resize, stablehlo, torch_files
+from fada_jax.interop import exporting, pillow_resize, safetensors_files, stablehlo
 from fada_jax.training import checkpoints, optimizers, saving
 from fada_jax.training import states as train_states
 
@@ -63,7 +64,7 @@ def workdir(tmp_path_factory):
     safetensors.numpy.save_file(
         {key: value.astype(np.float32) for key, value in flat.items()},
         folder / "model.safetensors",
-        {torch_files.METADATA: json.dumps({**meta, "checkpoint_step": 0})},
+        {safetensors_files.METADATA: json.dumps(dataclasses.replace(meta, checkpoint_step=0).plain())},
     )
     convert_weights.import_file(str(folder / "model.safetensors"), str(folder / "source"))
     return folder / "source"
@@ -160,9 +161,9 @@ def test_what_is_no_image_or_no_model_is_refused(live, workdir, tmp_path):
     with pytest.raises(ValueError, match="overlap"):
         live(picture(8, 8), tile=(4, 4), overlap=0.95)
     (tmp_path / "model.json").write_text("{}")
-    with pytest.raises(UserError, match=r"no readable artifact of fada_jax\.export"):
+    with pytest.raises(UserError, match=r"is no whole artifact of fada_jax\.export: weights\.npz is missing"):
         fada_jax.load(tmp_path)
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="is there already"):
         stablehlo.export_model(checkpoints.load_model(workdir), tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import jax
 from flax import traverse_util
 
 from fada_jax import config as schema
+from fada_jax import files
 from fada_jax.errors import UserError
-from fada_jax.interop import torch_files, torch_optimizers, torch_tables
+from fada_jax.interop import safetensors_files, torch_files, torch_optimizers, torch_tables
 from fada_jax.stages.program import create_states
 from fada_jax.stages.workdirs import stage_workdir
 from fada_jax.training import checkpoints
@@ -49,9 +51,10 @@ def export_file(workdir: str | Path, output: str | Path, checkpoint: str = "last
     """Writes ``.pth`` or ``.safetensors`` whole or not at all; returns a summary for people.
 
     Raises:
-      UserError: another suffix, no such checkpoint, or a model that the released layout cannot hold.
+      UserError: another suffix, somebody else's file, no such checkpoint, a model that the released layout cannot
+        hold, or a full disk.
     """
-    output = Path(output)
+    output = files.local(output, "--output")
     torch_files.check_output(output)
     folder = stage_workdir(workdir)
     model = checkpoints.load_model(folder, checkpoint)
@@ -68,6 +71,6 @@ def export_file(workdir: str | Path, output: str | Path, checkpoint: str = "last
     if output.suffix == ".pth":
         torch_files.write_pth(output, sections)
     else:
-        meta = {**checkpoints.read_meta(folder, model.step), "checkpoint_step": model.step}
-        torch_files.write_safetensors(output, tensors, meta)
+        meta = dataclasses.replace(checkpoints.read_meta(folder, model.step), checkpoint_step=model.step)
+        safetensors_files.write(output, tensors, meta.plain())
     return f"{len(tensors)} tensors of {workdir} written to {output}"

@@ -5,20 +5,24 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from fada_jax import config as schema
+from fada_jax import files
 from fada_jax.config import Config
 from fada_jax.errors import UserError
 from fada_jax.interop import reading, torch_files, torch_optimizers, torch_tables
 from fada_jax.interop.reading import Description, ReleasedModel
+from fada_jax.interop.tensors import first
 from fada_jax.interop.torch_tables import CLASSIFIER, DISCRIMINATOR, FEATURE_EXTRACTOR, Report
 from fada_jax.models import ModelSpec, interchange
+from fada_jax.stages import workdirs
 from fada_jax.stages.program import create_states
-from fada_jax.training import checkpoints
+from fada_jax.training import checkpoints, saving
 from fada_jax.training.states import TrainState, replace_weights
 
 
@@ -228,14 +232,14 @@ def import_file(
       config: of the stage that goes on from the file; None: the file's own, or the released one of its model.
 
     Raises:
-      UserError: anything unexplained in the file; nothing is written then.
+      UserError: anything unexplained in the file, or an output that holds something; nothing is written then.
     """
+    workdir = files.local(output, "--output").absolute()
+    check_output(workdir)
     file, described = torch_files.read_file(path), reading.read_description(path)
     layout = "fada" if described or torch_tables.is_released(file) else "torchvision"
     if format and (format == "fada") != (layout == "fada"):
         raise UserError(f"{path} has the layout {layout!r}, not {format!r}")
-    if checkpoints.available_steps(output):
-        raise UserError(f"{output} holds checkpoints already: choose another --output")
     with reading.naming(path):
         reading.check_names(file, described)
         if config is not None:
@@ -256,17 +260,36 @@ def import_file(
             class_set = chosen.classes
     del file  # The states hold copies; both at once would be too much beside what writing takes.
     plain = chosen.plain() | {"preprocessing": dataclasses.asdict(own)}
-    meta = checkpoints.make_meta(plain, spec, own, class_set)
-    with checkpoints.writing(output, meta, wait=True) as save:
-        save(iteration, states, None)
+    meta = saving.make_meta(plain, spec, own, class_set)
+    with workdirs.hold(workdir):
+        check_output(workdir)  # Another import may have been quicker.
+        with saving.writing(workdir, meta, wait=True) as save:
+            save(iteration, states, None)
     predicts = class_set.name if class_set else "none (feature extractor only)"
     return "\n".join(
         [
             f"{path}: {layout}, {spec.backbone}, class set {predicts}",
             *_account_lines(dataclasses.replace(account, notes=tuple(filter(None, notes)))),
-            f"written: {checkpoints.directory(output) / str(iteration)}",
+            f"written: {checkpoints.directory(workdir) / str(iteration)}",
         ]
     )
+
+
+def check_output(workdir: Path) -> None:
+    """Refuses a workdir that cannot be written or holds something, before the work that goes into it.
+
+    Raises:
+      UserError: naming what is there.
+    """
+    workdirs.check_folder(workdir)
+    if checkpoints.available_steps(workdir):
+        raise UserError(f"{workdir} holds checkpoints already: choose another --output")
+    if not workdir.is_dir():
+        return
+    kept = [path for path in workdir.iterdir() if not path.name.startswith(".") and path.name != "lock"]
+    others = sorted(path.name for path in kept if path != checkpoints.directory(workdir))
+    if others:
+        raise UserError(f"{workdir} holds {first(others)} already: choose an empty or a new folder as --output")
 
 
 def _account_lines(account: Account) -> Iterator[str]:
@@ -317,6 +340,6 @@ def _own_config(described: Description) -> Config:
             of_model, of_config = (getattr(spec, field.name) for spec in (described.spec, config.model))
             if of_model != of_config and field.name not in ("dtype", "remat"):  # They change no array.
                 raise UserError(f"its model.{field.name} is {of_config!r}, its model's {of_model!r}")
-    except (UserError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except UserError as error:
         raise UserError(f"the config in it cannot be used ({error}): name one with --config") from error
     return config

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from fada_jax import classes
+from fada_jax import classes, documents, stored
 from fada_jax.errors import UserError
 from fada_jax.evaluation.inference import MULTI_SCALE
-from fada_jax.interop import torch_files, torch_optimizers, torch_tables
-from fada_jax.models import ModelSpec, Norm, Segmenter
+from fada_jax.interop import safetensors_files, torch_files, torch_optimizers, torch_tables
+from fada_jax.interop.tensors import check_tensors, first
+from fada_jax.interop.torch_tables import SECTIONS
+from fada_jax.models import ModelSpec, Norm
 from fada_jax.models.resnet import RESNETS
 from fada_jax.preprocessing import CAFFE, IMAGENET, Preprocessing
 from fada_jax.training import checkpoints
@@ -106,6 +107,8 @@ def released_model(file: Mapping[str, Any], path: str | Path) -> ReleasedModel:
     if not backbone:
         raise UserError(f"{path} holds no ResNet-18, -34, -50, -101 or VGG-16 that is known here")
     bias = tensors.get("classifier.conv2d_list.0.bias")
+    if bias is not None and np.ndim(bias) != 1:
+        raise UserError(f"{path}: classifier.conv2d_list.0.bias is no vector")
     num_classes = len(bias) if bias is not None else 19
     if num_classes not in _TASKS:
         raise UserError(f"{path}: its classifier has {num_classes} classes, known are {', '.join(map(str, _TASKS))}")
@@ -138,22 +141,35 @@ def read_description(path: str | Path) -> Description | None:
     Raises:
       UserError: it cannot be understood.
     """
-    meta = torch_files.read_metadata(path)
-    if meta is None:
+    path = Path(path)
+    if path.suffix != ".safetensors":
         return None
-    try:
-        described = Description(*checkpoints.describe(meta), dict(meta["config"]), int(meta["checkpoint_step"]))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}: what it says about its model cannot be understood ({type(error).__name__}: {error}): export it "
-            "again with this version"
-        ) from error
-    if described.class_set and described.class_set.num_classes != described.spec.num_classes:
-        raise UserError(
-            f"{path}: its model has {described.spec.num_classes} classes, its class set {described.class_set.name!r} "
-            f"{described.class_set.num_classes}: export it again"
-        )
-    return described
+    header = safetensors_files.header(path)
+    text = header.metadata.get(safetensors_files.METADATA)
+    if not text:
+        return None
+    source = f"{path}: what it says about its model"
+    meta = stored.meta(documents.parse(text, source), source)
+    if meta.checkpoint_step is None:
+        raise UserError(f"{source}: checkpoint_step is missing: export it again")
+    _check_sizes(meta.model, header, source)
+    return Description(meta.model, meta.preprocessing, meta.class_set, meta.config, meta.checkpoint_step)
+
+
+def _check_sizes(spec: ModelSpec, header: safetensors_files.Header, source: str) -> None:
+    """Refuses a model that the file cannot hold, before the shapes of so large a one are worked out."""
+    numbers = sum(math.prod(entry.shape) for entry in header.tensors.values())
+    for field, size, limit in (
+        ("stage_sizes", sum(spec.stage_sizes), len(header.tensors)),
+        ("aspp_rates", len(spec.aspp_rates), len(header.tensors)),
+        ("widths", sum(spec.widths), numbers),
+        ("stem_width", spec.stem_width, numbers),
+        ("num_classes", spec.num_classes, numbers),
+    ):
+        if size > limit:
+            value = documents.shown(getattr(spec, field))
+            raise UserError(f"{source}: model.{field}={value} is larger than all tensors of the file: export it again")
+    checkpoints.generator_shapes(spec, f"{source}: model")
 
 
 @contextlib.contextmanager
@@ -185,8 +201,15 @@ def check_names(file: Mapping[str, Any], described: Description | None) -> None:
     """
     if is_own(file) and not described:
         raise UserError("it does not say which model it holds: export it again")
-    if described and (not has_classifier(file) or is_own(file) != (described.spec.norm == "group")):
-        raise UserError("its tensors do not have the names that export gives them: export it again")
+    if not described:
+        return
+    own = described.spec.norm == "group"
+    known = ("params.", "batch_stats.") if own else SECTIONS
+    foreign = [name for name in file if not (str(name).startswith(known) if own else name in known)]
+    if foreign:
+        raise UserError(f"its tensors do not have the names that export gives them ({first(foreign)}): export it again")
+    if not has_classifier(file):
+        raise UserError("it holds no tensor of the model that it describes: export it again")
 
 
 def import_generator(
@@ -199,11 +222,10 @@ def import_generator(
     """
     if not is_own(file):
         return torch_tables.import_generator(file, spec, initial)
-    # Parameters do not depend on the image size.
-    variables = jax.eval_shape(Segmenter(spec).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    arrays = {key: variables.get(key, {}) for key in ("params", "batch_stats")}
+    state = checkpoints.generator_shapes(spec, "its model")
+    arrays = {"params": state.params, "batch_stats": state.collections.get("batch_stats", {})}
     flat = traverse_util.flatten_dict(arrays, sep=".")
-    torch_files.check_tensors(file, {name: x.shape for name, x in flat.items()})
+    check_tensors(file, {name: x.shape for name, x in flat.items()})
     tree = traverse_util.unflatten_dict({name: np.asarray(file[name], x.dtype) for name, x in flat.items()}, sep=".")
     return tree["params"], tree.get("batch_stats", {}), torch_tables.Report(used=tuple(file))
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
-import os
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,22 +16,22 @@ import numpy as np
 from flax import traverse_util
 from jax import export
 
-from fada_jax import __version__
-from fada_jax.classes import ClassSet
+from fada_jax import __version__, files, stored
 from fada_jax.errors import UserError
 from fada_jax.evaluation import inference
-from fada_jax.evaluation.predictor import Predictor
+from fada_jax.interop import outputs
 from fada_jax.interop.model_card import model_card
 from fada_jax.interop.pillow_resize import resize_like_pillow
 from fada_jax.models import ComputeType, Segmenter, convolution
 from fada_jax.models.layers import interpolate
 from fada_jax.preprocessing import normalise
-from fada_jax.training import checkpoints
+from fada_jax.training import checkpoints, checksums
 
 # As ``jax.export`` calls them.
 PLATFORMS = ("cpu", "cuda", "tpu")
 FUNCTIONS = ("probabilities", "multi_scale", "features")
-FORMAT = 1
+DESCRIPTION, WEIGHTS, CARD, SAVED_MODEL = "model.json", "weights.npz", "README.md", "tensorflow"
+FORMAT: Literal[2] = 2
 
 Function = Callable[[dict[str, jax.Array], jax.Array], jax.Array]
 
@@ -98,11 +97,23 @@ def _functions(model: checkpoints.Model) -> dict[str, Function]:
 def _serialise(fn: Callable[..., jax.Array], weights: dict[str, np.ndarray]) -> bytes:
     n, h, w = export.symbolic_shape("n, h, w")
     shapes = {key: jax.ShapeDtypeStruct(x.shape, x.dtype) for key, x in weights.items()}
-    with jax.enable_x64(True):
+    # Names and lines of source files are those of this machine.
+    with jax.enable_x64(True), _option("jax_traceback_in_locations_limit", 0):
         exported = export.export(jax.jit(fn), platforms=PLATFORMS)(
             shapes, jax.ShapeDtypeStruct((n, h, w, 3), jnp.uint8)
         )
     return bytes(exported.serialize())
+
+
+@contextlib.contextmanager
+def _option(name: str, value: Any) -> Iterator[None]:
+    """Sets an option of JAX that has no context of its own."""
+    before = getattr(jax.config, name)
+    jax.config.update(name, value)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def export_model(
@@ -117,56 +128,73 @@ def export_model(
       tensorflow: add a SavedModel under ``tensorflow/``.
 
     Raises:
-      UserError: the weights have no classifier, the folder exists, or TensorFlow is not installed.
+      UserError: the weights have no classifier, the folder is there or cannot be written, or TensorFlow is not
+        installed.
     """
     output = Path(output).absolute()
     if not model.class_set:
         raise UserError("these weights have no classifier to export")
-    if output.exists():
-        raise UserError(f"--output={output} exists already: choose another folder or remove it")
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    flat = traverse_util.flatten_dict(dict(model.variables), sep="/")
-    weights: dict[str, Any] = {key: np.asarray(value) for key, value in flat.items()}
-    for name, fn in functions(model, dtype).items():
-        (partial / f"{name}.stablehlo").write_bytes(_serialise(fn, weights))
-    np.savez(partial / "weights.npz", **weights)
-    description = {
-        "format": FORMAT,
-        "fada_jax": __version__,
-        "class_set": dataclasses.asdict(model.class_set),
-        "preprocessing": dataclasses.asdict(model.preprocessing),
-        "input_size": list(model.config["eval"]["size"]),
-        "scales": list(model.config["multi_scale"]),
-        "model": dataclasses.asdict(model.spec),
-        "checkpoint_step": model.step,
-        "platforms": list(PLATFORMS),
-        "dtype": {platform: _dtype_on(platform, model, dtype) for platform in PLATFORMS},
-    }
-    (partial / "model.json").write_text(json.dumps(description, indent=2) + "\n")
-    (partial / "README.md").write_text(model_card(model))
     if tensorflow:
-        _write_saved_model(model, weights, partial / "tensorflow", dtype)
-    os.replace(partial, output)
+        _tensorflow()
+    with outputs.disk(output), files.making(output) as partial:
+        _write(model, partial, dtype)
+        if tensorflow:
+            _write_saved_model(model, partial / SAVED_MODEL, dtype)
+        checksums.write(partial)
     return output
+
+
+def _write(model: checkpoints.Model, folder: Path, dtype: ComputeType) -> None:
+    """Writes all of an artifact but its checksums and the SavedModel."""
+    weights = _weights(model)
+    for name, fn in functions(model, dtype).items():
+        (folder / f"{name}.stablehlo").write_bytes(_serialise(fn, weights))
+    np.savez(folder / WEIGHTS, **weights)
+    described = stored.Artifact(
+        FORMAT,
+        __version__,
+        model.classes,
+        model.preprocessing,
+        tuple(model.config["eval"]["size"]),
+        tuple(model.config["multi_scale"]),
+        model.spec,
+        model.step,
+        PLATFORMS,
+        {platform: _dtype_on(platform, model, dtype) for platform in PLATFORMS},
+    )
+    text = json.dumps(dataclasses.asdict(described), indent=2) + "\n"
+    (folder / DESCRIPTION).write_text(text, encoding="utf-8")
+    (folder / CARD).write_text(model_card(model), encoding="utf-8")
+
+
+def _weights(model: checkpoints.Model) -> dict[str, Any]:
+    flat = traverse_util.flatten_dict(dict(model.variables), sep="/")
+    return {key: np.asarray(value) for key, value in flat.items()}
 
 
 def _dtype_on(platform: str, model: checkpoints.Model, dtype: ComputeType) -> ComputeType:
     return convolution.inference_dtype(model.spec.dtype, dtype, platform)
 
 
-def _write_saved_model(
-    model: checkpoints.Model, weights: dict[str, np.ndarray], path: Path, dtype: ComputeType
-) -> None:
+def _tensorflow() -> tuple[Any, Any]:
+    """TensorFlow and jax2tf.
+
+    Raises:
+      UserError: not installed.
+    """
     try:
         import tensorflow as tf
         from jax.experimental import jax2tf
     except ImportError as error:
         raise UserError(f"--tensorflow: a SavedModel needs TensorFlow and jax2tf ({error})") from error
+    return tf, jax2tf
+
+
+def _write_saved_model(model: checkpoints.Model, path: Path, dtype: ComputeType) -> None:
+    tf, jax2tf = _tensorflow()
     fn = functions(model, dtype)["probabilities"]
     module = tf.Module()
-    module.weights = {key: tf.Variable(value, trainable=False) for key, value in weights.items()}
+    module.weights = {key: tf.Variable(value, trainable=False) for key, value in _weights(model).items()}
     with jax.enable_x64(True):
         converted = jax2tf.convert(
             lambda weights, images: fn(weights, images), polymorphic_shapes=[None, "(n, h, w, 3)"], with_gradient=False
@@ -177,41 +205,3 @@ def _write_saved_model(
             input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8, "images")],
         )
         tf.saved_model.save(module, str(path), signatures={"serving_default": module.probabilities})
-
-
-def is_artifact(path: str | Path) -> bool:
-    """Whether a folder was written by ``export_model``."""
-    return (Path(path) / "model.json").is_file()
-
-
-def load_artifact(path: str | Path) -> Predictor:
-    """A predictor that runs an artifact.
-
-    Raises:
-      UserError: a file of it is missing or damaged.
-    """
-    path = Path(path)
-    try:
-        description = json.loads((path / "model.json").read_text())
-        class_set = ClassSet.from_dict(description["class_set"])
-        with np.load(path / "weights.npz") as file:
-            weights = jax.device_put(dict(file))
-        calls = {
-            name: jax.jit(export.deserialize(bytearray((path / f"{name}.stablehlo").read_bytes())).call)
-            for name in FUNCTIONS
-        }
-        # Artifacts of earlier versions compute in one type everywhere.
-        dtype = description["model"]["dtype"]
-        if "dtype" in description:
-            dtype = description["dtype"]["cuda" if jax.default_backend() == "gpu" else jax.default_backend()]
-    except Exception as error:  # Damaged files raise a dozen unrelated types.
-        raise UserError(f"{path} is no readable artifact of fada_jax.export: {str(error).splitlines()[0]}") from error
-    return Predictor(
-        class_set,
-        tuple(description["input_size"]),
-        tuple(description["scales"]),
-        description["checkpoint_step"],
-        dtype,
-        lambda batch, multi_scale: calls["multi_scale" if multi_scale else "probabilities"](weights, batch),
-        lambda batch: calls["features"](weights, batch),
-    )

@@ -1,23 +1,34 @@
-"""``.pth`` and ``.safetensors`` files, read and written whole, as NumPy arrays.
+"""Weight files, ``.pth`` and ``.safetensors``, read and written whole, as NumPy arrays.
 
-No other module imports PyTorch or safetensors. Code inside a pickle is never run.
+No other module imports PyTorch. Code inside a pickle is never run.
 """
 
 from __future__ import annotations
 
-import json
+import pickle
+import tarfile
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fada_jax import files
+from fada_jax import __version__, files
 from fada_jax.errors import UserError
+from fada_jax.interop import archives, outputs, safetensors_files
+from fada_jax.interop.tensors import printable
 
-# Key of a .safetensors file's metadata under which a checkpoint's own description travels.
-METADATA = "fada_jax"
+SUFFIXES = (".pth", ".safetensors")
+# Levels of dictionaries and lists in a file; an optimizer's state has five.
+_DEPTH = 32
+# Bytes that tensors may take in memory for each byte of their file: float16 becomes float32, and some may be shared.
+_GROWTH = 8
+# What PyTorch raises about damaged and foreign files.
+_UNREADABLE = (
+    *(pickle.UnpicklingError, zipfile.BadZipFile, tarfile.TarError, OSError, EOFError, MemoryError),
+    *(RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError),
+)
 
 
 def _torch(purpose: str) -> Any:
@@ -28,12 +39,137 @@ def _torch(purpose: str) -> Any:
     return torch
 
 
-def _safetensors(purpose: str) -> Any:
+def read_file(path: str | Path) -> dict[str, Any]:
+    """Contents of a ``.pth`` or ``.safetensors`` file with NumPy arrays for tensors.
+
+    A safetensors file is flat: its keys carry the section as a prefix (``feature_extractor.backbone.conv1.weight``).
+
+    Raises:
+      UserError: no such file, another suffix, a damaged file, one that is no dictionary of tensors, or PyTorch is not
+        installed.
+    """
+    path = Path(path)
     try:
-        import safetensors.numpy
-    except ImportError as error:
-        raise UserError(f"{purpose} needs safetensors: pip install 'fada-jax[torch]'") from error
-    return safetensors
+        problem = files.special(path) or ("a folder, not a file" if path.is_dir() else "")
+        found = path.is_file()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{printable(str(path))} cannot be read: {error}") from error
+    if problem:
+        raise UserError(f"{path} is {problem}")
+    if not found:
+        raise UserError(f"no such file: {path}")
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path}: the name of a weight file ends in {' or '.join(SUFFIXES)}: rename it by what it is")
+    return safetensors_files.read(path) if path.suffix == ".safetensors" else _read_pth(path)
+
+
+def _read_pth(path: Path) -> dict[str, Any]:
+    torch = _torch(f"reading {path}")
+    # Files from before PyTorch 1.6 are no zip archives and cannot be mapped.
+    mapped = zipfile.is_zipfile(path)
+    if mapped:
+        archives.check(path)
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except _UNREADABLE as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if reason.startswith("Weights only load failed"):
+            reason = "it is damaged or holds more than tensors, and code in a file is never run; save its state dict"
+        raise UserError(f"{path} is no readable PyTorch checkpoint: {reason}") from error
+    if not isinstance(contents, Mapping):
+        raise UserError(f"{path} holds a {type(contents).__name__}, not a dictionary of tensors")
+    return _Arrays(torch, path).convert(contents, (), 0)
+
+
+class _Arrays:
+    """Converts the contents of a file; what they share, in tensors or containers, stays shared."""
+
+    def __init__(self, torch: Any, path: Path):
+        self._torch, self._path = torch, path
+        self._done: dict[int, Any] = {}
+        self._left = _GROWTH * path.stat().st_size
+
+    def convert(self, value: Any, keys: tuple[Any, ...], depth: int) -> Any:
+        """``value`` with arrays for tensors; ``keys`` lead to it.
+
+        Raises:
+          UserError: a tensor that has no array, or containers that are too deep or hold themselves.
+        """
+        if not isinstance(value, self._torch.Tensor | Mapping | list | tuple):
+            return value
+        if id(value) not in self._done:
+            # A container that holds itself is met again before it is done.
+            if depth > _DEPTH:
+                raise self._error(keys[:3], f"is nested more than {_DEPTH} levels deep or holds itself")
+            self._done[id(value)] = self._converted(value, keys, depth + 1)
+        return self._done[id(value)]
+
+    def _converted(self, value: Any, keys: tuple[Any, ...], depth: int) -> Any:
+        if isinstance(value, Mapping):
+            return {key: self.convert(item, (*keys, key), depth) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            items = (self.convert(item, (*keys, i), depth) for i, item in enumerate(value))
+            return tuple(items) if isinstance(value, tuple) else list(items)
+        return self._array(value.detach(), keys)
+
+    def _array(self, tensor: Any, keys: tuple[Any, ...]) -> np.ndarray:
+        if problem := _unreadable(self._torch, tensor):
+            raise self._error(keys, f"{problem}: save it as a plain float32 tensor")
+        self._left -= tensor.numel() * tensor.element_size()
+        if self._left < 0:
+            raise UserError(f"{self._path}: its tensors are larger than the file by far")
+        half = tensor.dtype in (self._torch.float16, self._torch.bfloat16)  # NumPy has no bfloat16.
+        return (tensor.float() if half else tensor).numpy()
+
+    def _error(self, keys: tuple[Any, ...], problem: str) -> UserError:
+        return UserError(f"{self._path}: {'.'.join(map(printable, keys))} {problem}")
+
+
+def _unreadable(torch: Any, tensor: Any) -> str:
+    """Why a tensor has no NumPy array; '' where it has one."""
+    plain = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool, torch.uint8)
+    if tensor.device.type != "cpu":
+        return f"is on the device {tensor.device.type!r}, without values"
+    if tensor.is_quantized:
+        return "is quantised"
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        return "is sparse"
+    if tensor.dtype not in (*plain, torch.int8, torch.int16, torch.int32, torch.int64):
+        return f"is of type {str(tensor.dtype).removeprefix('torch.')}, which is not read"
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return "repeats the same values, as expand does"
+    return ""
+
+
+def check_output(path: Path) -> None:
+    """Refuses a file that cannot be written, or must not be, before the work that goes into it.
+
+    Raises:
+      UserError: another suffix than ``.pth`` or ``.safetensors``, somebody else's file, a place that cannot be written,
+        or the library that writes it is not installed.
+    """
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"--output={path}: must end in {' or '.join(SUFFIXES)}")
+    as_pth = path.suffix == ".pth"
+    files.check_output(path, "--output", ours=files.is_ours if as_pth else safetensors_files.is_ours)
+    (_torch if as_pth else safetensors_files.library)(f"writing {path.suffix}")
+
+
+def write_pth(path: Path, contents: Mapping[str, Any]) -> None:
+    """Writes nested dictionaries, whose NumPy arrays become tensors.
+
+    Raises:
+      UserError: somebody else's file lies there, or it cannot be written.
+    """
+    torch = _torch("writing .pth")
+    tensors = _map(lambda x: torch.from_numpy(x.copy()) if isinstance(x, np.ndarray) else x, contents)
+    with outputs.disk(path, RuntimeError), files.replacing(path, ours=files.is_ours) as partial:
+        # PyTorch writes the name of a path into the file.
+        with partial.open("wb") as file:
+            torch.save(tensors, file)
+        # Where no reader of PyTorch looks, and files.is_ours does.
+        with zipfile.ZipFile(partial, "a") as archive:
+            archive.comment = f"fada-jax {__version__}".encode()
 
 
 def _map(convert: Callable[[Any], Any], value: Any) -> Any:
@@ -43,151 +179,3 @@ def _map(convert: Callable[[Any], Any], value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_map(convert, item) for item in value)
     return convert(value)
-
-
-def read_file(path: str | Path) -> dict[str, Any]:
-    """Contents of a ``.pth`` or ``.safetensors`` file with NumPy arrays for tensors.
-
-    A safetensors file is flat: its keys carry the section as a prefix (``feature_extractor.backbone.conv1.weight``).
-
-    Raises:
-      UserError: no such file, a damaged file, one that is no dictionary of tensors, or PyTorch is not installed.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no such file: {path}")
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
-
-
-def _read_pth(path: Path) -> dict[str, Any]:
-    torch = _torch(f"reading {path}")
-    try:
-        # Files from before PyTorch 1.6 are no zip archives and cannot be mapped.
-        mapped = zipfile.is_zipfile(path)
-        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # Damaged files raise a dozen unrelated types.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if reason.startswith("Weights only load failed"):
-            reason = "it is damaged or holds more than tensors, and code in a file is never run; save its state dict"
-        raise UserError(f"{path} is no readable PyTorch checkpoint: {reason}") from error
-    if not isinstance(contents, Mapping):
-        raise UserError(f"{path} holds a {type(contents).__name__}, not a dictionary of tensors")
-
-    def convert(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return value
-        value = value.detach()
-        # NumPy has no bfloat16.
-        return (value.float() if value.is_floating_point() and value.dtype != torch.float64 else value).numpy()
-
-    return _map(convert, contents)
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    safetensors = _safetensors(f"reading {path}")
-    try:
-        flat = safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is no readable safetensors file: {error}") from error
-    # torchvision's VGG has tensors 'classifier.N': only files with a feature extractor or a D have sections.
-    if not any(key.startswith(("feature_extractor.", "model_D.")) for key in flat):
-        return flat
-    nested: dict[str, Any] = {}
-    for key, value in flat.items():
-        section, dot, rest = key.partition(".")
-        if dot:
-            nested.setdefault(section, {})[rest] = value
-        else:
-            nested[key] = value
-    return nested
-
-
-def read_metadata(path: str | Path) -> dict[str, Any] | None:
-    """The metadata that ``write_safetensors`` has written into a file; None for any other file.
-
-    Raises:
-      UserError: it is not JSON.
-    """
-    if Path(path).suffix != ".safetensors":
-        return None
-    with _safetensors(f"reading {path}").safe_open(path, "np") as file:
-        text = (file.metadata() or {}).get(METADATA)
-    if not text:
-        return None
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path}: what it says about its model is not JSON ({error}): export it again") from error
-
-
-def check_output(path: Path) -> None:
-    """Refuses a file that cannot be written, before the work that goes into it.
-
-    Raises:
-      UserError: another suffix than ``.pth`` or ``.safetensors``, or the library that writes it is not installed.
-    """
-    if path.suffix not in (".pth", ".safetensors"):
-        raise UserError(f"--output={path}: must end in .pth or .safetensors")
-    library = _torch if path.suffix == ".pth" else _safetensors
-    library(f"writing {path.suffix}")
-
-
-def write_pth(path: Path, contents: Mapping[str, Any]) -> None:
-    """Writes nested dictionaries, whose NumPy arrays become tensors."""
-    torch = _torch("writing .pth")
-    tensors = _map(lambda x: torch.from_numpy(x.copy()) if isinstance(x, np.ndarray) else x, contents)
-    # PyTorch writes the name of a path into the file.
-    with files.replacing(path) as partial, partial.open("wb") as file:
-        torch.save(tensors, file)
-
-
-def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
-    """Writes arrays by name, and metadata of JSON types."""
-    safetensors = _safetensors("writing .safetensors")
-    contiguous = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
-    with files.replacing(path) as partial:
-        safetensors.numpy.save_file(contiguous, partial, {METADATA: json.dumps(metadata)})
-
-
-def check_tensors(tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuses tensors that are not exactly those of a model.
-
-    Args:
-      tensors: by name.
-      shapes: that the model needs, by name.
-
-    Raises:
-      UserError: naming what is missing, unknown, of another shape, not floating-point or not finite.
-    """
-    missing = [name for name in shapes if name not in tensors]
-    if missing:
-        raise UserError(f"the file lacks {_first(missing)}")
-    unknown = [name for name in tensors if name not in shapes]
-    if unknown:
-        raise UserError(f"the file holds {_first(unknown)}, unknown to the model")
-    for name, shape in shapes.items():
-        check_tensor(name, tensors[name], shape)
-
-
-def check_tensor(name: str, tensor: Any, shape: tuple[int, ...]) -> None:
-    """Refuses a tensor of another shape, or one that is not floating-point or not finite.
-
-    Raises:
-      UserError: naming the tensor.
-    """
-    if not isinstance(tensor, np.ndarray | np.generic):
-        raise UserError(f"{name} is a {type(tensor).__name__}, not a tensor")
-    if tensor.shape != shape:
-        hint = ""
-        if name.startswith("classifier.") and tensor.shape[:1] != shape[:1]:
-            classes = tensor.shape[0] if tensor.shape else 0
-            hint = f": a classifier of {classes} classes cannot serve a model of {shape[0]}"
-        raise UserError(f"{name} has shape {tensor.shape} in the file, the model needs {shape}{hint}")
-    if not np.issubdtype(tensor.dtype, np.floating):
-        raise UserError(f"{name} is not an array of floating-point numbers")
-    if not np.isfinite(tensor).all():
-        raise UserError(f"{name} holds a NaN or an infinity: take a checkpoint from before the run broke")
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

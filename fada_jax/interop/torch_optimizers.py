@@ -6,6 +6,8 @@ The state of another kind of optimizer than the model's is refused.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +17,7 @@ import optax
 
 from fada_jax.errors import UserError
 from fada_jax.interop import torch_tables
-from fada_jax.interop.torch_files import check_tensor
+from fada_jax.interop.tensors import check_tensor, first, printable
 from fada_jax.interop.torch_tables import Entry
 from fada_jax.models import ModelSpec
 from fada_jax.training.optimizers import OptimizerSpec
@@ -23,6 +25,8 @@ from fada_jax.training.optimizers import OptimizerSpec
 # Section of a released checkpoint -> section that holds its optimizer.
 OPTIMIZERS = dict(zip(torch_tables.SECTIONS, ("optimizer_fea", "optimizer_cls", "optimizer_D"), strict=True))
 
+# Tensors of an optimizer that are looked at; models have hundreds.
+_MOST = 100_000
 # What a torch optimizer keeps for each tensor once it has made a step -> our name of its kind.
 _KINDS = {frozenset({"momentum_buffer"}): "sgd", frozenset({"step", "exp_avg", "exp_avg_sq"}): "adam"}
 
@@ -39,7 +43,7 @@ def read_iteration(file: Mapping[str, Any]) -> int | None:
     if isinstance(value, np.ndarray | np.generic) and np.ndim(value) == 0:
         value = value.item()
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
-        shown = " ".join(repr(value)[:60].split())
+        shown = " ".join(reprlib.repr(value)[:60].split())
         raise UserError(f"its iteration is {shown}, not a whole number of steps: correct it or take it out")
     return value
 
@@ -84,7 +88,9 @@ def read_moments(file: Mapping[str, Any], section: str) -> Moments:
     if not isinstance(state, Mapping) or not {"state", "param_groups"} <= set(state):
         raise UserError(f"the file has no optimizer state {name}")
     try:
-        order = [index for group in state["param_groups"] for index in group["params"]]
+        order = list(itertools.islice((i for group in state["param_groups"] for i in group["params"]), _MOST))
+        if len(set(order)) < len(order):
+            raise UserError(f"{name} keeps two states of one tensor")
         kept = [state["state"].get(index, {}) for index in order]
         # PyTorch's SGD without momentum keeps a slot with None in it.
         tensors = tuple({slot: value for slot, value in slots.items() if value is not None} for slots in kept)
@@ -108,7 +114,7 @@ def _check_kind(moments: Moments, kind: str) -> None:
     for slots in moments.tensors:
         if slots and _KINDS.get(frozenset(slots)) != kind:
             raise UserError(
-                f"{OPTIMIZERS[moments.section]} keeps {', '.join(sorted(map(str, slots)))}, which is no state of the "
+                f"{OPTIMIZERS[moments.section]} keeps {first(sorted(map(printable, slots)))}, which is no state of the "
                 f"config's optimizer of kind {kind!r}: set its kind to the file's or take that section out of the file"
             )
 
@@ -136,14 +142,20 @@ def _fill(states: Sequence[Any], moments: Moments, entries: Sequence[Entry], ite
 
 def _adam_count(moments: Moments) -> np.ndarray:
     """Steps that Adam has made; ours counts them once for all tensors."""
-    try:
-        counts = {int(np.asarray(slots.get("step", 0)).item()) for slots in moments.tensors}
-        count = np.asarray(max(counts), np.int32)
-    except (OverflowError, TypeError, ValueError) as error:
-        raise UserError(f"the optimizer of {moments.section} has a step count that is no number") from error
+    counts = {_whole(slots.get("step", 0)) for slots in moments.tensors}
+    if None in counts:
+        raise UserError(f"the optimizer of {moments.section} has a step count that is no number of steps")
     if len(counts) > 1:
         raise UserError(f"the optimizer of {moments.section} has parameters with different step counts")
-    return count
+    return np.asarray(counts.pop(), np.int32)
+
+
+def _whole(value: Any) -> int | None:
+    """A number of steps, which PyTorch keeps as a float or in a tensor; None: something else."""
+    if isinstance(value, np.ndarray | np.generic) and np.ndim(value) == 0:
+        value = value.item()
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return int(value) if is_number and 0 <= value < 2**31 and value == int(value) else None
 
 
 def _trainable(entries: Iterable[Entry], section: str) -> list[Entry]:

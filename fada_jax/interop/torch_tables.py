@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from fada_jax.errors import UserError
-from fada_jax.interop.torch_files import check_tensors
+from fada_jax.interop.tensors import check_tensors, printable
 from fada_jax.models import ModelSpec
 from fada_jax.models.resnet import ResNet, convolutions
 from fada_jax.models.segmenter import feature_extractor
@@ -204,7 +204,10 @@ def _state_dict(tensors: Any, name: str) -> dict[str, Any]:
     """The state dict ``name`` without the prefix that training on several GPUs adds."""
     if not isinstance(tensors, Mapping):
         raise UserError(f"{name} is no state dict")
-    return {str(key).removeprefix("module."): value for key, value in tensors.items()}
+    plain = {printable(key).removeprefix("module."): value for key, value in tensors.items()}
+    if len(plain) < len(tensors):
+        raise UserError(f"{name} holds one tensor under two names, with and without 'module.' before it")
+    return plain
 
 
 def is_released(file: Mapping[str, Any]) -> bool:
@@ -216,17 +219,22 @@ def generator_tensors(file: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """All tensors meant for F and C under the names ``section.key`` of the released code.
 
     ImageNet models keep what has no place here (``fc``, VGG's ``classifier``) under their own names.
+
+    Raises:
+      UserError: a section that is no dictionary, or a name that stands for two tensors.
     """
     if is_released(file):
         sections = {name: _state_dict(file.get(name, {}), name) for name in (FEATURE_EXTRACTOR, CLASSIFIER)}
         return {f"{section}.{key}": value for section, tensors in sections.items() for key, value in tensors.items()}
     renamed = {}
     for key, value in _state_dict(file.get("state_dict", file), "state_dict").items():
-        if match := re.fullmatch(r"features\.(\d+)\.(\w+)", key):
+        if match := re.fullmatch(r"features\.(\d{1,4})\.(\w+)", key):
             index = int(match[1])
             key = f"{FEATURE_EXTRACTOR}.backbone.{index - (index > _VGG_POOL4)}.{match[2]}"
         elif not key.startswith(("fc.", "classifier.")):
             key = f"{FEATURE_EXTRACTOR}.backbone.{key}"
+        if key in renamed:
+            raise UserError(f"the file holds {key} twice")
         renamed[key] = value
     return renamed
 

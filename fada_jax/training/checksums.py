@@ -1,4 +1,4 @@
-"""SHA-256 sums of a checkpoint's files, as ``sha256sum -c`` reads them: they tell a damaged one."""
+"""SHA-256 sums of the files of a checkpoint or an artifact, as ``sha256sum -c`` reads them: they tell a damaged one."""
 
 from __future__ import annotations
 
@@ -27,18 +27,19 @@ class SummedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
     async def finalize(self) -> None:
         path = Path(self.get())
         if path.parent.name == FOLDER:  # Not one of its items.
-            await asyncio.to_thread(_write_sums, path)
+            await asyncio.to_thread(write, path)
         await super().finalize()
 
 
-def _write_sums(path: Path) -> None:
+def write(path: Path) -> None:
+    """Writes the sums of all files below a folder."""
     text = "".join(f"{_digest(path / name)}  {name}\n" for name in _summed(path))
     (path / SUMS).write_text(text, encoding="utf-8")
 
 
 def _summed(path: Path) -> list[str]:
     names = (str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
-    return sorted(name for name in names if name not in (*_STAMPED, SUMS))
+    return sorted(name for name in names if name not in (*_STAMPED, SUMS, files.MARKER))
 
 
 def _digest(path: Path) -> str:
@@ -47,19 +48,19 @@ def _digest(path: Path) -> str:
 
 
 def damage(path: Path, items: tuple[str, ...] = ()) -> str:
-    """What is wrong with the files of a checkpoint; '' where they are as they were written.
+    """What is wrong with the files of a checkpoint or an artifact; '' where they are as they were written.
 
     What file managers and file systems put beside its own files does not count.
 
     Args:
-      path: ``checkpoints/<step>``.
-      items: look at these of its items alone; empty: at all of it.
+      path: ``checkpoints/<step>``, or the artifact's folder.
+      items: look at these files and folders in it alone, which must be there; empty: at all of a checkpoint.
     """
     try:
         sums = _read_sums(path / SUMS)
-        for item in items or ITEMS:
-            if not any(name.startswith(f"{item}/") for name in sums):
-                return f"{SUMS} holds no file of {item}"
+        listed = {name.partition("/")[0] for name in sums}
+        if missing := [item for item in items or ITEMS if item not in listed]:
+            return f"{SUMS} holds no sum of {missing[0]}"
     except UserError as error:
         return str(error)
     for name in sorted(sums.keys() | {name for name in _summed(path) if not _is_stray(name)}):
@@ -95,6 +96,6 @@ def _read_sums(path: Path) -> dict[str, str]:
     for line in lines:
         match = _LINE.fullmatch(line)
         if not match or match[2].startswith("/") or ".." in match[2].split("/"):
-            raise UserError(f"{SUMS} has a line that is none of a checkpoint's: {line[:80]!r}")
+            raise UserError(f"{SUMS} has a line that is no sum of a file in it: {line[:80]!r}")
         sums[match[2]] = match[1]
     return sums
