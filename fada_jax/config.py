@@ -219,7 +219,7 @@ def read(config: ConfigDict) -> Config:
     """
     _same_keys(config, defaults())
     try:
-        num_classes = classes.get_class_set(config.class_set).num_classes
+        num_classes = classes.get_class_set(str(config.class_set)).num_classes
     except ValueError as error:
         raise UserError(f"config.class_set: {error}") from error
     return _checked(config.to_dict(), num_classes)
@@ -235,10 +235,23 @@ def stored(values: Mapping[str, Any], num_classes: int) -> Config:
     Raises:
       UserError: it does not fit this version.
     """
-    _same_keys(ConfigDict(values), defaults(), optional=True)
+    values = _renamed(values)
+    _same_keys(values, defaults(), optional=True)
     # Earlier versions jittered last.
     old = {name: {"jitter_first": False, **values[name]} for name in _STREAMS}
     return _checked(_merged(defaults().to_dict(), {**values, **old}), num_classes)
+
+
+def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored config whose first keys have the names of today."""
+    values = dict(values)
+    if "kind" in (knowledge := values.get("knowledge", {})):
+        values["knowledge"] = {key: value for key, value in knowledge.items() if key != "kind"}
+        if values.get("method") == "fada":  # Which took its kind of class knowledge from there.
+            values["method"] = {"soft": "fada"}.get(knowledge["kind"], knowledge["kind"])
+    if "student_from_teacher" in values:
+        values["student_from"] = "adaptation" if values.pop("student_from_teacher") else "init_from"
+    return values
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -268,21 +281,22 @@ def _same_keys(config: Any, wanted: Any, prefix: str = "config", *, optional: bo
         if key not in config:
             raise UserError(f"{name} is missing: start from configs/base.py")
         if isinstance(wanted[key], ConfigDict):
-            if not isinstance(config[key], ConfigDict):
+            if not isinstance(config[key], Mapping | ConfigDict):
                 raise UserError(f"{name}={config[key]!r} must be a group of keys, as in configs/base.py")
             _same_keys(config[key], wanted[key], name, optional=optional)
 
 
 def _checked(values: dict[str, Any], num_classes: int) -> Config:
-    values = {**values, "stage": current_name(values["stage"]), "student_from": current_name(values["student_from"])}
-    for key in ("data_dir", "init_from", "teacher_from"):
-        files.local(values[key], f"config.{key}")
+    named = {key: values[key] for key in ("stage", "student_from") if isinstance(values[key], str)}
+    values = {**values, **{key: current_name(name) for key, name in named.items()}}
     values["model"] = {**values["model"], "num_classes": num_classes}
     try:
         # JSON, in which a list serves as a tuple and nothing else serves as anything else.
         config = _schema().validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         raise UserError(documents.describe(error.errors()[0], values, "config")) from error
+    for key in ("data_dir", "init_from", "teacher_from"):
+        files.local(getattr(config, key), f"config.{key}")
     _check_together(config)
     return config
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -67,14 +67,14 @@ def check(values: Any, kind: type[T], source: str | Path, *, advice: str = "") -
     """
     try:
         # As JSON, in which a list serves as a tuple and nothing else serves as anything else.
-        return _schema(cast(Hashable, kind)).validate_json(json.dumps(values), strict=True)
+        return _schema(cast(Any, kind)).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         problem = describe(error.errors()[0], values)
         raise UserError(f"{source}: {problem}{advice and ': '}{advice}") from error
 
 
 @functools.cache
-def _schema(kind: Hashable) -> TypeAdapter[Any]:
+def _schema(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 

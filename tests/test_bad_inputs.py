@@ -5,9 +5,11 @@ docs/results/errors.json holds the whole answer of each, for docs/errors.md. Aft
   python -m pytest tests/test_bad_inputs.py --write-errors && make docs-numbers
 """
 
+import importlib
 import io
 import json
 import os
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -24,7 +26,7 @@ from fada_jax.configs import gta5_to_cityscapes
 from fada_jax.errors import UserError
 from fada_jax.input_pipeline import conversion, layouts, raw_files
 from fada_jax.stages import data, program, workdirs
-from fada_jax.training import checkpoints, saving
+from fada_jax.training import saving
 
 CONFIG = "--config=configs/gta5_to_cityscapes.py:size=miniature"
 SIZES = ("--config.source.size=(48,32)", "--config.target.size=(48,24)", "--config.eval.size=(48,24)")
@@ -202,6 +204,9 @@ ROWS = {
         ),
     },
 }  # fmt: skip
+# Modules with further rows and places, each of its area.
+AREAS = [importlib.import_module(path.stem) for path in sorted(Path(__file__).parent.glob("mistakes_*.py"))]
+ROWS |= {group: rows for area in AREAS for group, rows in area.ROWS.items()}
 
 
 def tiny_config(**values):
@@ -242,7 +247,10 @@ def places(tmp_path_factory):
     write_checkpoints(found["damaged"], config, 3, 6)
     (found["damaged"] / "checkpoints" / "3" / "meta" / "metadata").unlink()
     (found["damaged"] / "checkpoints" / "6" / "model" / "manifest.ocdbt").write_bytes(b"")
-    return {**found, "photo": found["bad"] / "photo.png"}
+    found["photo"] = found["bad"] / "photo.png"
+    for area in AREAS:
+        found |= area.make(found)
+    return found
 
 
 @pytest.fixture(autouse=True)
@@ -268,7 +276,8 @@ ANSWERS = ROOT / "docs" / "results" / "errors.json"
 
 def as_documented(message, places):
     """The message with the documentation's names of places."""
-    for name in sorted(places, key=lambda name: len(str(places[name])), reverse=True):
+    # Places of other areas lie in BAD.
+    for name in sorted(DOC_PLACES, key=lambda name: len(str(places[name])), reverse=True):
         message = message.replace(str(places[name]), DOC_PLACES[name])
     return message
 
