@@ -241,8 +241,7 @@ def making(folder: str | Path, *, ours: Callable[[Path], bool] = lambda folder: 
     partial, replaced = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "replaced"))
     busy = f"{folder} is being made by another process: wait for it or name another folder"
     with locked(folder.with_name(f".{folder.name}.lock"), busy):
-        if replaced.exists() and not folder.exists():  # Killed between the two moves below.
-            os.replace(replaced, folder)
+        _put_back(replaced, folder)  # Killed between the two moves below.
         if os.path.lexists(folder) and not ours(folder):
             raise UserError(f"{folder} is there already and was not made for this: move it away or name another")
         for left in (partial, replaced):
@@ -251,15 +250,23 @@ def making(folder: str | Path, *, ours: Callable[[Path], bool] = lambda folder: 
         try:
             (partial / MARKER).touch()
             yield partial
-            (partial / MARKER).unlink()
             if folder.exists():
                 (folder / MARKER).touch()
                 os.replace(folder, replaced)
             os.replace(partial, folder)
-            _clear(replaced)
         except BaseException:
+            _put_back(replaced, folder)
             _clear(partial)
             raise
+        (folder / MARKER).unlink()
+        _clear(replaced)
+
+
+def _put_back(replaced: Path, folder: Path) -> None:
+    """Undoes a replacement that did not come to its end."""
+    if (replaced / MARKER).exists() and not folder.exists():
+        os.replace(replaced, folder)
+        (folder / MARKER).unlink()
 
 
 def _clear(folder: Path) -> None:
@@ -272,4 +279,10 @@ def _clear(folder: Path) -> None:
         return
     if not folder.is_dir() or folder.is_symlink() or (not (folder / MARKER).exists() and any(folder.iterdir())):
         raise UserError(f"{folder} is in the way and was not made by fada-jax: move it away")
+    # The marker last: a process that is killed here leaves nothing that could be somebody else's.
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != MARKER:
+            path.unlink()
     shutil.rmtree(folder)

@@ -14,7 +14,7 @@ import shlex
 import shutil
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,25 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import shuffle
 
+from fada_jax import files, images
 from fada_jax.classes import ENCODINGS, parse_class_map
 from fada_jax.errors import UserError
-from fada_jax.input_pipeline import layouts, load_tensorflow, raw_files, records, workers
+from fada_jax.input_pipeline import indexes, layouts, load_tensorflow, raw_files, records, workers
 from fada_jax.input_pipeline.layouts import RawExample
 
 tf = load_tensorflow()
 # The command prints progress of its own.
 tfds.disable_progress_bar()
+
+# Of a stored image; formats and resizing know no larger ones.
+_MAX_SIDE = 32_768
+_REPORT = "# Files that fada-jax could not use, one a line."
+Progress = Callable[[str, int], contextlib.AbstractContextManager[Callable[[int], None]]]
+
+
+def _no_progress(split: str, total: int) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+    del split, total
+    return contextlib.nullcontext(lambda done: None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,38 +109,49 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
         return self._sources[split]
 
 
+def report_path(data_dir: str | Path, dataset: str, city: str = "") -> Path:
+    """Where a conversion lists the bad files that it met."""
+    return Path(data_dir) / f"{'_'.join(filter(None, (dataset, city)))}_errors.txt"
+
+
 def convert(
-    conversion: Conversion, data_dir: str | Path, progress: Callable[[str, int, int], None] = lambda *_: None
+    conversion: Conversion, data_dir: str | Path, progress: Progress = _no_progress
 ) -> tuple[Path, dict[str, int], list[str]]:
     """Converts a raw data set; what is at its place stays untouched until the new one is complete.
 
     Args:
-      progress: called with the split, the images done and the images in all.
+      conversion: what to convert.
+      data_dir: where data sets lie.
+      progress: given a split and its images in all, a context that takes the number of images done.
 
     Returns:
       the folder, images per split, and the errors that were skipped.
 
     Raises:
-      UserError: wrong raw folder, or bad files (all of them listed in ``<data_dir>/<dataset>_errors.txt``).
+      UserError: wrong raw folder, a place that is somebody else's or that another process writes to, or bad files (all
+        of them listed in ``report_path``).
     """
-    data_dir, dataset = Path(data_dir).absolute(), conversion.stored_as
-    splits = layouts.DATASETS[conversion.dataset](Path(conversion.raw_dir), conversion.city)
-    splits = {split: examples for split, examples in splits.items() if examples}
-    title = "_".join(filter(None, (dataset, conversion.city)))
-    partial, replaced = data_dir / f".{title}.partial", data_dir / f".{title}.replaced"
-    final, report = records.folder(data_dir, dataset, conversion.city), data_dir / f"{title}_errors.txt"
+    _check_resize(conversion.resize)
+    splits = layouts.list_splits(conversion.dataset, Path(conversion.raw_dir), conversion.city)
+    raw = {split: layouts.fingerprint(examples) for split, examples in splits.items()}
     beam, beam_options = _beam(conversion.beam) if conversion.beam else (None, None)
-    shutil.rmtree(partial, ignore_errors=True)
-    if replaced.exists() and not final.exists():  # Killed between the two moves of ``_replace``.
-        os.replace(replaced, final)
-    try:
-        sources = {split: _source(conversion, split, splits[split], partial, beam, progress) for split in splits}
+    final = records.folder(Path(data_dir).absolute(), conversion.stored_as, conversion.city)
+    report = report_path(final.parents[2 if conversion.city else 1], conversion.stored_as, conversion.city)
+    _check_places(final, report)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_tidied(final.parent))
+        partial = stack.enter_context(files.making(final, ours=records.is_ours))
+        found, built = partial / ".errors", partial / ".built"
+        sources = {
+            split: _source(conversion, split, examples, found, beam, progress, stack)
+            for split, examples in splits.items()
+        }
         try:
-            builder = _write_records(conversion, sources, partial, beam_options)
+            builder = _write_records(conversion, sources, built, beam_options)
         except Exception as error:
-            _refuse_empty_splits(splits, partial, report, error)
+            _refuse_empty_splits(splits, found, report, error)
             raise
-        bad = {split: _errors(partial, split) for split in splits}
+        bad = {split: _errors(found, split) for split in splits}
         errors = list(itertools.chain(*bad.values()))
         _write_report(report, errors)
         if errors and not conversion.skip_errors:
@@ -139,13 +161,43 @@ def convert(
         for split, count in counts.items():
             shards = [Path(name).name for name in builder.info.splits[split].filenames]
             _write_index(root, split, shards, count)
-        note: dict[str, Any] = {"resize": conversion.resize, "encoding": conversion.encoding, "images": counts}
-        note |= {"skipped": len(errors), "class_map": conversion.class_map}
-        (root / "conversion.json").write_text(json.dumps(note, indent=2) + "\n")
-        _replace(root, final, replaced)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        _write_note(root, conversion, counts, len(errors), raw)
+        for path in root.iterdir():
+            os.replace(path, partial / path.name)
+        shutil.rmtree(built)
+        shutil.rmtree(found)
     return final, counts, errors
+
+
+def _check_resize(size: tuple[int, int] | None) -> None:
+    """Refuses sizes that memory should not be asked for."""
+    if size and (max(size) > _MAX_SIDE or min(size) < 1 or size[0] * size[1] > images.MAX_PIXELS):
+        raise UserError(
+            f"--resize={size[0]}x{size[1]}: sides of 1 to {_MAX_SIDE} pixels, {images.MAX_PIXELS} pixels in all"
+        )
+
+
+def _check_places(final: Path, report: Path) -> None:
+    """Refuses to write over what is somebody else's, or where nothing can be written."""
+    if os.path.lexists(report.parent) and not report.parent.is_dir():
+        raise UserError(f"--data_dir={report.parent} is not a folder: name another")
+    if os.path.lexists(final) and not records.is_ours(final):
+        others = records.strangers(final) if final.is_dir() else []
+        what = f"holds {others[0]}, which" if others else "is there already and"
+        raise UserError(f"{final} {what} was not made by a conversion: move it away or name another --data_dir")
+    files.check_output(report)
+
+
+@contextlib.contextmanager
+def _tidied(folder: Path) -> Iterator[None]:
+    """Removes again what was made of ``folder`` and the one above, where nothing came of it."""
+    made = [place for place in (folder, folder.parent) if not place.exists()]
+    try:
+        yield
+    finally:
+        for place in made:
+            with contextlib.suppress(OSError):  # Something is in it.
+                place.rmdir()
 
 
 def _beam(options: str) -> tuple[Any, Any]:
@@ -173,34 +225,39 @@ def _source(
     conversion: Conversion,
     split: str,
     examples: list[RawExample],
-    partial: Path,
+    found: Path,
     beam: Any,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
+    stack: contextlib.ExitStack,
 ) -> Any:
-    """The keyed examples of a split, and a file in ``partial`` for each bad one: an iterator, or a Beam transform."""
+    """The keyed examples of a split, and a file in ``found`` for each bad one: an iterator, or a Beam transform."""
     dataset, class_map = conversion.stored_as, conversion.class_map
     ids = parse_class_map(class_map, dataset)[1] if class_map else ENCODINGS[dataset]
     read = functools.partial(
         raw_files.read_record, dataset, ids, resize=conversion.resize, encoding=conversion.encoding
     )
-    errors = partial / ".errors" / split
+    errors = found / split
     errors.mkdir(parents=True)
     spread = 2**shuffle.HKEY_SIZE // len(examples)
     keyed = functools.partial(workers.keyed_example, read, errors, spread)
     if beam:
         return beam.Create(list(enumerate(examples))) | beam.Reshuffle() | beam.FlatMap(keyed)
     results = workers.in_order(keyed, enumerate(examples), conversion.workers)
-    return _counted(results, lambda done: progress(split, done, len(examples)))
+    # Closed before an error is printed, whoever raises it: its line of progress ends then.
+    return stack.enter_context(contextlib.closing(_counted(results, progress(split, len(examples)))))
 
 
-def _counted(results: Iterable[list[Any]], progress: Callable[[int], None]) -> Iterator[Any]:
+def _counted(
+    results: Iterator[list[Any]], progress: contextlib.AbstractContextManager[Callable[[int], None]]
+) -> Generator[Any]:
     """Flattens, and reports how many lists have come."""
-    for i, items in enumerate(results, start=1):
-        yield from items
-        progress(i)
+    with progress as show:
+        for i, items in enumerate(results, start=1):
+            yield from items
+            show(i)
 
 
-def _write_records(conversion: Conversion, sources: dict[str, Any], partial: Path, beam_options: Any) -> _Builder:
+def _write_records(conversion: Conversion, sources: dict[str, Any], folder: Path, beam_options: Any) -> _Builder:
     """Writes the shards, and the files by which tensorflow-datasets knows them."""
     dataset = conversion.stored_as
     options: dict[str, Any] = {"sources": sources, "encoding": conversion.encoding}
@@ -208,22 +265,22 @@ def _write_records(conversion: Conversion, sources: dict[str, Any], partial: Pat
         options["config"] = tfds.core.BuilderConfig(name=conversion.city, version=records.VERSION)
     # tensorflow-datasets names the folder and the shards after the class.
     builder_class = type(dataset, (_Builder,), {"__module__": __name__}, skip_registration=True)
-    builder = builder_class(data_dir=str(partial), **options)
+    builder = builder_class(data_dir=str(folder), **options)
     download = tfds.download.DownloadConfig(try_download_gcs=False, beam_options=beam_options)
     with contextlib.redirect_stdout(io.StringIO()):  # It announces a download although nothing is downloaded.
         builder.download_and_prepare(download_config=download)
     return builder
 
 
-def _errors(partial: Path, split: str) -> list[str]:
+def _errors(found: Path, split: str) -> list[str]:
     """What is wrong with the bad examples of a split, in the raw order."""
-    return [path.read_text() for path in sorted((partial / ".errors" / split).iterdir())]
+    return [path.read_text(encoding="utf-8") for path in sorted((found / split).iterdir())]
 
 
-def _refuse_empty_splits(splits: dict[str, list[RawExample]], partial: Path, report: Path, cause: Exception) -> None:
+def _refuse_empty_splits(splits: dict[str, list[RawExample]], found: Path, report: Path, cause: Exception) -> None:
     """Names the first split without a usable image, where that is the ``cause`` of a failed conversion."""
     for split, examples in splits.items():
-        errors = _errors(partial, split)
+        errors = _errors(found, split)
         if len(errors) == len(examples):
             _write_report(report, errors)
             raise UserError(
@@ -234,9 +291,9 @@ def _refuse_empty_splits(splits: dict[str, list[RawExample]], partial: Path, rep
 def _write_report(path: Path, errors: list[str]) -> None:
     """One error a line; no file where there is none."""
     if errors:
-        path.write_text("\n".join(errors) + "\n")
-    else:
-        path.unlink(missing_ok=True)
+        files.write_text(path, "\n".join([_REPORT, *errors, ""]), ours=files.is_ours)
+    elif files.is_ours(path):
+        path.unlink()
 
 
 def _scan(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -250,7 +307,7 @@ def _scan(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _write_index(root: Path, split: str, shards: list[str], expected: int) -> None:
-    """See ``records.index_path``."""
+    """See ``indexes``."""
     places, names, counts = [], [], []
     for s, shard in enumerate(shards):
         for offset, payload in _scan(root / shard):
@@ -260,20 +317,16 @@ def _write_index(root: Path, split: str, shards: list[str], expected: int) -> No
             counts.append(np.array(feature["counts"].int64_list.value))
     if len(places) != expected:
         raise UserError(f"{root}: {len(places)} records of {split} were written, {expected} expected; convert again")
-    np.savez_compressed(
-        records.index_path(root, split),
-        counts=np.array(counts),
-        records=np.array(places, np.int64),
-        names=np.array(names),
-        shards=np.array(shards),
-    )
+    indexes.write(root, split, shards, places, names, counts)
 
 
-def _replace(root: Path, final: Path, replaced: Path) -> None:
-    """Moves a complete data set to its place; an earlier one is moved away whole, so that no half one is ever there."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    if final.exists():
-        shutil.rmtree(replaced, ignore_errors=True)
-        os.replace(final, replaced)
-    os.replace(root, final)
-    shutil.rmtree(replaced, ignore_errors=True)
+def _write_note(root: Path, conversion: Conversion, counts: dict[str, int], skipped: int, raw: dict[str, str]) -> None:
+    """See ``stored.ConversionNote``."""
+    values: dict[str, Any] = {
+        "format": 2,
+        "resize": conversion.resize,
+        "encoding": conversion.encoding,
+        "images": counts,
+    }
+    values |= {"skipped": skipped, "class_map": conversion.class_map, "raw": raw}
+    files.write_text(root / "conversion.json", json.dumps(values, indent=2) + "\n")

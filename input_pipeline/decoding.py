@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from fada_jax import handovers
+from fada_jax import handovers, images
+from fada_jax.errors import UserError
 
 try:
     import cykooz_resizer
 except ImportError:  # The extra "input"; Pillow does the same in eight times the time.
     cykooz_resizer = None
+
+_ADVICE = "convert again with --overwrite"
+# Of the pictures in converted data sets.
+_STORED = ("PNG", "JPEG", "TIFF")
 
 
 def decode_image(data: bytes) -> Image.Image:
@@ -22,9 +28,44 @@ def decode_image(data: bytes) -> Image.Image:
         return image.convert("RGB")
 
 
-def read_image(data: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
-    """An image file decoded and resized to (width, height) by Pillow, bicubic with antialiasing: uint8 [H, W, 3]."""
-    return np.asarray(_fit(decode_image(data), size, Image.Resampling.BICUBIC))
+def stored_image(record: Mapping[str, Any]) -> Image.Image:
+    """The image of a stored record, RGB; raises as ``decoded``."""
+    return decoded(record["image"], record["size"], f"the image of {record['place']}").convert("RGB")
+
+
+def stored_label(record: Mapping[str, Any]) -> Image.Image:
+    """The label of a stored record, raw ids in grey; raises as ``decoded``."""
+    label = decoded(record["label"], record["size"], f"the label of {record['place']}")
+    if label.mode != "L":
+        raise UserError(f"the label of {record['place']} is no map of ids ({label.mode}); {_ADVICE}")
+    return label
+
+
+def decoded(data: bytes, size: tuple[int, int] | None, what: str, advice: str = _ADVICE) -> Image.Image:
+    """A stored picture, whose own size is compared with what it must have before its pixels take memory.
+
+    Args:
+      data: bytes of its file.
+      size: (height, width) that it must have; None: any that Pillow reads.
+      what: names it in errors.
+      advice: how to mend it.
+
+    Raises:
+      UserError: it cannot be decoded, or has another size.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=_STORED) as image:
+            if size and image.size != (size[1], size[0]):
+                raise UserError(f"{what} is {image.width}x{image.height}, not {size[1]}x{size[0]}; {advice}")
+            image.load()
+            return image
+    except images.DECODER_ERRORS as error:
+        raise UserError(f"{what} cannot be decoded ({images.describe(error)}); {advice}") from error
+
+
+def fitted(image: Image.Image, size: tuple[int, int] | None = None) -> np.ndarray:
+    """An RGB image resized to (width, height) by Pillow, bicubic with antialiasing: uint8 [H, W, 3]."""
+    return np.asarray(_fit(image, size, Image.Resampling.BICUBIC))
 
 
 def shrink(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -44,20 +85,17 @@ def shrink(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image
 
 
-def decode_label(
-    data: bytes, table: list[int], size: tuple[int, int] | None = None, note: Callable[..., None] = handovers.note
+def look_up(
+    label: Image.Image,
+    table: list[int],
+    size: tuple[int, int] | None = None,
+    note: Callable[..., None] = handovers.note,
 ) -> Image.Image:
-    """A label file decoded, resized to (width, height) by Pillow, nearest, and looked up in ``table``."""
-    with Image.open(io.BytesIO(data)) as image:
-        label = _fit(image, size, Image.Resampling.NEAREST).point(table)
-        if size:
-            note("resize label", before=handovers.size(image), after=handovers.size(label))
-        return label
-
-
-def read_label(data: bytes, table: list[int]) -> np.ndarray:
-    """A label file decoded and looked up in ``table``: uint8 [H, W]."""
-    return np.asarray(decode_label(data, table))
+    """A grey map of ids, resized to (width, height) by Pillow, nearest, and looked up in ``table``."""
+    found = _fit(label, size, Image.Resampling.NEAREST).point(table)
+    if size:
+        note("resize label", before=handovers.size(label), after=handovers.size(found))
+    return found
 
 
 def _fit(image: Image.Image, size: tuple[int, int] | None, method: Image.Resampling) -> Image.Image:

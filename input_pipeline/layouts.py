@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Mapping
+import hashlib
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from fada_jax.errors import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+# Of data sets, cities and splits: what shards can be called.
+_NAME = re.compile(r"\w[\w-]{0,99}")
 
 
 def _dusk(first: int, last: int) -> tuple[str, ...]:
@@ -61,15 +66,14 @@ def _folder(folder: Path, hint: str) -> Path:
 
 
 def _files(folder: Path, hint: str, recursive: bool = False) -> list[Path]:
-    """Image files of a folder in name order.
+    """Image files of a folder in name order, without hidden ones.
 
     Raises:
       UserError: the folder is not there, or holds none.
     """
     _folder(folder, hint)
-    files = sorted(
-        p for p in (folder.rglob("*") if recursive else folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES
-    )
+    found = folder.rglob("*") if recursive else folder.iterdir()
+    files = sorted(p for p in found if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
     if not files:
         raise UserError(f"{folder} holds no images: {hint}")
     for path in files:
@@ -77,6 +81,10 @@ def _files(folder: Path, hint: str, recursive: bool = False) -> list[Path]:
             path.name.encode()
         except UnicodeEncodeError as error:
             raise UserError(f"{folder} holds a file whose name is not UTF-8, {path.name!a}: rename it") from error
+        if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in path.name):
+            raise UserError(
+                f"{folder} holds a file with a line break or the like in its name, {path.name!a}: rename it"
+            )
     return files
 
 
@@ -154,14 +162,12 @@ def folder(root: Path, city: str = "") -> Splits:
     """A user's own data: ``<split>/images/*`` with ``<split>/labels/*.png`` of the same stems, or unlabelled splits."""
     hint = "--raw_dir must be the folder that holds <split>/images/ and, where labelled, <split>/labels/"
     splits = {}
-    for split in sorted(p.name for p in root.iterdir() if (p / "images").is_dir()):
+    for split in sorted(p.name for p in root.iterdir() if (p / "images").is_dir() and not p.name.startswith(".")):
+        check_name(split, f"{root / split}: split")
+        if split == "all":
+            raise UserError(f"{root / split}: no split can be called 'all', which means every split: rename the folder")
         labels = root / split / "labels"
         files = _files(root / split / "images", hint)
-        stems = collections.Counter(p.stem for p in files)
-        for stem in (stem for stem, count in stems.items() if count > 1):
-            raise UserError(
-                f"{root / split / 'images'} holds several images called {stem!r}: one label cannot serve both"
-            )
         splits[split] = [RawExample(p.stem, p, labels / f"{p.stem}.png" if labels.is_dir() else None) for p in files]
     if not splits:
         raise UserError(f"{root} holds no <split>/images/: {hint}")
@@ -177,3 +183,58 @@ DATASETS: Mapping[str, Callable[[Path, str], Splits]] = {
     "camvid": camvid,
     "folder": folder,
 }
+
+
+def list_splits(dataset: str, root: Path, city: str = "") -> dict[str, list[RawExample]]:
+    """The splits of a raw data set that hold images.
+
+    Args:
+      dataset: key of ``DATASETS``.
+      root: its folder.
+      city: Cross-City only.
+
+    Raises:
+      UserError: another layout, a name that cannot be, or several images of one name.
+    """
+    try:
+        splits = {split: examples for split, examples in DATASETS[dataset](root, city).items() if examples}
+    except OSError as error:
+        raise UserError(f"{error.filename or root} cannot be read: {error.strerror or error}") from error
+    for examples in splits.values():
+        names = collections.Counter(example.name for example in examples)
+        for example in (example for example in examples if names[example.name] > 1):
+            raise UserError(
+                f"{example.image.parent} holds several images called {example.name!r}: one label cannot serve both"
+            )
+    return splits
+
+
+def check_name(name: str, title: str) -> None:
+    """Refuses what cannot be the name of a data set, a city or a split, such as a path.
+
+    Args:
+      name: the name.
+      title: what to call it in the error, for instance its flag.
+
+    Raises:
+      UserError: see above.
+    """
+    if not _NAME.fullmatch(name):
+        raise UserError(f"{title} {name!r} can be no name: names are made of letters, digits, _ and -")
+
+
+def fingerprint(examples: Iterable[RawExample]) -> str:
+    """SHA-256 of the names and sizes of raw files, which tells other files from those that were converted."""
+    digest = hashlib.sha256()
+    for example in examples:
+        for path in (example.image, example.label):
+            digest.update(f"{path.name if path else ''}\0{_size(path)}\0".encode())
+    return digest.hexdigest()
+
+
+def _size(path: Path | None) -> int:
+    """Bytes of a file; -1 where there is none."""
+    try:
+        return path.stat().st_size if path else -1
+    except OSError:
+        return -1

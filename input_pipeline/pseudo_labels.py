@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import os
+import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -13,11 +16,18 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from PIL import Image
 
-from fada_jax import files
+from fada_jax import documents, files
+from fada_jax.classes import IGNORE
 from fada_jax.errors import UserError
-from fada_jax.input_pipeline import encoding, load_tensorflow
+from fada_jax.input_pipeline import decoding, encoding, load_tensorflow
+from fada_jax.input_pipeline.indexes import FOOTER, HEADER
+from fada_jax.stored import PseudoLabelOrigin
 
 tf = load_tensorflow()
+
+# Stands in the first record; format 1, which had no digests, in none.
+_FORMAT = b"2"
+_ADVICE = "delete it, the same command makes it again"
 
 
 def write(
@@ -28,16 +38,18 @@ def write(
     Args:
       path: file to write.
       items: (name, uint8 [h, w] of class indices and ``IGNORE``).
-      provenance: what the labels were made of, in JSON types; the file begins with it.
+      provenance: what the labels were made of, in the JSON types of ``PseudoLabelOrigin``; the file begins with it.
 
     Returns:
       the number of maps.
     """
     count = 0
     with files.replacing(path) as partial, tf.io.TFRecordWriter(str(partial)) as writer:
-        writer.write(_example(provenance=json.dumps(dict(provenance or {}), sort_keys=True).encode()))
+        origin = json.dumps(dict(provenance or {}), sort_keys=True).encode()
+        writer.write(_example(format=_FORMAT, provenance=origin))
         for name, label in items:
-            writer.write(_example(name=name.encode(), label=encoding.encode_tiff(Image.fromarray(label))))
+            data = encoding.encode_tiff(Image.fromarray(label))
+            writer.write(_example(name=name.encode(), label=data, sha256=_digest(name.encode(), data)))
             count += 1
     return count
 
@@ -46,54 +58,135 @@ def provenance(path: str | Path) -> dict[str, Any]:
     """What a file says its labels were made of; {} where an earlier version wrote it.
 
     Raises:
-      UserError: the file is missing or damaged.
+      UserError: the file is missing or damaged, or says what cannot be.
     """
     for _, _, features in _records(path):
-        if "provenance" in features:
-            return json.loads(features["provenance"].bytes_list.value[0])
-        break
+        return _origin(path, features)
     return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where a label's record lies, and its CRC-32."""
+
+    offset: int
+    length: int
+    crc: int
 
 
 class PseudoLabels:
     """The label maps of a file by image name; memory holds only their places in the file.
 
+    Args:
+      path: of the file.
+      num_classes: that the maps may hold, beside ``IGNORE``.
+
     Raises:
       UserError: the file is missing, damaged or of another kind.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self._path = Path(path)
-        self._places: dict[str, tuple[int, int, int]] = {}
-        for offset, payload, features in _records(path):
-            if "provenance" in features:
+    def __init__(self, path: str | Path, num_classes: int = IGNORE) -> None:
+        self._path, self._num_classes = Path(path), num_classes
+        self._size: tuple[int, int] | None = None
+        self._places: dict[str, _Place] = {}
+        with_digests = False
+        for number, (offset, payload, features) in enumerate(_records(path)):
+            if number == 0 and "provenance" in features:
+                origin, with_digests = _origin(path, features), "format" in features
+                if origin:
+                    self._size = (origin["label_size"][1], origin["label_size"][0])
+                    self._num_classes = min(num_classes, len(origin["classes"]))
                 continue
-            name = features["name"].bytes_list.value[0].decode()
-            self._places[name] = (offset, len(payload), zlib.crc32(payload))
+            name, label, digest = (_value(features, key) for key in ("name", "label", "sha256"))
+            if not name or not label or name.decode(errors="replace") in self._places:
+                raise UserError(f"{path}: record {number} is no label of an image of its own: {_ADVICE}")
+            if with_digests and digest != _digest(name, label):
+                raise UserError(f"{path} is damaged (the checksum of record {number} differs): {_ADVICE}")
+            self._places[name.decode(errors="replace")] = _Place(offset, len(payload), zlib.crc32(payload))
 
     def missing(self, names: Iterable[str]) -> list[str]:
         """Those of ``names`` that have no label."""
         return [name for name in names if name not in self._places]
 
-    def read(self, name: str) -> bytes:
-        """The label file of an image.
+    def read(self, name: str) -> Image.Image:
+        """The label of an image: class indices and ``IGNORE``, in grey.
 
         Raises:
-          UserError: the image has no label, or its label was damaged since the file was opened.
+          UserError: the image has no label, it was damaged since the file was opened, or it is none of these classes.
         """
         if name not in self._places:
-            raise UserError(f"{self._path} has no label for {name}: delete it, the same command makes it again")
-        offset, length, crc = self._places[name]
-        with self._path.open("rb") as file:
-            payload = os.pread(file.fileno(), length, offset)
-        if zlib.crc32(payload) != crc:
-            raise UserError(f"{self._path}: the label of {name} is damaged: delete the file, it is made again")
-        return tf.train.Example.FromString(payload).features.feature["label"].bytes_list.value[0]
+            raise UserError(f"{self._path} has no label for {name}: {_ADVICE}")
+        place, what = self._places[name], f"{self._path}: the label of {name}"
+        try:
+            with self._path.open("rb") as file:
+                payload = os.pread(file.fileno(), place.length, place.offset)
+        except OSError as error:
+            raise UserError(f"{self._path} cannot be read: {error.strerror or error}") from error
+        if zlib.crc32(payload) != place.crc:
+            raise UserError(f"{what} is damaged: {_ADVICE}")
+        data = _value(tf.train.Example.FromString(payload).features.feature, "label")
+        label = decoding.decoded(data, self._size, what, _ADVICE)
+        if label.mode != "L":
+            raise UserError(f"{what} is no map of classes ({label.mode}): {_ADVICE}")
+        others = [i for i, count in enumerate(label.histogram()) if count and self._num_classes <= i != IGNORE]
+        if others:
+            raise UserError(f"{what} holds {others[0]}, of {self._num_classes} classes: {_ADVICE}")
+        return label
+
+
+def _origin(path: str | Path, features: Mapping[str, Any]) -> dict[str, Any]:
+    """What the first record says of its labels, in JSON types.
+
+    Raises:
+      UserError: another format, or what cannot be.
+    """
+    data = _value(features, "provenance")
+    if not data:
+        return {}
+    number = _value(features, "format")
+    if "format" in features and number != _FORMAT:
+        raise UserError(f"{path}: format {number.decode(errors='replace')[:9]!r} is unknown to this version: {_ADVICE}")
+    values = documents.parse(data, path, what="does not say what its labels were made of")
+    if values != {}:
+        documents.check(values, PseudoLabelOrigin, path, advice=_ADVICE)
+    return values
+
+
+def _value(features: Mapping[str, Any], key: str) -> bytes:
+    """The first bytes of a feature; none where it is not there or of another type."""
+    values = features[key].bytes_list.value if key in features else ()
+    return values[0] if values else b""
+
+
+def _digest(name: bytes, label: bytes) -> bytes:
+    return hashlib.sha256(struct.pack("<Q", len(name)) + name + label).hexdigest().encode()
 
 
 def _example(**features: bytes) -> bytes:
     lists = {key: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value])) for key, value in features.items()}
     return tf.train.Example(features=tf.train.Features(feature=lists)).SerializeToString(deterministic=True)
+
+
+def _check_lengths(path: str | Path) -> None:
+    """Follows the records by the lengths that they say they have, before any of those is asked of memory.
+
+    Raises:
+      UserError: they do not add up to the file.
+    """
+    if problem := files.special(path):
+        raise UserError(f"{path} is {problem}")
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file of pseudo labels")
+    try:
+        with Path(path).open("rb") as file:
+            place, size = 0, os.fstat(file.fileno()).st_size
+            while place < size:
+                header = os.pread(file.fileno(), 8, place)
+                place += HEADER + int.from_bytes(header, "little") + FOOTER
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    if place != size:
+        raise UserError(f"{path} is damaged: {_ADVICE}")
 
 
 def _records(path: str | Path) -> Iterator[tuple[int, bytes, Mapping[str, Any]]]:
@@ -102,16 +195,15 @@ def _records(path: str | Path) -> Iterator[tuple[int, bytes, Mapping[str, Any]]]
     Raises:
       UserError: the file is missing, of another kind, or a record differs from its checksum.
     """
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such file of pseudo labels")
+    _check_lengths(path)
     offset = 0
     try:
         # TensorFlow's own reader compares both checksums of every record.
         for payload in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
             features = tf.train.Example.FromString(payload).features.feature
             if "provenance" not in features and not {"name", "label"} <= set(features):
-                raise UserError(f"{path} is no file of pseudo labels: delete it, the same command makes it again")
-            yield offset + 12, payload, features
-            offset += 12 + len(payload) + 4
+                raise UserError(f"{path} is no file of pseudo labels: {_ADVICE}")
+            yield offset + HEADER, payload, features
+            offset += HEADER + len(payload) + FOOTER
     except (tf.errors.OpError, DecodeError) as error:
-        raise UserError(f"{path} is damaged: delete it, the same command makes it again") from error
+        raise UserError(f"{path} is damaged: {_ADVICE}") from error

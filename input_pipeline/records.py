@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import io
-import json
+import math
 import os
+import re
 import sys
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from google.protobuf.message import DecodeError
 
+from fada_jax import documents, stored
 from fada_jax.classes import ENCODINGS, IGNORE, LabelEncoding, parse_class_map
 from fada_jax.errors import UserError
-from fada_jax.input_pipeline import load_tensorflow
+from fada_jax.input_pipeline import decoding, indexes, layouts, load_tensorflow
+from fada_jax.stored import ConversionNote
 
 tf = load_tensorflow()
 
 VERSION = "1.0.0"
 # What a stream does with a record whose checksum differs.
 ON_DAMAGE = ("fail", "skip")
+# Files that conversions make, and those that file systems and desktops leave everywhere.
+_OURS = re.compile(
+    r"conversion\.json|(dataset_info|features|metadata)\.json|[\w-]+_index\.npz|\w+-[\w-]+\.tfrecord-\d+-of-\d+"
+    r"|\.DS_Store|\._.*|\.nfs.*|Thumbs\.db|desktop\.ini|\.made_by_fada_jax"
+)
 
 
 class DamagedRecordError(UserError):
@@ -30,25 +38,72 @@ class DamagedRecordError(UserError):
 
 
 def folder(data_dir: str | Path, dataset: str, city: str = "") -> Path:
-    """Where a converted data set lies."""
+    """Where a converted data set lies.
+
+    Raises:
+      UserError: a name that cannot be, such as a path.
+    """
+    layouts.check_name(dataset, "data set")
+    if city:
+        layouts.check_name(city, "city")
     return Path(data_dir) / dataset / city / VERSION
 
 
 def splits(root: Path) -> list[str]:
     """Splits of a converted data set, by name."""
-    return sorted(path.name.removesuffix("_index.npz") for path in root.glob("*_index.npz"))
+    return sorted(path.name.removesuffix("_index.npz") for path in root.glob("*_index.npz") if path.name[0] != ".")
 
 
-def description(root: Path) -> dict[str, Any]:
-    """What conversion noted of a data set: ``resize``, ``encoding``, ``images`` per split, ``skipped``, ``class_map``.
+def strangers(root: Path) -> list[str]:
+    """What lies in the folder of a converted data set and was not made by its conversion."""
+    try:
+        return sorted(path.name for path in root.iterdir() if path.is_dir() or not _OURS.fullmatch(path.name))
+    except OSError as error:
+        raise UserError(f"{root} cannot be read: {error.strerror}") from error
+
+
+def is_ours(root: Path) -> bool:
+    """Whether a folder holds a converted data set and nothing else."""
+    noted = any((root / name).is_file() for name in ("conversion.json", "dataset_info.json"))
+    return root.is_dir() and noted and not strangers(root)
+
+
+def description(root: Path) -> ConversionNote:
+    """What conversion noted of a data set.
 
     Raises:
-      UserError: an earlier version converted it, without a note.
+      UserError: an earlier version converted it, without a note, or the note is damaged.
     """
     path = root / "conversion.json"
-    if not path.is_file():
-        raise UserError(f"{path} is missing: convert again with --overwrite")
-    return {"encoding": "tiff", **json.loads(path.read_text())}  # Earlier versions had no other encoding.
+    if not path.exists():
+        raise UserError(f"{path} is missing: {indexes.ADVICE}")
+    return stored.conversion_note(documents.read(path), path)
+
+
+def class_map(root: Path) -> dict[str, Any]:
+    """The class map that a user's own data set was converted with.
+
+    Raises:
+      UserError: it has none.
+    """
+    values = description(root).class_map
+    if values is None:
+        raise UserError(f"{root / 'conversion.json'}: class_map is missing: {indexes.ADVICE}")
+    return values
+
+
+def check_class_map(root: Path, wanted: Mapping[str, Any]) -> None:
+    """Refuses a class map that is called as the one of a converted data set and gives its ids other classes.
+
+    Raises:
+      UserError: see above.
+    """
+    before, path = class_map(root), root / "conversion.json"
+    if before.get("name") == wanted.get("name") and parse_class_map(before, path)[1] != parse_class_map(wanted, "")[1]:
+        raise UserError(
+            f"{root} was converted with another class map called {wanted.get('name')!r}: {indexes.ADVICE}, or give "
+            "one of both another 'name'"
+        )
 
 
 def label_encoding(root: Path, dataset: str) -> LabelEncoding:
@@ -59,44 +114,42 @@ def label_encoding(root: Path, dataset: str) -> LabelEncoding:
     """
     if dataset in ENCODINGS:
         return ENCODINGS[dataset]
-    return parse_class_map(description(root)["class_map"], root / "conversion.json")[1]
+    return parse_class_map(class_map(root), root / "conversion.json")[1]
 
 
-def index_path(root: Path, split: str) -> Path:
-    """The random-access index of a split.
+def _parse(payload: bytes, place: str) -> dict[str, Any]:
+    """A record's ``image`` and ``label`` as files' bytes, ``name``, ``size`` (height, width), and its ``place``.
 
-    It holds ``records`` int64 [N, 4] (shard, offset, length, CRC-32), ``names``, ``shards`` and ``counts`` int64
-    [N, 256] (pixels per raw id).
+    Raises:
+      DamagedRecordError: no record of a conversion.
     """
-    return root / f"{split}_index.npz"
-
-
-def _parse(payload: bytes) -> dict[str, Any]:
-    """A record's ``image`` and ``label`` as files' bytes, ``name``, ``size`` (height, width)."""
-    features = tf.train.Example.FromString(payload).features.feature
-    image, label, name = (features[key].bytes_list.value[0] for key in ("image", "label", "name"))
-    size = tuple(features[key].int64_list.value[0] for key in ("height", "width"))
-    return {"image": image, "label": label, "name": name.decode(), "size": size}
+    try:
+        features = tf.train.Example.FromString(payload).features.feature
+        image, label, name = (features[key].bytes_list.value[0] for key in ("image", "label", "name"))
+        size = tuple(features[key].int64_list.value[0] for key in ("height", "width"))
+        return {"image": image, "label": label, "name": name.decode(), "size": size, "place": place}
+    except (DecodeError, IndexError, ValueError) as error:
+        raise DamagedRecordError(f"{place} is no image of a conversion; {indexes.ADVICE}") from error
 
 
 def read_payload(root: Path, shards: np.ndarray, record: np.ndarray, number: int) -> bytes:
     """The payload of one record, checked.
 
     Raises:
-      DamagedRecordError: naming the shard and the record whose CRC differs.
+      DamagedRecordError: naming the shard and the record that is cut off or whose CRC differs.
       UserError: naming the shard that cannot be read.
     """
     shard, offset, length, crc = (int(x) for x in record)
     path = root / str(shards[shard])
     try:
         with path.open("rb") as file:
-            payload = os.pread(file.fileno(), length, offset)
+            # A length that was damaged is not asked of memory.
+            rest = os.fstat(file.fileno()).st_size - offset
+            payload = os.pread(file.fileno(), length, offset) if length <= rest else b""
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     if len(payload) != length or zlib.crc32(payload) != crc:
-        raise DamagedRecordError(
-            f"{path}: record {number} is damaged (its checksum differs); convert again with --overwrite"
-        )
+        raise DamagedRecordError(f"{path}: record {number} is damaged (its checksum differs); {indexes.ADVICE}")
     return payload
 
 
@@ -106,10 +159,8 @@ class Records:
 
     Attributes:
       root, split: where they lie.
-      shards: file names [S].
-      records: int64 [N, 4], see ``index_path``.
-      names: of the images [N].
-      labelled: some image has labels.
+      shards, records, names: of the index, see ``indexes.Index``.
+      pixels: of each labelled image, int64 [N]; zeros where the split is unlabelled.
       encoding: what the raw ids of the labels mean.
       skipped: numbers of the damaged records that were met.
     """
@@ -119,13 +170,18 @@ class Records:
     shards: np.ndarray
     records: np.ndarray
     names: np.ndarray
-    labelled: bool
+    pixels: np.ndarray
     encoding: LabelEncoding
     skipped: set[int] = dataclasses.field(default_factory=set)
 
+    @property
+    def labelled(self) -> bool:
+        """Whether the images have labels."""
+        return bool(self.pixels.any())
+
     def raw_counts(self) -> np.ndarray:
         """Pixels per image and raw id, int64 [N, 256]."""
-        return np.load(index_path(self.root, self.split))["counts"]
+        return indexes.read(self.root, self.split).counts
 
     def class_counts(self, table: np.ndarray) -> np.ndarray:
         """Pixels per image and class, int64 [N, K]; ``table`` maps raw ids to class indices."""
@@ -134,8 +190,17 @@ class Records:
         return self.raw_counts() @ one_hot.astype(np.int64)
 
     def read(self, i: int) -> dict[str, Any]:
-        """Record ``i``: ``image`` and ``label`` as files' bytes, ``name``, ``size`` (height, width)."""
-        return _parse(read_payload(self.root, self.shards, self.records[i], i))
+        """Record ``i``: ``image`` and ``label`` as files' bytes, ``name``, ``size`` (height, width), ``place``.
+
+        Raises:
+          DamagedRecordError: it is not what was written.
+          UserError: its shard cannot be read.
+        """
+        payload = read_payload(self.root, self.shards, self.records[i], i)
+        record = _parse(payload, f"{self.root / str(self.shards[self.records[i][0]])}: record {i}")
+        if record["name"] != self.names[i] or self.pixels[i] not in (0, math.prod(record["size"])):
+            raise DamagedRecordError(f"{record['place']} is not the image of the index; {indexes.ADVICE}")
+        return record
 
     def read_or_skip(self, i: int, on_damage: str) -> dict[str, Any] | None:
         """Record ``i``; None where it is damaged and ``on_damage`` is 'skip', which is said once a record."""
@@ -165,8 +230,9 @@ def open_split(data_dir: str | Path, dataset: str, split: str, city: str = "") -
       UserError: the data set or the split is missing; the message names the command that makes it.
     """
     root = folder(data_dir, dataset, city)
-    path = index_path(root, split)
-    if not path.is_file():
+    if split:
+        layouts.check_name(split, "split")
+    if not indexes.path(root, split).exists():
         if splits(root):
             raise UserError(f"{root} has no split {split!r}: one of {', '.join(splits(root))}")
         own = dataset not in ENCODINGS
@@ -175,9 +241,9 @@ def open_split(data_dir: str | Path, dataset: str, split: str, city: str = "") -
             f"{root} is not there: make it with python scripts/convert_dataset.py {which} --raw_dir=RAW "
             f"--data_dir={data_dir}" + (f" (ours are {', '.join(ENCODINGS)})" if own else "")
         )
-    index = np.load(path)
-    labelled, encoding = bool(index["counts"].any()), label_encoding(root, dataset)
-    return Records(root, split, index["shards"], index["records"], index["names"], labelled, encoding)
+    index = indexes.read(root, split)
+    encoding = label_encoding(root, dataset)
+    return Records(root, split, index.shards, index.records, index.names, index.counts.sum(1), encoding)
 
 
 def verify(root: Path) -> dict[str, int]:
@@ -189,20 +255,17 @@ def verify(root: Path) -> dict[str, int]:
     Raises:
       UserError: naming the shard and record that differ.
     """
-    result = {}
-    for split in splits(root):
-        index = np.load(index_path(root, split))
-        for i, record in enumerate(index["records"]):
-            example = _parse(read_payload(root, index["shards"], record, i))
-            place = f"{root / str(index['shards'][record[0]])}, record {i} of {split}"
-            if example["name"] != index["names"][i]:
-                raise UserError(f"{place} is not the example of the index: convert again with --overwrite")
-            with Image.open(io.BytesIO(example["image"])) as image:
-                image.load()
-            if index["counts"][i].any():
-                with Image.open(io.BytesIO(example["label"])) as ids:
-                    counts = np.array(ids.histogram())
-                if not np.array_equal(counts, index["counts"][i]) or ids.size != image.size:
-                    raise UserError(f"{place} has other labels than were converted: convert again with --overwrite")
-        result[split] = len(index["records"])
+    result, found = {}, splits(root)
+    if not found:
+        raise UserError(f"{root} holds no index of a split: {indexes.ADVICE}")
+    nothing = LabelEncoding({}, frozenset())
+    for split in found:
+        index = indexes.read(root, split)
+        opened = Records(root, split, index.shards, index.records, index.names, index.counts.sum(1), nothing)
+        for i, counts in enumerate(index.counts):
+            record = opened.read(i)
+            decoding.stored_image(record)
+            if opened.labelled and decoding.stored_label(record).histogram() != counts.tolist():
+                raise UserError(f"{record['place']} has other labels than were converted; {indexes.ADVICE}")
+        result[split] = len(index.records)
     return result

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import threading
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from fada_jax import handovers
-from fada_jax.classes import IGNORE, ClassSet, label_table
+from fada_jax.classes import ENCODINGS, IGNORE, ClassSet, label_table
 from fada_jax.errors import UserError
 from fada_jax.input_pipeline import augmentation, decoding, load_tensorflow, reading, records, sampling
 from fada_jax.input_pipeline.pseudo_labels import PseudoLabels
@@ -83,15 +83,26 @@ def examples(
         yield np.asarray(decoding.stored_image(record)), label
 
 
-def check(data_dir: str | Path, stream: Stream, class_set: ClassSet) -> None:
+def check(
+    data_dir: str | Path, stream: Stream, class_set: ClassSet, class_map: Mapping[str, Any] | None = None
+) -> None:
     """Refuses a stream that cannot be read, before anything is written.
 
+    Args:
+      data_dir: converted data.
+      stream: what is to be read.
+      class_set: classes of the labels.
+      class_map: that the class set comes from, if it comes from one.
+
     Raises:
-      UserError: missing data, no labels where they are needed, or a class set that the labels cannot give.
+      UserError: missing data, no labels where they are needed, a class set that the labels cannot give, or data that
+        were converted with another class map of that name.
     """
     stored = _open(data_dir, stream)
     if stream.labels and not stream.pseudo_labels:
         _table(stream, class_set, stored)
+        if class_map is not None and stream.dataset not in ENCODINGS:
+            records.check_class_map(stored.root, class_map)
     _sampler(stream, class_set, stored, 0)
 
 
@@ -144,9 +155,20 @@ def train_batches(
         result = {"image": tf.ensure_shape(image, (height, width, 3))}
         return result | ({"label": tf.ensure_shape(label, (height, width))} if decode_label else {})
 
-    label_shape = (height, width) if decode_label else (0, 0)
-    blank = [np.zeros((height, width, 3), np.uint8), np.zeros(label_shape, np.uint8)]
-    return reading.batches(_ENDLESS, load, blank, finish, share)
+    def batches() -> Iterator[dict[str, np.ndarray]]:
+        label_shape = (height, width) if decode_label else (0, 0)
+        blank = [np.zeros((height, width, 3), np.uint8), np.zeros(label_shape, np.uint8)]
+        return reading.batches(_ENDLESS, load, blank, finish, share)
+
+    return _within_memory(batches, f"{stream.dataset}/{stream.split}: {share} images of {width}x{height} pixels")
+
+
+def _within_memory(batches: Callable[[], Iterator[Any]], what: str) -> Generator[Any]:
+    """What ``batches`` returns; where memory does not suffice for it, the error says ``what`` it is."""
+    try:
+        yield from batches()
+    except MemoryError as error:
+        raise UserError(f"{what} do not fit in memory: lower config.batch_size, or their crop or size") from error
 
 
 def batch_names(

@@ -15,15 +15,12 @@ from __future__ import annotations
 
 import os
 import re
-import sys
-import time
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
-from fada_jax import cli
-from fada_jax.classes import CITIES, ENCODINGS, read_class_map
+from fada_jax import cli, progress
+from fada_jax.classes import CITIES, ENCODINGS, parse_class_map, read_class_map
 from fada_jax.errors import UserError
 from fada_jax.input_pipeline import layouts
 
@@ -36,10 +33,12 @@ def main(arguments: list[str]) -> None:
     options = flags.FLAGS
     size = cli.size("resize", options.resize) if options.resize else None
     own = options.dataset == "folder"
-    if own and (not re.fullmatch("[a-z][a-z0-9_]*", options.name) or options.name in ENCODINGS):
+    if own and (not re.fullmatch("[a-z][a-z0-9_]{0,63}", options.name) or options.name in ENCODINGS):
         raise UserError(f"--name={options.name}: name your data set in small letters, digits and _, unlike ours")
     if not own and (options.name or options.class_map):
         raise UserError(f"--name and --class_map are for --dataset=folder, not for {options.dataset}")
+    if options.city and options.dataset != "crosscity":
+        raise UserError(f"--city is for --dataset=crosscity, not for {options.dataset}")
     cities: tuple[str, ...] = ("",)
     if options.dataset == "crosscity":
         cities = (options.city,) if options.city else CITIES
@@ -49,8 +48,9 @@ def main(arguments: list[str]) -> None:
         title = "/".join(filter(None, (options.name or options.dataset, city)))
         root = records.folder(options.data_dir, options.name or options.dataset, city)
         if root.is_dir() and not options.overwrite:
-            _refuse_other_form(options, title, records.description(root), root, size)
-            print(f"{title} is already in {root} (--overwrite converts it again)")
+            _refuse_other_form(options, title, root, size)
+            compared = _refuse_other_files(options, title, root, city)
+            print(f"{title} is already in {root} (--overwrite converts it again){compared}")
         elif options.verify and not options.raw_dir:
             raise UserError(f"{root} is not there: nothing to verify")
         else:
@@ -60,20 +60,46 @@ def main(arguments: list[str]) -> None:
             print(f"{title}: verified ({counts})")
 
 
-def _refuse_other_form(
-    options: flags.FlagValues, title: str, stored: dict[str, Any], root: Path, size: tuple[int, int] | None
-) -> None:
-    """Says what a converted data set holds, where another size or encoding is asked for."""
-    difference = ""
-    if options.raw_dir and stored["resize"] != (list(size) if size else None):
-        stored_size = "x".join(map(str, stored["resize"])) if stored["resize"] else "its own size"
+def _refuse_other_form(options: flags.FlagValues, title: str, root: Path, size: tuple[int, int] | None) -> None:
+    """Says what a converted data set holds, where another size, encoding or class map is asked for."""
+    from fada_jax.input_pipeline import records
+
+    stored, difference = records.description(root), ""
+    if options.raw_dir and stored.resize != size:
+        stored_size = "x".join(map(str, stored.resize)) if stored.resize else "its own size"
         difference = f"at {stored_size}, not at {options.resize or 'its own size'}"
-    elif options["encoding"].present and stored["encoding"] != options.encoding:
-        difference = f"as {stored['encoding']}, not as {options.encoding}"
+    elif options["encoding"].present and stored.encoding != options.encoding:
+        difference = f"as {stored.encoding}, not as {options.encoding}"
+    elif options.class_map:
+        wanted = parse_class_map(read_class_map(options.class_map), options.class_map)[1]
+        if records.label_encoding(root, options.name) != wanted:
+            difference = f"converted with another class map than {options.class_map}"
     if difference:
-        raise UserError(
-            f"{root} holds {title} {difference}: --overwrite converts it again, another --data_dir keeps both"
-        )
+        raise _another(f"{root} holds {title} {difference}")
+
+
+def _refuse_other_files(options: flags.FlagValues, title: str, root: Path, city: str) -> str:
+    """Says that a data set was converted from other files than now lie in the raw folder.
+
+    Returns:
+      a remark where they cannot be compared.
+    """
+    from fada_jax.input_pipeline import records
+
+    converted = records.description(root).raw
+    if not options.raw_dir or not converted:
+        return ""
+    if not Path(options.raw_dir).exists():
+        return f"; --raw_dir={options.raw_dir} is not there to be compared with it"
+    splits = layouts.list_splits(options.dataset, Path(options.raw_dir), city)
+    now = {split: layouts.fingerprint(examples) for split, examples in splits.items()}
+    if others := [split for split in sorted({*now, *converted}) if now.get(split) != converted.get(split)]:
+        raise _another(f"{root} holds {title} made of other files than lie in --raw_dir now ({', '.join(others)})")
+    return ""
+
+
+def _another(problem: str) -> UserError:
+    return UserError(f"{problem}: --overwrite converts it again, another --data_dir keeps both")
 
 
 def _convert(options: flags.FlagValues, title: str, city: str, size: tuple[int, int] | None) -> None:
@@ -89,15 +115,6 @@ def _convert(options: flags.FlagValues, title: str, city: str, size: tuple[int, 
     if options.encoding == "jpeg":
         quality = encoding.JPEG_QUALITY
         print(f"{title}: JPEG files are kept as they are; all other images LOSE detail, as JPEGs of quality {quality}")
-    began: dict[str, float] = {}
-
-    def progress(split: str, done: int, total: int) -> None:
-        start = began.setdefault(split, time.perf_counter())
-        if done % max(1, total // 20) == 0 or done == total:
-            rate = done / max(time.perf_counter() - start, 1e-3)
-            line = f"\r{title} {split}: {done}/{total}, {rate:.0f} images/s, {(total - done) / rate:.0f} s left  "
-            print(line, end="\n" if done == total else "", file=sys.stderr, flush=True)
-
     request = conversion.Conversion(
         options.dataset,
         Path(options.raw_dir),
@@ -110,10 +127,12 @@ def _convert(options: flags.FlagValues, title: str, city: str, size: tuple[int, 
         encoding=options.encoding,
         skip_errors=options.on_error == "skip",
     )
-    root, counts, errors = conversion.convert(request, options.data_dir, progress)
+    root, counts, errors = conversion.convert(
+        request, options.data_dir, lambda split, total: progress.shown(f"{title} {split}", total)
+    )
     print(f"{title}: {', '.join(f'{split} {count} images' for split, count in counts.items())} in {root}")
     if errors:
-        report = Path(options.data_dir) / f"{title.replace('/', '_')}_errors.txt"
+        report = conversion.report_path(options.data_dir, request.stored_as, city)
         print(f"{title}: {len(errors)} skipped, listed in {report}; first: {errors[0]}")
 
 
@@ -124,7 +143,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("city", "", "Cross-City: one city; default: all four.")
     flags.DEFINE_string("name", "", "folder: what configs call your data set.")
     flags.DEFINE_string("class_map", "", "folder: JSON file of class names and raw ids, see docs/custom_data.md.")
-    flags.DEFINE_integer("workers", os.cpu_count() or 1, "Processes that read and check images.", lower_bound=1)
+    flags.DEFINE_integer("workers", os.cpu_count() or 1, "Processes that read and check images.", 1, 1024)
     flags.DEFINE_string("beam", "", "Let Apache Beam do it, with these pipeline options: '--runner=DirectRunner'.")
     flags.DEFINE_string("resize", "", "Store images at WIDTHxHEIGHT already.")
     flags.DEFINE_enum(

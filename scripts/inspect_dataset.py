@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from fada_jax import classes, cli, images
+from fada_jax import classes, cli, files, images
 from fada_jax.classes import ClassSet
 from fada_jax.errors import UserError
 
@@ -34,7 +34,7 @@ def choose_class_set(dataset: str, root: Path, name: str) -> ClassSet:
         except ValueError as error:
             raise UserError(f"--class_set={name}: {error}") from error
     if dataset not in classes.ENCODINGS:
-        return classes.parse_class_map(records.description(root)["class_map"], root)[0]
+        return classes.parse_class_map(records.class_map(root), root / "conversion.json")[0]
     labelled = set(classes.ENCODINGS[dataset].ids.values())
     return next(s for s in classes.CLASS_SETS.values() if labelled >= set(s.names))
 
@@ -57,12 +57,15 @@ def frequency_table(counts: np.ndarray, class_set: ClassSet) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    from fada_jax.input_pipeline import records, streams
+    from fada_jax.input_pipeline import layouts, records, streams
     from fada_jax.input_pipeline.stream import Stream
 
     if arguments:
         raise UserError(f"unexpected argument {arguments[0]!r}: this command takes flags only")
     options = flags.FLAGS
+    for flag in ("dataset", "city", "split"):
+        if value := options[flag].value or "":
+            layouts.check_name(value, f"--{flag}")
     root = records.folder(options.data_dir, options.dataset, options.city)
     splits = records.splits(root)
     if options.split or not splits:
@@ -70,6 +73,7 @@ def main(arguments: list[str]) -> None:
         splits = [options.split]
     class_set = choose_class_set(options.dataset, root, options.class_set)
     output = Path(options.output)
+    files.check_output(output, "--output", ours=images.is_ours)
     sheets: list[tuple[np.ndarray, np.ndarray | None]] = []
     for split in splits:
         stream = Stream(options.dataset, split, (options.width, 0), city=options.city)
@@ -84,17 +88,32 @@ def main(arguments: list[str]) -> None:
             class_set,
             np.linspace(0, images_stored - 1, min(options.images, images_stored)).astype(int),
         )
-    size = (options.width, round(options.width * sheets[0][0].shape[0] / sheets[0][0].shape[1]))
+    write_sheet(output, sheets, options.width, class_set)
+    print(f"contact sheet ({', '.join(splits)}): {output}")
+
+
+def write_sheet(
+    output: Path, examples: list[tuple[np.ndarray, np.ndarray | None]], width: int, class_set: ClassSet
+) -> None:
+    """Writes images of ``width`` pixels with their labels, one example a row.
+
+    Raises:
+      UserError: more pixels than memory should be asked for, or somebody else's file lies at ``output``.
+    """
+    size = (width, max(1, round(width * examples[0][0].shape[0] / examples[0][0].shape[1])))
+    if 3 * len(examples) * size[0] * size[1] > images.MAX_PIXELS:
+        raise UserError(
+            f"--images and --width make a sheet of {len(examples)} rows of {3 * size[0]}x{size[1]}: lower either"
+        )
     rows = []
-    for image, label in sheets:
+    for image, label in examples:
         image = images.resize_image(image, size)
         color = np.zeros((1, 1, 3), np.uint8) if label is None else images.colorize(label, class_set)
         color = np.asarray(Image.fromarray(color).resize(size, Image.Resampling.NEAREST))
         overlay = image if label is None else np.rint(0.5 * image + 0.5 * color).astype(np.uint8)
         rows.append((image, color, overlay))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    images.panel(("image", "label", "overlay"), rows, class_set).save(output, "png")
-    print(f"contact sheet ({', '.join(splits)}): {output}")
+    sheet = images.panel(("image", "label", "overlay"), rows, class_set)
+    images.write_image(output, np.asarray(sheet), ours=images.is_ours)
 
 
 if __name__ == "__main__":
@@ -104,7 +123,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("split", "", "One split; default: all.")
     flags.DEFINE_string("class_set", "", "Classes to show, a name or a class map; default: what the labels give.")
     flags.DEFINE_string("output", "sheet.png", "PNG to write.")
-    flags.DEFINE_integer("images", 6, "Images of each split on the sheet.", lower_bound=1)
-    flags.DEFINE_integer("width", 256, "Width of an image on the sheet.", lower_bound=16)
+    flags.DEFINE_integer("images", 6, "Images of each split on the sheet.", 1, 1000)
+    flags.DEFINE_integer("width", 256, "Width of an image on the sheet.", 16, 4096)
     flags.mark_flags_as_required(["dataset", "data_dir"])
     cli.run(main)

@@ -38,10 +38,13 @@ def gta5(root: Path, count: int = 6) -> Path:
 ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
 
 
-def png16(array: np.ndarray, interlaced: bool = False) -> bytes:
-    """A 16-bit PNG of uint16 [H, W, 1 to 4] (grey, grey and alpha, RGB, RGBA) that uses every row filter."""
+def png16(array: np.ndarray, interlaced: bool = False, rows: int | None = None) -> bytes:
+    """A 16-bit PNG of uint16 [H, W, 1 to 4] (grey, grey and alpha, RGB, RGBA) that uses every row filter.
+
+    ``rows``: so many of its rows are there, with checksums that are right.
+    """
     height, width, channels = array.shape
-    passes = [array[y::dy, x::dx] for y, x, dy, dx in ADAM7] if interlaced else [array]
+    passes = [array[y::dy, x::dx] for y, x, dy, dx in ADAM7] if interlaced else [array[:rows]]
 
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))

@@ -174,9 +174,9 @@ def test_records_of_the_version_before_are_read(tmp_path):
     root = convert(tmp_path, "tiff")
     before = ours(tmp_path, "train")
     note = json.loads((root / "conversion.json").read_text())
-    assert note.pop("encoding") == "tiff"
+    assert note.pop("encoding") == "tiff" and note.pop("format") == 2 and list(note.pop("raw")) == ["bare", "train"]
     (root / "conversion.json").write_text(json.dumps(note))
-    assert records.description(root)["encoding"] == "tiff" and records.verify(root) == {"bare": 3, "train": 4}
+    assert records.description(root).encoding == "tiff" and records.verify(root) == {"bare": 3, "train": 4}
     assert records.open_split(tmp_path / "data", "own", "bare").read(0)["label"] == b""
     for (image, label), (same_image, same_label) in zip(before, ours(tmp_path, "train"), strict=True):
         np.testing.assert_array_equal(image, same_image)

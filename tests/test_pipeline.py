@@ -1,5 +1,6 @@
 """The streams: stateless randomness, shares of processes, resizing against its definition, files of pseudo labels."""
 
+import io
 import itertools
 import math
 import subprocess
@@ -16,7 +17,7 @@ from PIL import Image
 
 from fada_jax.classes import IGNORE, get_class_set
 from fada_jax.errors import UserError
-from fada_jax.input_pipeline import conversion, decoding, pseudo_labels, records, sampling, streams
+from fada_jax.input_pipeline import conversion, decoding, indexes, pseudo_labels, sampling, streams
 from fada_jax.input_pipeline.augmentation import Augment
 from fada_jax.input_pipeline.encoding import encode_tiff
 from fada_jax.input_pipeline.pseudo_labels import PseudoLabels
@@ -102,13 +103,13 @@ def test_resizing_is_antialiased_bicubic_and_nearest(seed, sizes):
         bicubic(bicubic(image.astype(float), new_width, 1), new_height, 0),
         bicubic(bicubic(image.astype(float), new_height, 0), new_width, 1),
     ]
-    got = decoding.read_image(encode_tiff(Image.fromarray(image)), (new_width, new_height))
+    got = decoding.fitted(Image.fromarray(image), (new_width, new_height))
     assert got.dtype == np.uint8 and got.shape == (new_height, new_width, 3)
     # Grey levels are rounded after each pass, of which either may come first.
     assert min(np.abs(got - x).max() for x in exact) <= 1.3
     label = raw_trees.ids(seed, height, width, 19)
     file = encode_tiff(Image.fromarray(label))
-    got = np.asarray(decoding.decode_label(file, list(range(256)), (new_width, new_height)))
+    got = np.asarray(decoding.look_up(Image.open(io.BytesIO(file)), list(range(256)), (new_width, new_height)))
     # A centre that falls between two pixels may take either.
     rows, columns = (
         [np.clip(np.floor((np.arange(new) + 0.5) * old / new + side), 0, old - 1).astype(int) for side in (-1e-9, 1e-9)]
@@ -193,7 +194,16 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(data_dir, batch_size
             next(found)
 
 
-PROVENANCE = {"teacher": "a1b2", "teacher_step": 7, "scales": [0.7, 1.0], "classes": ["road", "Stra\u00dfe"]}
+PROVENANCE = {
+    **{
+        "teacher": "a1b2" * 16,
+        "teacher_step": 7,
+        "scales": [0.7, 1.0],
+        "classes": [f"Stra\u00dfe {i}" for i in range(19)],
+    },
+    **{"selection": {"keep": 0.5, "relative": False}, "teacher_size": [64, 32], "label_size": [32, 18]},
+    **{"images": ["gta5", "", "train"], "num_images": 7},
+}
 
 
 def label_file(path, count=7):
@@ -263,7 +273,7 @@ def test_skipped_images_need_no_pseudo_labels(tmp_path):
     (shard,) = (tmp_path / "gta5").rglob("*.tfrecord*")
     content = bytearray(shard.read_bytes())
     for number in (5, 6):  # 00006 and 00007.
-        _, offset, length, _ = np.load(records.index_path(shard.parent, "train"))["records"][number]
+        _, offset, length, _ = np.load(indexes.path(shard.parent, "train"))["records"][number]
         content[offset + length // 2] ^= 1
     shard.write_bytes(content)
     labels = first_batch(tmp_path, stream, damaged_records="skip")["label"]
@@ -337,7 +347,7 @@ def test_pseudo_labels_that_are_damaged_while_they_are_used_are_noticed(tmp_path
     labels, content = PseudoLabels(stream.pseudo_labels), path.read_bytes()
     place = content.index(b"00003")
     path.write_bytes(content[:place] + b"9" + content[place + 1 :])
-    assert np.asarray(decoding.decode_label(labels.read("00002"), list(range(256)))).max() == 2
+    assert np.asarray(labels.read("00002")).max() == 2
     with pytest.raises(UserError, match="the label of 00003 is damaged"):
         labels.read("00003")
 
