@@ -5,30 +5,33 @@
 
 Class set, preprocessing, network and input size come from the checkpoint. --checkpoint=all also writes a CSV beside
 the JSON, one row a checkpoint; --checkpoint=best scores all of them and reports the best, which on labelled target
-images is model selection by the very labels that are reported: say so where you publish it.
+images is model selection by the very labels that are reported: say so where you publish it. A workdir that cannot be
+written is scored all the same; the scores are then printed, and written where --output says.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import io
-import json
-import sys
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import flags
+from jax.experimental import multihost_utils
 
-from fada_jax import cli
+from fada_jax import cli, files, progress
 from fada_jax.errors import UserError
 from fada_jax.evaluation import colour_matching, scoring
-from fada_jax.files import write_text
+from fada_jax.reporting import results
 from fada_jax.stages.workdirs import stage_workdir
 from fada_jax.training import checkpoints
+
+_COLUMNS = ("step", "miou", "miou_13", "accuracy")
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -50,8 +53,7 @@ def to_csv(results: Iterable[Mapping[str, Any]]) -> str:
     """One row a checkpoint: step, mIoU, mIoU*, accuracy, IoU of each class."""
     buffer = io.StringIO()
     rows = [
-        {"step": r["checkpoint_step"], "miou": r["miou"], "miou_13": r.get("miou_13"), "accuracy": r["accuracy"]}
-        | r["iou"]
+        dict(zip(_COLUMNS, (r["checkpoint_step"], r["miou"], r.get("miou_13"), r["accuracy"]), strict=True)) | r["iou"]
         for r in results
     ]
     writer = csv.DictWriter(buffer, rows[0].keys(), lineterminator="\n")
@@ -60,11 +62,40 @@ def to_csv(results: Iterable[Mapping[str, Any]]) -> str:
     return buffer.getvalue()
 
 
-def show_progress(began: float, done: int, total: int) -> None:
-    """A line on stderr of process 0."""
+def is_table(path: Path) -> bool:
+    """Whether a file is a CSV of ``to_csv``."""
+    return files.is_ours(path, ",".join(_COLUMNS).encode())
+
+
+def outputs(options: flags.FlagValues, workdir: Path) -> tuple[list[Path], str]:
+    """Files to write, JSON and where all checkpoints are scored CSV, and why the workdir cannot take them, if so.
+
+    Raises:
+      UserError: on all processes: what --output names cannot be written, or must not be.
+    """
+    path = Path(options.output or workdir / "evaluation.json")
+    paths = [path, path.with_suffix(".csv")] if options.checkpoint in ("all", "best") else [path]
+    if path.suffix.lower() == ".csv":
+        raise UserError(
+            f"--output={path} receives JSON: name a .json; the CSV of --checkpoint=all or best is written beside it"
+        )
+    problem = ""
     if not jax.process_index():
-        rate = done / (time.perf_counter() - began)
-        print(f"\r{done}/{total} images, {rate:.1f} images/s", end="", file=sys.stderr, flush=True)
+        name = "--output" if options.output else ""
+        try:
+            for file, ours in zip(paths, _replaceable(options), strict=False):
+                files.check_output(file, name, ours=ours)
+        except UserError as error:
+            problem = str(error)
+    # All processes leave together, instead of waiting for one that has left.
+    if options.output and multihost_utils.broadcast_one_to_all(np.bool_(bool(problem))):
+        raise UserError(problem or "--output: process 0 was refused")
+    return paths, problem
+
+
+def _replaceable(options: flags.FlagValues) -> tuple[Callable[[Path], bool], ...]:
+    """What JSON and what CSV may be replaced: in the stage's folder whatever is called as the scores are."""
+    return (results.is_ours, is_table) if options.output else (files.anything, files.anything)
 
 
 def main(arguments: list[str]) -> None:
@@ -73,37 +104,49 @@ def main(arguments: list[str]) -> None:
     options = flags.FLAGS
     cli.join_processes()
     workdir = stage_workdir(options.workdir)
+    paths, problem = outputs(options, workdir)
+    if workdir != Path(options.workdir):
+        print(f"reading stage {workdir.name} of {options.workdir}", flush=True)
     every = options.checkpoint in ("all", "best")
     wanted = [str(step) for step in checkpoints.available_steps(workdir)] if every else [options.checkpoint]
-    results = []
-    for checkpoint in wanted:
-        results.append(
-            scoring.evaluate_stage(
-                workdir,
-                checkpoint=checkpoint,
-                multi_scale=options.multi_scale,
-                data_dir=options.data_dir,
-                dataset=options.dataset,
-                split=options.split,
-                colour=options.colour_matching,
-                dtype=options.dtype,
-                progress=functools.partial(show_progress, time.perf_counter()),
-            )
-        )
-        print(file=sys.stderr)
-        if options.checkpoint == "all":
-            print(f"step {results[-1]['checkpoint_step']:>7}  mIoU {results[-1]['miou']:6.2f}")
-    chosen = results[-1] if options.checkpoint != "best" else max(results, key=lambda r: r["miou"])
+    scored = [score(workdir, checkpoint, options) for checkpoint in wanted]
+    chosen = scored[-1] if options.checkpoint != "best" else max(scored, key=lambda r: r["miou"])
     print(f"{workdir}\n{table(chosen)}")
     if jax.process_index():
         return
-    output = options.output or str(workdir / "evaluation.json")
-    write_text(output, json.dumps(chosen, indent=2) + "\n")
-    print(f"written: {output}")
-    if every:
-        csv_path = Path(output).with_suffix(".csv")
-        write_text(csv_path, to_csv(results))
-        print(f"written: {csv_path}")
+    if problem:
+        print(f"not written: {problem}; --output names another place")
+        return
+    texts = (results.text(chosen), to_csv(scored))
+    for path, text, ours in zip(paths, texts, _replaceable(options), strict=False):
+        files.write_text(path, text, ours=ours)
+        print(f"written: {path}")
+
+
+def score(workdir: Path, checkpoint: str, options: flags.FlagValues) -> dict[str, Any]:
+    """Scores of one checkpoint, with its progress on the stderr of process 0."""
+    several = options.checkpoint in ("all", "best")
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def line(total: int) -> Callable[[int], None]:
+            title = f"step {checkpoint}" if several else ""
+            return (lambda done: None) if jax.process_index() else stack.enter_context(progress.shown(title, total))
+
+        result = scoring.evaluate_stage(
+            workdir,
+            checkpoint=checkpoint,
+            multi_scale=options.multi_scale,
+            data_dir=options.data_dir,
+            dataset=options.dataset,
+            split=options.split,
+            colour=options.colour_matching,
+            dtype=options.dtype,
+            progress=lambda done, total: line(total)(done),
+        )
+    if options.checkpoint == "all":
+        print(f"step {result['checkpoint_step']:>7}  mIoU {result['miou']:6.2f}", flush=True)
+    return result
 
 
 if __name__ == "__main__":

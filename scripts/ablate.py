@@ -23,6 +23,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,12 +31,11 @@ from typing import Any
 
 from absl import flags
 
-from fada_jax import cli
+from fada_jax import cli, documents, files, stored
 from fada_jax import config as schema
 from fada_jax.config import Config
 from fada_jax.errors import UserError
 from fada_jax.evaluation import colour_matching, scoring
-from fada_jax.files import write_text
 from fada_jax.input_pipeline import streams
 from fada_jax.methods import SYSTEMS
 from fada_jax.reporting import ablation
@@ -94,6 +94,16 @@ def _labelled(config: Config) -> bool:
     return streams.class_counts(config.data_dir, config.source.stream(), config.classes) is not None
 
 
+def check_split(task: Task, config: Config) -> None:
+    """Refuses a split that could not be scored, before stages train for it.
+
+    Raises:
+      UserError: it is not there.
+    """
+    if task.split:
+        streams.num_examples(config.data_dir, dataclasses.replace(config.eval, split=task.split).stream(augment=False))
+
+
 def run_seed(table: str, task: Task, seed: int) -> dict[str, dict[str, Any]]:
     """Scores of every row of a table for one seed."""
     folder = task.workdir / f"seed{seed}"
@@ -127,20 +137,25 @@ def run_seed(table: str, task: Task, seed: int) -> dict[str, dict[str, Any]]:
     return scores
 
 
-def finished(path: Path, config: Mapping[str, Any]) -> ablation.Scores | None:
-    """Scores in the file of a seed, None where it is not there.
+def finished(path: Path, table: str, config: Mapping[str, Any]) -> ablation.Scores | None:
+    """Scores of a table in the file of a seed, None where it is not there.
 
     Raises:
-      UserError: it was made with another config.
+      UserError: it was made with another config, or cannot be one of ours.
     """
     if not path.exists():
         return None
-    stored = json.loads(path.read_text())
-    if stored["config"] != config:
+    values = documents.read(path)
+    again = "delete this file, and its seed is scored again"
+    documents.check(values, stored.SeedScores, path, advice=again)
+    if values["config"] != config:
         raise UserError(
-            f"{path} was made by {stored['config']}, not by {config}: use another --workdir, or delete this file"
+            f"{path} was made by {values['config']}, not by {config}: use another --workdir, or delete this file"
         )
-    return stored["scores"]
+    unknown = next((name for name in values["scores"] if not ablation.is_row(table, name)), None)
+    if unknown is not None:
+        raise UserError(f"{path}: scores.{unknown} is no row of the table {table}: {again}")
+    return values["scores"]
 
 
 def run_task(table: str, file: str, task: Task, seeds: Sequence[int]) -> dict[int, ablation.Scores]:
@@ -150,18 +165,39 @@ def run_task(table: str, file: str, task: Task, seeds: Sequence[int]) -> dict[in
     made_by = json.loads(json.dumps({"path": task.path, "overrides": overrides, "split": task.split}))
     for seed in seeds:
         path = task.workdir / f"seed{seed}" / f"{file}.json"
-        if finished(path, made_by) is None:
+        if finished(path, table, made_by) is None:
             new = run_seed(table, task, seed)
-            write_text(path, json.dumps({"config": made_by, "scores": new}, indent=2) + "\n")
-    paths = {int(path.parent.name.removeprefix("seed")): path for path in task.workdir.glob(f"seed*/{file}.json")}
-    stored = ((number, finished(paths[number], made_by)) for number in sorted(paths))
-    scores = {number: rows for number, rows in stored if rows is not None}
+            files.write_text(path, json.dumps({"config": made_by, "scores": new}, indent=2) + "\n")
+    stored_files = task.workdir.glob(f"seed*/{file}.json")
+    named = ((re.fullmatch(r"seed([0-9]{1,10})", path.parent.name), path) for path in stored_files)
+    paths = {int(match[1]): path for match, path in named if match}
+    kept = ((number, finished(paths[number], table, made_by)) for number in sorted(paths))
+    scores = {number: rows for number, rows in kept if rows is not None}
     for seed, rows in scores.items():
-        if list(rows) != list(scores[seeds[0]]):
-            raise UserError(f"{paths[seed]} has other rows than seed {seeds[0]}: delete it and run its seed again")
-    write_text(task.workdir / f"{file}.md", ablation.markdown(table, task.name, scores))
-    write_text(task.workdir / f"{file}.csv", ablation.to_csv(scores))
+        if _shape(rows) != _shape(scores[seeds[0]]):
+            raise UserError(
+                f"{paths[seed]} has other rows or classes than seed {seeds[0]}: delete it and run its seed again"
+            )
+    files.write_text(task.workdir / f"{file}.md", ablation.markdown(table, task.name, scores))
+    files.write_text(task.workdir / f"{file}.csv", ablation.to_csv(scores))
     return scores
+
+
+def _shape(scores: ablation.Scores) -> dict[str, tuple[Any, ...]]:
+    """What the seeds of a table must share: rows, their scores and classes."""
+    return {name: (*row["iou"], "miou_13" in row) for name, row in scores.items()} | {"": tuple(scores)}
+
+
+def seeds_of(texts: Sequence[str]) -> list[int]:
+    """The seeds that ``--seeds`` names.
+
+    Raises:
+      UserError: none, one twice, or something else than whole numbers.
+    """
+    seeds = [int(text) if re.fullmatch(r"[0-9]{1,10}", text) else -1 for text in texts]
+    if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**31 for seed in seeds):
+        raise UserError(f"--seeds={','.join(texts)}: different whole numbers below 2147483648, separated by commas")
+    return seeds
 
 
 def main(arguments: list[str]) -> None:
@@ -169,8 +205,7 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"unexpected argument {arguments[0]!r}: this command takes flags only")
     options = flags.FLAGS
     _, first, overrides = cli.config()
-    if not all(seed.isdigit() for seed in options.seeds) or len(set(options.seeds)) != len(options.seeds):
-        raise UserError(f"--seeds={','.join(options.seeds)}: different whole numbers, separated by commas")
+    seeds = seeds_of(options.seeds)
     workdir, tasks = Path(options.workdir).absolute(), []
     for path in (first, *options.and_config):
         config = schema.load(path, overrides)
@@ -182,13 +217,16 @@ def main(arguments: list[str]) -> None:
     if len({task.name for task in tasks}) < len(tasks):
         raise UserError(f"--config: {', '.join(task.name for task in tasks)}: each task only once")
     file = "_".join(filter(None, (options.table, options.split)))
-    scores = {task.name: run_task(options.table, file, task, [int(s) for s in options.seeds]) for task in tasks}
     for task in tasks:
-        print(f"\n{(task.workdir / file).with_suffix('.md').read_text()}")
+        files.check_output(task.workdir / f"{file}.md", ours=files.anything)
+        check_split(task, stages_of(task, seeds[0])["source"])
+    scores = {task.name: run_task(options.table, file, task, seeds) for task in tasks}
+    for task in tasks:
+        print(f"\n{files.read_text(task.workdir / f'{file}.md')}")
         print(f"written: {task.workdir / file}.md and .csv")
     if len(tasks) > 1:
         text = ablation.across_tasks(options.table, scores)
-        write_text(workdir / f"{file}.md", text)
+        files.write_text(workdir / f"{file}.md", text)
         print(f"\n{text}\nwritten: {workdir / file}.md")
 
 

@@ -21,10 +21,8 @@ fada-jax what it converts them to. Rates divide by CPU time.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import time
-from pathlib import Path
 
 from absl import flags
 
@@ -32,6 +30,7 @@ from fada_jax import cli
 from fada_jax.errors import UserError
 from fada_jax.evaluation import inference
 from fada_jax.models import BACKBONES
+from fada_jax.reporting import results
 from fada_jax.scripts.benchmarks import compilation, frameworks, programs
 from fada_jax.scripts.benchmarks.work import Work
 
@@ -43,6 +42,7 @@ def main(arguments: list[str]) -> None:
     if command not in COMMANDS:
         raise UserError(f"expected one of {', '.join(COMMANDS)}, for instance: scripts/benchmark.py step --batch=1")
     options = flags.FLAGS
+    results.check(options.output, "--output")
     if command == "input":
         from fada_jax.scripts.benchmarks import training_input  # It alone needs TensorFlow and Pillow.
 
@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> None:
         result = compilation.run(work, options) if command == "compile" else frameworks.run(command, work, options)
         result = {"command": command, "work": dataclasses.asdict(work), "date": time.strftime("%Y-%m-%d"), **result}
     if options.output:
-        Path(options.output).write_text(json.dumps(result, indent=2) + "\n")
+        results.write(options.output, result)
 
 
 def define_flags() -> None:

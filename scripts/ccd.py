@@ -5,12 +5,12 @@
 
 Features are those of labelled images of both domains, 2,000 of each at most: the source's training images and the
 target's evaluation images. Every model sees the same pixels. Writes OUT.json (per class and mean, for both domains
-together as in the paper, and for each) and OUT.png; OUT is W/ccd unless given.
+together as in the paper, and for each) and OUT.png; OUT is W/ccd unless given. A class without features has no CCD, and
+a domain that shows fewer than two classes no mean.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,14 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from fada_jax import cli, images
+from fada_jax import cli, files, images
 from fada_jax import config as schema
 from fada_jax.classes import ClassSet
 from fada_jax.config import Config
 from fada_jax.errors import UserError
 from fada_jax.evaluation import class_center_distance as ccd
-from fada_jax.files import write_text
 from fada_jax.input_pipeline import streams
-from fada_jax.reporting import figures
+from fada_jax.reporting import figures, results
 from fada_jax.stages import workdirs
 from fada_jax.training import checkpoints
 
@@ -60,10 +59,12 @@ def distances(stage: Path, data_dir: str, count: int, per_class: int, seed: int)
     result: dict[str, Any] = {"stage": str(stage), "checkpoint_step": model.step}
     for name, value in moments.items():
         by_class = ccd.class_center_distance(value)
-        present = by_class[~np.isnan(by_class)]
+        present = by_class[np.isfinite(by_class)]
         result[name] = {
             "mean": float(present.mean()) if len(present) else None,
-            "ccd": {k: None if np.isnan(v) else float(v) for k, v in zip(model.class_set.names, by_class, strict=True)},
+            "ccd": {
+                k: float(v) if np.isfinite(v) else None for k, v in zip(model.class_set.names, by_class, strict=True)
+            },
             "features": dict(zip(model.class_set.names, value.count.tolist(), strict=True)),
         }
     return result
@@ -85,19 +86,46 @@ def main(arguments: list[str]) -> None:
     ]
     if not stages:
         raise UserError(f"{workdir} holds none of the stages {', '.join(STAGES)}: name the folders to measure")
-    results = {}
+    if len({stage.absolute() for stage in stages}) < len(stages):
+        raise UserError("the folders to measure: each only once")
+    paths = outputs(options.output, workdir)
+    measured: dict[str, Any] = {}
     for name, stage in zip(stage_names(stages), stages, strict=True):
-        results[name] = distances(stage, options.data_dir, options.images, options.per_class, options.seed)
-        means = ", ".join(f"{part} {results[name][part]['mean']:.3f}" for part in ("both", "source", "target"))
+        measured[name] = distances(stage, options.data_dir, options.images, options.per_class, options.seed)
+        if len({tuple(result["both"]["ccd"]) for result in measured.values()}) > 1:
+            raise UserError(f"{stage} has other classes than the stages before it: compare stages of one task")
+        means = ", ".join(f"{part} {mean(measured[name][part])}" for part in ("both", "source", "target"))
         print(f"{name}: mean CCD {means}", flush=True)
-    if len({tuple(r["both"]["ccd"]) for r in results.values()}) > 1:
-        raise UserError("the stages have different class sets: compare stages of one task")
-    output = Path(options.output or workdir / "ccd")
-    summary = {"images": options.images, "per_class": options.per_class, "seed": options.seed, "stages": results}
-    write_text(output.with_name(output.name + ".json"), json.dumps(summary, indent=2) + "\n")
-    figure = figures.ccd_bars({name: result["both"] for name, result in results.items()})
-    figures.save(figure, output.with_name(output.name + ".png"))
-    print(f"written: {output}.json and .png")
+    summary = {"images": options.images, "per_class": options.per_class, "seed": options.seed, "stages": measured}
+    named = bool(options.output)
+    files.write_text(paths[0], results.text(summary), ours=results.is_ours if named else files.anything)
+    figure = figures.ccd_bars({name: result["both"] for name, result in measured.items()})
+    figures.save(figure, paths[1], ours=images.is_ours if named else files.anything)
+    print(f"written: {paths[0]} and .png")
+
+
+def mean(result: dict[str, Any]) -> str:
+    """The mean CCD of a domain for the terminal."""
+    return "-" if result["mean"] is None else f"{result['mean']:.3f}"
+
+
+def outputs(output: str, workdir: Path) -> tuple[Path, Path]:
+    """JSON and picture to write.
+
+    Args:
+      output: the flag.
+      workdir: of the recipe, which takes them where the flag is empty.
+
+    Raises:
+      UserError: one of them cannot be written, or must not be.
+    """
+    path = Path(output or workdir / "ccd")
+    if not path.name:
+        raise UserError(f"--output={output}: name the files to write, without their ending")
+    document, picture = (path.with_name(f"{path.name}.{ending}") for ending in ("json", "png"))
+    files.check_output(document, ours=results.is_ours if output else files.anything)
+    files.check_output(picture, ours=images.is_ours if output else files.anything)
+    return document, picture
 
 
 if __name__ == "__main__":

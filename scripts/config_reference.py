@@ -10,15 +10,15 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from fada_jax import cli
+from fada_jax import cli, files
 from fada_jax.config import Config, StreamConfig
 from fada_jax.configs import base
 from fada_jax.errors import UserError
-from fada_jax.files import write_text
 from fada_jax.training.optimizers import OptimizerSpec
 
 # Streams and optimizers share their keys.
@@ -79,10 +79,15 @@ def reference() -> str:
     return "\n".join(lines) + "\n"
 
 
+def is_reference(path: Path) -> bool:
+    """Whether a file is a page of ``reference``."""
+    return files.is_ours(path, b"Written by `python scripts/config_reference.py`")
+
+
 def main(arguments: list[str]) -> None:
     if arguments:
         raise UserError(f"unexpected argument {arguments[0]!r}: this command takes flags only")
-    write_text(flags.FLAGS.output, reference())
+    files.write_text(flags.FLAGS.output, reference(), ours=is_reference)
     print(f"written: {flags.FLAGS.output}")
 
 

@@ -68,7 +68,7 @@ def gain(values: Sequence[float], baseline: Sequence[float]) -> dict[str, float]
 
 def components(path: Path) -> dict[str, Any]:
     """Rows of a TASK_components.csv: scores by seed, mean, standard deviation, paired gains over every other row."""
-    with path.open() as file:
+    with path.open(encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     scores = {name: [float(line[name]) for line in lines] for name in lines[0] if name != "seed"}
     mean = {name: float(np.mean(values)) for name, values in scores.items()}
@@ -88,7 +88,10 @@ def components(path: Path) -> dict[str, Any]:
 def read_results(root: Path = ROOT) -> dict[str, Any]:
     """Everything that a page may name, by the first part of the name."""
     docs = root / "docs"
-    data = {path.stem: json.loads(path.read_text()) for path in (*docs.glob("*.json"), *docs.glob("results/*.json"))}
+    data = {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))
+        for path in (*docs.glob("*.json"), *docs.glob("results/*.json"))
+    }
     for path in docs.glob("results/*_components.csv"):
         data[path.stem.removesuffix("_components")] = components(path)
     return data
@@ -280,12 +283,12 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"{RESULTS} is not there: this command needs a checkout")
     data, differing = read_results(), []
     for page in pages():
-        text = page.read_text()
+        text = page.read_text(encoding="utf-8")
         filled = fill(text, data)
         if filled != text:
             differing.append(str(page.relative_to(ROOT)))
             if not flags.FLAGS.check:
-                page.write_text(filled)
+                page.write_text(filled, encoding="utf-8")
     if differing and flags.FLAGS.check:
         raise UserError(f"{', '.join(differing)}: numbers differ from docs/results; run make docs-numbers")
     print(f"written: {', '.join(differing)}" if differing else "every page is up to date")

@@ -8,7 +8,6 @@ Rates divide by CPU time.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -25,6 +24,7 @@ from fada_jax.input_pipeline import conversion, streams
 from fada_jax.input_pipeline.augmentation import Augment
 from fada_jax.input_pipeline.encoding import ENCODINGS
 from fada_jax.input_pipeline.stream import Stream
+from fada_jax.reporting import results
 from fada_jax.scripts.benchmarks import training_input
 
 SIZE = (2048, 1024)
@@ -87,19 +87,20 @@ def table(results: dict[str, dict[str, float]]) -> dict[str, Any]:
 def main(arguments: list[str]) -> None:
     if arguments:
         raise UserError(f"unexpected argument {arguments[0]!r}: this command takes flags only")
-    options, results = flags.FLAGS, {}
+    options, measured = flags.FLAGS, {}
+    results.check(options.output, "--output")
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder, "raw")
         make_raw(raw, Path(options.images), Path(options.labels), options.count, options.files)
         files = sum(path.stat().st_size for path in raw.rglob("*.*")) / options.count / 1e6
         for encoding in ENCODINGS:
-            results[encoding] = measure(raw, Path(folder, encoding), encoding, options.count, options.batches)
-            print(encoding, ", ".join(f"{key} {value:.2f}" for key, value in results[encoding].items()))
+            measured[encoding] = measure(raw, Path(folder, encoding), encoding, options.count, options.batches)
+            print(encoding, ", ".join(f"{key} {value:.2f}" for key, value in measured[encoding].items()))
     facts: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "pillow": PIL.__version__, "images": options.count}
-    facts |= {"size": list(SIZE), "files": options.files, "files_megabytes": files, "encodings": results}
-    facts["table"] = table(results)
+    facts |= {"size": list(SIZE), "files": options.files, "files_megabytes": files, "encodings": measured}
+    facts["table"] = table(measured)
     if options.output:
-        Path(options.output).write_text(json.dumps(facts, indent=2) + "\n")
+        results.write(options.output, facts)
 
 
 if __name__ == "__main__":

@@ -12,15 +12,14 @@ generated with detail of every size, and stored at each case's size.
 
 from __future__ import annotations
 
-import json
 import time
-from pathlib import Path
 
 import PIL
 from absl import flags
 
 from fada_jax import cli
 from fada_jax.errors import UserError
+from fada_jax.reporting import results
 from fada_jax.scripts.benchmarks import jitter
 
 
@@ -31,8 +30,9 @@ def main(arguments: list[str]) -> None:
     if bool(options.data_dir) != bool(options.dataset and options.split):
         raise UserError("--data_dir, --dataset and --split belong together")
     images_of = {"dataset": options.dataset or "gta5", "split": options.split or "train", "city": options.city}
-    results = jitter.measure_cases(options.case, options.data_dir, images_of, options.draws, options.seed)
-    print(jitter.table(results))
+    results.check(options.output, "--output")
+    cases = jitter.measure_cases(options.case, options.data_dir, images_of, options.draws, options.seed)
+    print(jitter.table(cases))
     if options.output:
         facts = {
             "date": time.strftime("%Y-%m-%d"),
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> None:
             "images": "/".join(filter(None, (options.dataset, options.city, options.split))) or "generated",
             "seed": options.seed,
         }
-        Path(options.output).write_text(json.dumps({**facts, "cases": results}, indent=2) + "\n")
+        results.write(options.output, {**facts, "cases": cases})
 
 
 def define_flags() -> None:

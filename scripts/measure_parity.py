@@ -17,7 +17,8 @@ from absl import flags
 
 from fada_jax import cli
 from fada_jax.errors import UserError
-from fada_jax.evaluate import write_text
+from fada_jax.files import write_text
+from fada_jax.reporting import results
 
 
 def main(arguments: list[str]) -> None:
@@ -29,6 +30,7 @@ def main(arguments: list[str]) -> None:
         import torch
     except ImportError as error:
         raise UserError(f"measuring needs a checkout with its test extra: {error}") from error
+    results.check(flags.FLAGS.output, "--output")
     torch.set_num_threads(1)
     rows = list(parity.measure_all())
     print(parity.markdown(rows))
@@ -36,6 +38,7 @@ def main(arguments: list[str]) -> None:
         return
     versions = (f"{name} {importlib.metadata.version(name)}" for name in ("jax", "flax", "torch"))
     head = {
+        "made_by": results.MADE_BY,
         "command": f"python scripts/measure_parity.py --output={flags.FLAGS.output}",
         "date": datetime.date.today().isoformat(),
         "machine": f"CPU, {', '.join(versions)}",
@@ -52,7 +55,8 @@ def main(arguments: list[str]) -> None:
     ]
     lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
     body = ",\n  ".join(map(json.dumps, measured))
-    write_text(flags.FLAGS.output, "{\n" + ",\n".join(lines) + f',\n "rows": [\n  {body}\n ]\n}}\n')
+    text = "{\n" + ",\n".join(lines) + f',\n "rows": [\n  {body}\n ]\n}}\n'
+    write_text(flags.FLAGS.output, text, ours=results.is_ours)
     print(f"written: {flags.FLAGS.output}")
 
 

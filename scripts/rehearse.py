@@ -53,7 +53,8 @@ def main(arguments: list[str]) -> None:
     compared = compare(facts, datasets=datasets_of(options.tasks))
     rows = report.compact(compared)
     path = rehearsal.out / "handovers.json"
-    path.write_text(json.dumps({"rows": rows, "checks": checks, "facts": report.grouped(facts)}, indent=1) + "\n")
+    text = json.dumps({"rows": rows, "checks": checks, "facts": report.grouped(facts)}, indent=1) + "\n"
+    files.write_text(path, text)
     print("\n" + report.markdown(rows))
     for run, values in checks.items():
         shown = (f"{key} {value:.4%}" if "as " in key else f"{key} {value}" for key, value in values.items())

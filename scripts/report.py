@@ -5,7 +5,8 @@
 
 The page has the table of results, the IoU of each class beside the paper's rows, training curves, predictions before
 and after adaptation under a slider, confusion matrices, the Class Center Distance where scripts/ccd.py has measured it,
-and the config. It is made of the files that scripts/run_recipe.py left; no model is loaded.
+and the config. It is made of the files that scripts/run_recipe.py left; no model is loaded. An earlier page is
+replaced, any other file at --output is not.
 """
 
 from __future__ import annotations
@@ -14,10 +15,9 @@ from pathlib import Path
 
 from absl import flags
 
-from fada_jax import cli
+from fada_jax import cli, files
 from fada_jax.errors import UserError
-from fada_jax.files import write_text
-from fada_jax.reporting.page import page
+from fada_jax.reporting.page import is_page, page
 
 
 def main(arguments: list[str]) -> None:
@@ -25,7 +25,8 @@ def main(arguments: list[str]) -> None:
     workdirs = [Path(path) for path in (options.workdir, *arguments)]
     if len({path.absolute() for path in workdirs}) < len(workdirs):
         raise UserError("--workdir: each folder only once")
-    write_text(options.output, page(workdirs))
+    files.check_output(options.output, "--output", ours=is_page)
+    files.write_text(options.output, page(workdirs), ours=is_page)
     print(f"written: {options.output}")
 
 

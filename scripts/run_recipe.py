@@ -20,9 +20,8 @@ from typing import Any
 import jax
 from absl import flags
 
-from fada_jax import cli
+from fada_jax import cli, files
 from fada_jax.errors import UserError
-from fada_jax.files import write_text
 from fada_jax.reporting.panels import write_panels
 from fada_jax.reporting.rows import markdown
 from fada_jax.stages import recipe, workdirs
@@ -51,9 +50,9 @@ def run(
     suffix, pictures = f"_{split}" if split else "", ["panel.png", "panels"] if "adaptation" in stages else []
     if jax.process_index() == 0:
         summary = {"config": path, "seed": stages["source"].seed, "overrides": overrides, "rows": rows}
-        write_text(workdir / f"results{suffix}.json", json.dumps(summary, indent=2) + "\n")
-        write_text(workdir / f"results{suffix}.md", markdown(rows, stages["source"]))
-        write_text(workdir / f"confusion{suffix}.json", json.dumps(confusions) + "\n")
+        files.write_text(workdir / f"results{suffix}.json", json.dumps(summary, indent=2) + "\n")
+        files.write_text(workdir / f"results{suffix}.md", markdown(rows, stages["source"]))
+        files.write_text(workdir / f"confusion{suffix}.json", json.dumps(confusions) + "\n")
         if pictures:
             write_panels(workdir, stages["adaptation"])
     folders = [workdirs.stage_folder(workdir, name).name for name in stages]
@@ -68,7 +67,7 @@ def main(arguments: list[str]) -> None:
     cli.join_processes()
     workdir = Path(flags.FLAGS.workdir).absolute()
     _, paths = run(path, overrides, workdir)
-    print("\n" + (workdir / "results.md").read_text().split("\n\n| class")[0])
+    print("\n" + files.read_text(workdir / "results.md").split("\n\n| class")[0])
     print(f"\nmade in {(time.perf_counter() - began) / 60:.1f} minutes:")
     for produced in paths:
         print(f"  {produced}")

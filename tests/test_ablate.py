@@ -107,7 +107,7 @@ def test_a_table_is_made_of_every_seed_that_is_finished(tmp_path, monkeypatch):
     stored = json.loads((tmp_path / "seed1" / "components.json").read_text())
     del stored["scores"]["oracle"]
     (tmp_path / "seed1" / "components.json").write_text(json.dumps(stored))
-    with pytest.raises(UserError, match=r"seed1/components\.json has other rows than seed 0"):
+    with pytest.raises(UserError, match=r"seed1/components\.json has other rows or classes than seed 0"):
         ablate.run_task("components", "components", task, [0])
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from commands import command
 
-from fada_jax import images
+from fada_jax import files, images
 from fada_jax.classes import get_class_set
 from fada_jax.errors import UserError
 from fada_jax.reporting import page as report
@@ -88,8 +88,8 @@ def test_wrong_workdirs_end_with_one_line(workdirs, tmp_path):
     shutil.copytree(workdirs[0], other)
     for name, text, expected in (
         ("results.json", "{", r"other/results\.json is not JSON"),
-        ("results.json", '{"rows": [1]}', r"other/results\.json is not of a recipe"),
-        ("source/metrics.jsonl", "{\n", r"metrics\.jsonl is not made of JSON lines"),
+        ("results.json", '{"rows": [1]}', r"other/results\.json: config is missing"),
+        ("source/metrics.jsonl", "{\n", r"metrics\.jsonl line 1 is not JSON"),
         ("panels/0_label.png", "", r"0_label\.png: not a readable image"),
     ):
         good = (other / name).read_bytes()
@@ -134,7 +134,7 @@ def test_the_page_in_a_browser(browser, workdirs, tmp_path, count):
     from selenium.webdriver.common.by import By
 
     output = tmp_path / "report.html"
-    report.evaluate.write_text(output, report.page(workdirs[:count]))
+    files.write_text(output, report.page(workdirs[:count]))
     browser.get_log("performance")
     browser.get(output.as_uri())
     pictures = browser.find_elements(By.TAG_NAME, "img")

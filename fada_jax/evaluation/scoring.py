@@ -91,6 +91,8 @@ def evaluate(
     if not int(num_images):
         raise UserError("no image to score in this split")
     confusion = metrics.confusion_matrix(confusion)
+    if not confusion.any():
+        raise UserError(f"no pixel of this split's labels has a class of {class_set.name}: nothing to score")
     return {
         **metrics.scores(confusion, class_set),
         "num_images": int(num_images),

@@ -104,9 +104,18 @@ def _paper(table: str, task: str, name: str) -> float | None:
     return paper.COMPONENTS.get(name) if task == "gta5_to_cityscapes" else None
 
 
+def _labels(table: str) -> dict[str, str]:
+    return LABELS | {key: variant.label for key, variant in TABLES[table].items()}
+
+
+def is_row(table: str, name: str) -> bool:
+    """Whether a table may have a row of that name."""
+    return {name, name.removesuffix(MULTI_SCALE)} & _labels(table).keys() != set()
+
+
 def label(table: str, name: str) -> str:
     """What a row is called."""
-    labels = LABELS | {key: variant.label for key, variant in TABLES[table].items()}
+    labels = _labels(table)
     return labels[name] if name in labels else f"{labels[name.removesuffix(MULTI_SCALE)]} + MST"
 
 
@@ -162,11 +171,13 @@ def across_tasks(table: str, scores: Mapping[str, Mapping[int, Scores]]) -> str:
     """One column a task, as in the paper's table 5: mean and standard deviation, and the paper's number."""
     miou = {task: by_row(seeds, "miou") for task, seeds in scores.items()}
     lines = [f"| {table} | {' | '.join(scores)} |", "| --- |" + " ---: |" * len(scores)]
-    for name in next(iter(miou.values())):
+    # A task without labels of the target's training images has no oracle.
+    for name in dict.fromkeys(name for values in miou.values() for name in values):
         cells = []
         for task, values in miou.items():
             printed = _paper(table, task, name)
-            cells.append(_spread(values[name]) + ("" if printed is None else f" (paper {printed:.1f})"))
+            measured = _spread(values[name]) if name in values else "-"
+            cells.append(measured + ("" if printed is None else f" (paper {printed:.1f})"))
         lines.append(f"| {label(table, name)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -1,9 +1,12 @@
-"""Figures with matplotlib, without its global state: each function takes plain numbers and returns a ``Figure``."""
+"""Figures with matplotlib, without its global state: each function takes plain numbers and returns a ``Figure``.
+
+Names of classes and stages are anybody's, so none is read as a formula.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from fada_jax import files
+from fada_jax import __version__, files
 
 # A fixed salt and no date: the same numbers give the same file.
 _SVG: dict[Any, str] = {"svg.hashsalt": "fada_jax", "svg.fonttype": "path"}
@@ -39,10 +42,12 @@ def _grouped_bars(rows: Mapping[str, Mapping[str, float | None]], ylabel: str) -
     for i, (label, values) in enumerate(rows.items()):
         heights = [np.nan if (value := values[name]) is None else value for name in names]
         axes.bar(np.arange(len(names)) - 0.4 + (i + 0.5) * width, heights, width, label=label)
-    axes.set_xticks(range(len(names)), names, rotation=60, ha="right")
+    axes.set_xticks(range(len(names)), names, rotation=60, ha="right", parse_math=False)
     axes.set_ylabel(ylabel)
     axes.margins(x=0.01)
-    figure.legend(loc="outside upper center", ncols=len(rows), frameon=False)
+    legend = figure.legend(loc="outside upper center", ncols=len(rows), frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return figure
 
 
@@ -53,7 +58,10 @@ def iou_bars(rows: Mapping[str, Mapping[str, float | None]]) -> Figure:
 
 def ccd_bars(rows: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Class Center Distance of each class, with its mean in the legend (figure 4): ``ccd`` by class and ``mean``."""
-    labels = {f"{name} (mean {row['mean']:.2f})": row["ccd"] for name, row in rows.items()}
+    labels = {
+        f"{name} (mean {'-' if row['mean'] is None else format(row['mean'], '.2f')})": row["ccd"]
+        for name, row in rows.items()
+    }
     return _grouped_bars(labels, "Class Center Distance")
 
 
@@ -66,8 +74,8 @@ def confusion_matrix(confusion: Sequence[Sequence[int]], names: Sequence[str]) -
     figure = Figure(figsize=(side + 0.6, side), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, vmin=0, vmax=1, cmap=colormaps["Blues"])
-    axes.set_xticks(range(len(names)), names, rotation=90)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set(xlabel="prediction", ylabel="label")
     figure.colorbar(image, shrink=0.7, format=PercentFormatter(1.0))
     return figure
@@ -83,7 +91,18 @@ def to_svg(figure: Figure) -> str:
     return buffer.getvalue()
 
 
-def save(figure: Figure, path: str | Path) -> None:
-    """Writes a PNG whole or not at all."""
-    with files.replacing(path) as partial:
-        figure.savefig(partial, format="png", dpi=120)
+def save(figure: Figure, path: str | Path, *, ours: Callable[[Path], bool] = files.anything) -> None:
+    """Writes a PNG that says who made it, whole or not at all.
+
+    Args:
+      figure: to write.
+      path: of the file.
+      ours: whether what lies there may be replaced; ``images.is_ours`` at a place that the user names.
+
+    Raises:
+      UserError: somebody else's file lies there.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": f"fada-jax {__version__}"})
+    with files.replacing(path, ours=ours) as partial:
+        partial.write_bytes(buffer.getvalue())

@@ -14,9 +14,10 @@ import jinja2
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fada_jax import images
+from fada_jax import __version__, documents, files, images, stored
 from fada_jax.errors import UserError
 from fada_jax.methods.stages import RENAMED
+from fada_jax.ranges import Finite
 from fada_jax.reporting import figures, paper
 from fada_jax.reporting.panels import COLUMNS
 from fada_jax.reporting.rows import LABELS, label
@@ -38,7 +39,7 @@ class Run:
       name: shown.
       results: of results.json.
       configs: config of each stage.
-      metrics: lines of metrics.jsonl by stage.
+      metrics: steps and losses of metrics.jsonl by stage.
       confusions: confusion matrix by row name; may be empty.
       ccd: of ccd.json; None where it was not measured.
       panels: rows of PNG files by column of ``panels.COLUMNS``.
@@ -61,20 +62,6 @@ class Run:
         return self.configs["source"]["task"]
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file.
-
-    Raises:
-      UserError: it cannot be read, or is no JSON.
-    """
-    try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
-
-
 def read_run(workdir: Path, name: str) -> Run:
     """What is there of a recipe.
 
@@ -86,43 +73,108 @@ def read_run(workdir: Path, name: str) -> Run:
         seeds = sorted(str(p.parent) for p in workdir.glob("seed*/results.json"))
         hint = f": it is an ablation's, name its seeds {', '.join(seeds)}" if seeds else ""
         raise UserError(f"{path} is not there{hint or ': finish the recipe with scripts/run_recipe.py first'}")
-    results = read_json(path)
-    if not isinstance(results, dict) or not results.get("rows") or not {"config", "seed"} <= results.keys():
-        raise UserError(f"{path} is not of a recipe: it has no rows, config and seed")
+    results = read_results(path)
+    classes = list(results["rows"][0]["iou"])
     folders = {stage: workdirs.stage_folder(workdir, stage) for stage in STAGES}
     folders = {stage: folder for stage, folder in folders.items() if (folder / "config.json").is_file()}
     if "source" not in folders:
         raise UserError(f"{workdir / 'source' / 'config.json'} is not there: the stage folders belong to the results")
-    optional = {
-        key: read_json(workdir / f"{key}.json") if (workdir / f"{key}.json").is_file() else None
-        for key in ("confusion", "ccd")
-    }
-    configs = {stage: read_json(folder / "config.json") for stage, folder in folders.items()}
-    metrics = {stage: read_metrics(folder / "metrics.jsonl") for stage, folder in folders.items()}
-    return Run(name, results, configs, metrics, optional["confusion"] or {}, optional["ccd"], read_panels(workdir))
+    return Run(
+        name,
+        results,
+        {stage: read_checked(folder / "config.json", stored.StageConfig) for stage, folder in folders.items()},
+        {stage: read_metrics(folder / "metrics.jsonl") for stage, folder in folders.items()},
+        read_confusions(workdir / "confusion.json", len(classes)),
+        read_distances(workdir / "ccd.json"),
+        read_panels(workdir),
+    )
+
+
+def read_checked(path: Path, kind: Any) -> Any:
+    """The JSON in a file, of types that fit ``kind``.
+
+    Raises:
+      UserError: naming the file and the field that does not.
+    """
+    values = documents.read(path)
+    documents.check(values, kind, path)
+    return values
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """A recipe's results, whose rows have different names and the same classes.
+
+    Raises:
+      UserError: naming the file and the field that cannot be.
+    """
+    results = read_checked(path, stored.Results)
+    first, names = results["rows"][0], set()
+    for i, row in enumerate(results["rows"]):
+        if list(row["iou"]) != list(first["iou"]):
+            raise UserError(f"{path}: rows[{i}].iou has other classes than rows[0].iou")
+        if row["name"] in names:
+            raise UserError(f"{path}: rows[{i}].name={row['name']!r} is there twice")
+        names.add(row["name"])
+    return results
+
+
+def read_confusions(path: Path, num_classes: int) -> dict[str, Any]:
+    """Confusion matrices by row, none where the file is not there.
+
+    Raises:
+      UserError: naming the file and the matrix that cannot be.
+    """
+    matrices = read_checked(path, stored.Confusions) if path.is_file() else {}
+    for name, matrix in matrices.items():
+        if {len(matrix), *map(len, matrix)} != {num_classes}:
+            raise UserError(f"{path}: {name} must be {num_classes} rows of {num_classes} numbers, as results.json says")
+    return matrices
+
+
+def read_distances(path: Path) -> dict[str, Any] | None:
+    """Class Center Distances by stage; None where they were not measured.
+
+    Raises:
+      UserError: naming the file and the field that cannot be.
+    """
+    if not path.is_file():
+        return None
+    distances = read_checked(path, stored.Distances)
+    first = next(iter(distances["stages"].values()))["both"]["ccd"]
+    for name, stage in distances["stages"].items():
+        if list(stage["both"]["ccd"]) != list(first):
+            raise UserError(f"{path}: stages.{name}.both.ccd has other classes than the stage before it")
+    return distances
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Lines of a stage's log that hold losses.
+    """Steps and losses of a stage's log, of the lines that have any.
 
     Raises:
-      UserError: it is not made of JSON lines.
+      UserError: naming the line that is none.
     """
-    lines = path.read_text().splitlines() if path.is_file() else []
-    try:
-        parsed = [json.loads(line) for line in lines if line]
-    except ValueError as error:
-        raise UserError(f"{path} is not made of JSON lines: {error}") from error
-    return [line for line in parsed if "loss_seg" in line]
+    text = files.read_text(path) if path.is_file() else ""
+    lines = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        values = documents.parse(line, f"{path} line {number}")
+        documents.check(values, stored.LogLine, f"{path} line {number}")
+        losses = {key: value for key, value in values.items() if key.startswith("loss")}
+        documents.check(losses, dict[str, Finite], f"{path} line {number}")
+        if "loss_seg" in losses:
+            lines.append({"step": values["step"], **losses})
+    return lines
 
 
 def read_panels(workdir: Path) -> list[dict[str, Path]]:
     """Rows of a recipe's panels that are complete; earlier versions called a column by the old name of its stage."""
     rows = []
     for image in sorted((workdir / "panels").glob("*_image.png")):
-        files = {name: image.with_name(image.name.replace("_image", f"_{name}")) for name in (*COLUMNS, *RENAMED)}
-        files |= {new: files[old] for old, new in RENAMED.items() if files[old].is_file()}
-        row = {name: files[name] for name in COLUMNS}
+        stem = image.name.removesuffix("_image.png")
+        paths = {name: image.with_name(f"{stem}_{name}.png") for name in (*COLUMNS, *RENAMED)}
+        paths |= {new: paths[old] for old, new in RENAMED.items() if paths[old].is_file()}
+        row = {name: paths[name] for name in COLUMNS}
         if all(file.is_file() for file in row.values()):
             rows.append(row)
     return rows
@@ -145,7 +197,8 @@ def panel_image(path: Path) -> str:
       UserError: not an image.
     """
     image = images.read_image(path)
-    size = min(PANEL_WIDTH, image.shape[1]), round(image.shape[0] * min(1, PANEL_WIDTH / image.shape[1]))
+    height = round(image.shape[0] * min(1, PANEL_WIDTH / image.shape[1]))
+    size = min(PANEL_WIDTH, image.shape[1]), max(1, height)
     # Colours of classes must not mix.
     method = Image.Resampling.BICUBIC if path.stem.endswith("_image") else Image.Resampling.NEAREST
     buffer = io.BytesIO()
@@ -212,11 +265,11 @@ def section(run: Run) -> dict[str, Any]:
         "class_table": table,
         "notes": notes(table),
         "curves": {s: picture(figures.training_curves(s, lines)) for s, lines in run.metrics.items() if lines},
-        "bars": picture(figures.iou_bars(bars)),
+        "bars": picture(figures.iou_bars(bars)) if bars else "",
         "confusions": [
             (label(rows[name]), picture(figures.confusion_matrix(run.confusions[name], names)))
             for name in SHOWN
-            if name in run.confusions
+            if name in run.confusions and name in rows
         ],
         "ccd": picture(figures.ccd_bars(ccd)) if ccd else "",
         "panels": [{column: panel_image(path) for column, path in panel.items()} for panel in run.panels],
@@ -251,5 +304,12 @@ def page(workdirs: Sequence[Path]) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    template = environment.from_string(TEMPLATE.read_text())
-    return template.render(runs=[section(run) for run in runs], compared=compared(runs) if len(runs) > 1 else [])
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(
+        runs=[section(run) for run in runs], compared=compared(runs) if len(runs) > 1 else [], version=__version__
+    )
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is a page of ours."""
+    return files.is_ours(path, b'<meta name="generator" content="fada-jax') or files.is_ours(path, b"<title>fada-jax: ")

@@ -104,7 +104,7 @@ def rows(task: str) -> tuple[Row, ...]:
     def number(text: str) -> float | None:
         return float(text) if text else None
 
-    with importlib.resources.files("fada_jax.reporting").joinpath("paper_tables.csv").open() as file:
+    with importlib.resources.files("fada_jax.reporting").joinpath("paper_tables.csv").open(encoding="utf-8") as file:
         return tuple(
             Row(
                 r["group"],

@@ -48,12 +48,12 @@ def check_scores(workdir: Path) -> dict[str, Any]:
     Raises:
       UserError: not so.
     """
-    rows = json.loads((workdir / "results.json").read_text())["rows"]
+    rows = json.loads((workdir / "results.json").read_text(encoding="utf-8"))["rows"]
     names = tuple(row["name"] for row in rows)
     require(names == ROW_NAMES, f"{workdir}/results.json has the rows {names}")
     sizes = {row["scored_at"] for row in rows}
     require(sizes == {"2048x1024"}, f"{workdir}/results.json: scored at {sizes}")
-    alone = json.loads((workdir / "scores.json").read_text())
+    alone = json.loads((workdir / "scores.json").read_text(encoding="utf-8"))
     require(alone["iou"] == rows[-1]["iou"], f"{workdir}: evaluate and the recipe score the same model differently")
     return {"classes scored": len(alone["iou"]), "images scored": alone["num_images"]}
 

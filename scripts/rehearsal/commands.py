@@ -47,7 +47,7 @@ class Rehearsal:
         for file in (path, facts):
             file.parent.mkdir(parents=True, exist_ok=True)
         began = time.perf_counter()
-        with path.open("w") as output:
+        with path.open("wb") as output:
             status = subprocess.call(
                 [sys.executable, *map(str, arguments)],
                 cwd=ROOT,
@@ -56,10 +56,10 @@ class Rehearsal:
                 stderr=subprocess.STDOUT,
             )
         if status:
-            lines = path.read_text().strip().splitlines() or ["no output"]
+            lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"]
             raise UserError(f"{name} ended with status {status}: {lines[-1]} (all of it: {path})")
         log(f"{name} ({time.perf_counter() - began:.0f} s)")
-        return [json.loads(line) for line in dict.fromkeys(facts.read_text().splitlines())] if facts.exists() else []
+        return [json.loads(line) for line in dict.fromkeys(facts.read_text(encoding="utf-8").splitlines())] if facts.exists() else []
 
     def _environment(self, facts: Path) -> dict[str, str]:
         return {
@@ -94,7 +94,7 @@ def prepare(out: Path) -> None:
         if path.is_dir() and path.name != "compiled":
             shutil.rmtree(path)
     out.mkdir(parents=True, exist_ok=True)
-    (out / MARKER).write_text("{}\n")
+    (out / MARKER).write_text("{}\n", encoding="utf-8")
 
 
 def side_by_side(jobs: int, tasks: list[Callable[[], Any]]) -> list[Any]:

@@ -78,12 +78,12 @@ def write_docs(rows: list[dict[str, Any]]) -> None:
     Raises:
       UserError: the documentation lacks the marks.
     """
-    text = DOCS.read_text()
+    text = DOCS.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise UserError(f"{DOCS} lacks the marks {BEGIN} and {END}")
     head, rest = text.split(BEGIN)
-    DOCS_ROWS.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
-    DOCS.write_text(f"{head}{BEGIN}\n\n{markdown(rows)}\n{END}{rest.split(END)[1]}")
+    DOCS_ROWS.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n", encoding="utf-8")
+    DOCS.write_text(f"{head}{BEGIN}\n\n{markdown(rows)}\n{END}{rest.split(END)[1]}", encoding="utf-8")
     log(f"written: {DOCS_ROWS} and the table in {DOCS}")
 
 
