@@ -13,7 +13,8 @@ optimizer states; a file of weights alone is at step 0. What a file lacks starts
 the output says so; it also names the sections that stay in the file.
 
 Export to .pth writes the layout of the released PyTorch code; .safetensors holds the same tensors flat, or our own
-names where that layout cannot hold the model (group norm). For an artifact that runs without PyTorch and without this
+names where that layout cannot hold the model (group norm). A file that no export made is never replaced, and import
+wants an empty or a new folder. For an artifact that runs without PyTorch and without this
 package see fada_jax.export.
 """
 

@@ -5,8 +5,9 @@
 
 DIR receives probabilities.stablehlo, multi_scale.stablehlo and features.stablehlo (functions of the weights and of
 uint8 RGB images [N, H, W, 3], any N, H and W, with preprocessing and resizing inside), weights.npz, model.json
-(classes, colours, preprocessing) and README.md, the model card with the four lines that run it. --tensorflow adds a
-SavedModel made with jax2tf. For PyTorch see fada_jax.convert_weights.
+(classes, colours, preprocessing), README.md, the model card with the four lines that run it, and SHA256SUMS, which
+`sha256sum -c` reads and loading compares. A folder that is there already is refused. --tensorflow adds a SavedModel
+made with jax2tf. For PyTorch see fada_jax.convert_weights.
 """
 
 from __future__ import annotations

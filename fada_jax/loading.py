@@ -10,6 +10,7 @@ from fada_jax import files
 from fada_jax.errors import UserError
 from fada_jax.evaluation import predictor
 from fada_jax.interop import artifacts, reading
+from fada_jax.interop.tensors import shown
 from fada_jax.interop.torch_files import SUFFIXES
 from fada_jax.models import DTYPES, ComputeType
 from fada_jax.stages.workdirs import stage_workdir
@@ -61,12 +62,11 @@ def _asked(checkpoint: Any) -> str:
     if isinstance(checkpoint, str):
         return checkpoint
     try:
-        step = operator.index(checkpoint)
-    except TypeError as error:
-        raise UserError(f"checkpoint={checkpoint!r}: a step, 'last', 'best' or None") from error
-    if isinstance(checkpoint, bool):
-        raise UserError(f"checkpoint={checkpoint}: a step, 'last', 'best' or None")
-    return str(step)
+        if not isinstance(checkpoint, bool):
+            return str(operator.index(checkpoint))
+    except (TypeError, ValueError):  # No whole number, or one of thousands of digits.
+        pass
+    raise UserError(f"checkpoint={shown(checkpoint)}: a step, 'last', 'best' or None")
 
 
 def _kind(path: Path) -> str:

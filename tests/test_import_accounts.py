@@ -450,7 +450,7 @@ def test_a_model_of_ours_must_be_whole_and_described(files, tmp_path):
         (tensors, without(meta, "model"), "model is missing"),
         (tensors, without(meta, "checkpoint_step"), "checkpoint_step is missing"),
         (tensors, {**meta, "model": model}, "its model has 5 classes, its class set 'cityscapes19' 19"),
-        (tensors, "{", "about its model is not JSON"),
+        (tensors, "{", "its metadata is not JSON"),
         (tensors, None, "does not say which model it holds: export it again"),
         ({key.removeprefix("params."): x for key, x in tensors.items()}, meta, "do not have the names that export"),
     ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import subprocess
 import sys
 import zipfile
 from collections.abc import Mapping
@@ -30,6 +32,14 @@ _NO_FUNCTION = (
     *(ArithmeticError, MemoryError),
 )
 _LIMIT = 2**31
+# Reads functions; and how long that may take, seconds.
+_READ = """
+import sys
+from jax import export
+for path in sys.argv[1:]:
+    export.deserialize(bytearray(open(path, "rb").read())).mlir_module()
+"""
+_LONGEST = 300
 
 
 def is_artifact(path: str | Path) -> bool:
@@ -87,8 +97,32 @@ def _described(path: Path) -> stored.Artifact:
     if not summed:
         if values.get("format", 1) != 1:
             raise UserError(f"{path} is damaged ({checksums.SUMS} is missing): export it again")
+        _check_apart(path)
         _say(f"{path} is of an earlier version, without checksums: damage to it may go unnoticed, export it again")
     return described
+
+
+def _check_apart(path: Path) -> None:
+    """Reads functions in a process of its own: wrong bytes may end it, and without checksums nothing else tells.
+
+    Raises:
+      UserError: one of them cannot be read.
+    """
+    for name in FUNCTIONS:
+        file = path / f"{name}.stablehlo"
+        if problem := files.special(file):
+            raise UserError(f"{file} is {problem}")
+    # Neither modules of the working directory nor an accelerator that is in use here.
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    functions = [str(path.absolute() / f"{name}.stablehlo") for name in FUNCTIONS]
+    command = [sys.executable, "-P", "-c", _READ, *functions]
+    try:
+        result = subprocess.run(command, capture_output=True, env=environment, timeout=_LONGEST, check=False)
+        unread = result.returncode != 0
+    except subprocess.TimeoutExpired:
+        unread = True
+    if unread:
+        raise UserError(f"{path} is damaged: its functions cannot be read, export it again")
 
 
 def _say(text: str) -> None:

@@ -148,7 +148,7 @@ def read_description(path: str | Path) -> Description | None:
     text = header.metadata.get(safetensors_files.METADATA)
     if not text:
         return None
-    source = f"{path}: what it says about its model"
+    source = f"{path}: its metadata"
     meta = stored.meta(documents.parse(text, source), source)
     if meta.checkpoint_step is None:
         raise UserError(f"{source}: checkpoint_step is missing: export it again")

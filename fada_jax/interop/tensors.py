@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from fada_jax.errors import UserError
 
 _LARGEST = np.finfo(np.float32).max
 # Variances of batch norm, in the released layout and in ours.
-_VARIANCES = (".running_var", ".var")
+_VARIANCES = (".running_var", ".var", "/var")
 
 
 def check_tensors(tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -68,3 +69,11 @@ def printable(name: Any) -> str:
     """A key of a file on one line."""
     text = name if isinstance(name, str) else f"<{type(name).__name__}>" if isinstance(name, tuple) else str(name)
     return "".join(x if x.isprintable() else "?" for x in itertools.islice(text, 1000))
+
+
+def shown(value: Any) -> str:
+    """A value of a file on one line: bounded, however it is nested."""
+    try:
+        return " ".join(reprlib.repr(value)[:60].split())
+    except ValueError:  # Python writes no number of thousands of digits.
+        return f"<{type(value).__name__}>"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ import optax
 
 from fada_jax.errors import UserError
 from fada_jax.interop import torch_tables
-from fada_jax.interop.tensors import check_tensor, first, printable
+from fada_jax.interop.tensors import check_tensor, first, printable, shown
 from fada_jax.interop.torch_tables import Entry
 from fada_jax.models import ModelSpec
 from fada_jax.training.optimizers import OptimizerSpec
@@ -43,8 +42,7 @@ def read_iteration(file: Mapping[str, Any]) -> int | None:
     if isinstance(value, np.ndarray | np.generic) and np.ndim(value) == 0:
         value = value.item()
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
-        shown = " ".join(reprlib.repr(value)[:60].split())
-        raise UserError(f"its iteration is {shown}, not a whole number of steps: correct it or take it out")
+        raise UserError(f"its iteration is {shown(value)}, not a whole number of steps: correct it or take it out")
     return value
 
 

@@ -309,6 +309,10 @@ def import_generator(
             new = [e for e in table if e.section == CLASSIFIER or e.path[-2] in ("fc6", "fc7")]
             fresh = {entry.name: to_tensor(entry, initial) for entry in new}
     variables, report = _assemble(table, tensors, dropped, fresh)
+    if spec.norm == "frozen":
+        for entry in table:
+            if entry.path[-1] == "var" and not tensors[entry.name].all():
+                raise UserError(f"{entry.name} holds a variance of 0, which frozen batch norm divides by")
     return variables["params"], variables.get("batch_stats", {}), report
 
 

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import itertools
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,7 @@ def available_steps(workdir: str | Path) -> list[int]:
 
 def is_step(name: str) -> bool:
     """Whether a name is that of a checkpoint: its step, as orbax writes it."""
-    return name.isascii() and name.isdigit() and name == str(int(name)) and int(name) < 2**31
+    return bool(re.fullmatch("0|[1-9][0-9]{0,9}", name)) and int(name) < 2**31
 
 
 def recorded_scores(workdir: str | Path) -> dict[int, float]:
