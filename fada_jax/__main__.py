@@ -10,12 +10,19 @@ run_recipe` is `python scripts/run_recipe.py`.
 
 from __future__ import annotations
 
+from fada_jax import as_command  # noqa: F401  # A signal finds its handler from here on.
+
+# isort: split
 import argparse
+import contextlib
 import runpy
-import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
+
+from fada_jax import endings
 
 MODULES = ("train", "evaluate", "predict", "export", "convert_weights")
 SCRIPTS = (
@@ -28,37 +35,89 @@ COMMANDS = {name: f"fada_jax.{name}" for name in MODULES} | {name: f"fada_jax.sc
 
 def demo(arguments: list[str]) -> int:
     """The miniature GTA5 -> Cityscapes recipe in one folder; what is done is not done again. Returns the status."""
-    parser = argparse.ArgumentParser("fada-jax demo", allow_abbrev=False)
-    parser.add_argument("--out", default="demo")
-    parser.add_argument("--seed", default="0")
+    parser = _Parser(
+        "fada-jax demo",
+        description="Makes miniature data, trains every stage on it and scores them, in one folder.",
+        epilog="Further flags, --config.KEY=VALUE for instance, go to run_recipe.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--out", default="demo", help="folder to make, or to go on in (default: demo)")
+    parser.add_argument("--seed", default="0", type=_seed, help="of all random numbers (default: 0)")
     options, recipe_flags = parser.parse_known_args(arguments)
-    out = options.out
-    shutil.rmtree(f"{out}/raw.partial", ignore_errors=True)
-    steps = [] if Path(out, "raw").is_dir() else [["make_miniature", f"--out={out}/raw", "--datasets=gta5,cityscapes"]]
+    for flag in recipe_flags:
+        if not flag.startswith("--") or flag in ("--", "--out", "--seed"):
+            parser.error(f"unexpected argument {flag!r}: --out=FOLDER names the folder, other flags are --NAME=VALUE")
+    out = Path(options.out)
+    if not options.out or out.absolute().parent == out.absolute():
+        parser.error(f"--out={options.out}: name a folder to make")
+    steps = []
+    if not (out / "raw").is_dir():
+        steps.append(["make_miniature", f"--out={out}/raw", "--datasets=gta5,cityscapes"])
     for name in ("gta5", "cityscapes"):
         steps.append(["convert_dataset", f"--dataset={name}", f"--raw_dir={out}/raw/{name}", f"--data_dir={out}/data"])
     recipe = ["run_recipe", "--config=configs/gta5_to_cityscapes.py:size=miniature"]
     recipe += [f"--workdir={out}/run_seed{options.seed}", f"--config.data_dir={out}/data"]
     steps.append([*recipe, f"--config.seed={options.seed}", *recipe_flags])
     for step in steps:
-        status = subprocess.call([sys.executable, "-m", "fada_jax", *step])
+        status = _command(step)
         if status:
             return status
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Errors on one line, as all commands have them."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+def _seed(text: str) -> int:
+    """A seed, which also becomes part of a folder's name."""
+    if not text.isascii() or not text.isdigit() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 0 to {2**32 - 1}")
+    return int(text)
+
+
+def _command(arguments: list[str]) -> int:
+    """Status of one command, which gets the signals that this process gets and says how it ended."""
+    process = subprocess.Popen([sys.executable, "-m", "fada_jax", *arguments])
+    with endings.saving():
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt as error:
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(error.args[0] if error.args else signal.SIGINT)
+
+
 def main() -> None:
     name, arguments = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
-    if name in ("--help", "-h", "help") or (name == "demo" and "--help" in arguments):
-        print(f"{(__doc__ or '').strip()}\n\nCommands: demo, {', '.join(COMMANDS)}")
-    elif name == "demo":
-        sys.exit(demo(arguments))
-    elif name not in COMMANDS:
-        print(f"error: no command {name!r}: one of demo, {', '.join(COMMANDS)}", file=sys.stderr)
-        sys.exit(2)
-    else:
+    if name in COMMANDS:
         sys.argv = [name, *arguments]
         runpy.run_module(COMMANDS[name], run_name="__main__", alter_sys=True)
+        return
+    try:
+        endings.begin()
+        status = _own(name, arguments)
+        if sys.stdout:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        status, line = endings.interrupted()
+        endings.say(line)
+    endings.ignore_signals()
+    sys.exit(status)
+
+
+def _own(name: str, arguments: list[str]) -> int:
+    """What is no other command: help and the demo. Returns the status."""
+    if name in ("--help", "-h", "-help", "help"):
+        print(f"{endings.description(sys.modules[__name__])}\n\nCommands: demo, {', '.join(COMMANDS)}")
+        return 0
+    if name == "demo":
+        return demo(arguments)
+    print(f"error: no command {name!r}: one of demo, {', '.join(COMMANDS)}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ from __future__ import annotations
 from fada_jax import as_command  # noqa: F401
 
 # isort: split
-import ast
 import contextlib
 import ctypes
 import errno
@@ -15,7 +14,6 @@ import os
 import re
 import sys
 import traceback
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,6 +53,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     debug = "--debug" in sys.argv or os.environ.get("FADA_JAX_DEBUG") == "1"
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     logging.set_verbosity(logging.FATAL)  # Errors are raised; tracebacks that libraries log would bury them.
+    _read_utf8()
     endings.begin()
     _keep_compiled_steps()
     _keep_freed_memory()
@@ -81,18 +80,19 @@ def run(main: Callable[[list[str]], None]) -> None:
         endings.ignore_signals()
 
 
+def _read_utf8() -> None:
+    """Starts anew in Python's UTF-8 mode where neither it nor the locale knows other characters than ASCII's.
+
+    Names of files and classes have others, and each of them would fail at another place.
+    """
+    if sys.getfilesystemencoding() == "ascii" and sys.orig_argv:
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
 def _print_help() -> None:
-    print(description(sys.modules["__main__"]))
+    print(endings.description(sys.modules["__main__"]))
     print("\nFlags:" + flags.FLAGS.main_module_help())
     print("\n  --debug: Show the whole traceback of an error.")
-
-
-def description(module: types.ModuleType) -> str:
-    """A module's docstring, also where ``python -OO`` leaves it out."""
-    text = module.__doc__
-    if not text and (path := getattr(module, "__file__", None)):
-        text = ast.get_docstring(ast.parse(Path(path).read_text(encoding="utf-8")), clean=False)
-    return (text or "").strip()
 
 
 def _arguments() -> list[str]:
@@ -101,6 +101,9 @@ def _arguments() -> list[str]:
     Raises:
       UserError, _WrongFlag: a mistake in them.
     """
+    for argument in sys.argv[1:]:
+        if argument.startswith("-") and re.search("[\ud800-\udfff]", argument):
+            raise UserError(f"{argument}: no text in UTF-8")
     if "config" in flags.FLAGS:
         config_arguments.check(sys.argv[1:])
     try:
@@ -118,11 +121,9 @@ def _answer(error: BaseException) -> tuple[int, str] | None:
     if isinstance(error, UserError):
         # A run that saved before it ended says so.
         return 1, f"{fault}; {_message(error)}" if fault else f"error: {_message(error)}"
-    if fault:
-        return 1, fault
-    if endings.state.received or isinstance(error, KeyboardInterrupt):
+    if fault or endings.state.received or isinstance(error, KeyboardInterrupt):
         # Libraries turn a signal into errors of their own.
-        return endings.interrupted_status(), endings.INTERRUPTED
+        return endings.interrupted()
     if isinstance(error, _WrongFlag):
         return 2, f"error: {error}"
     reason = _of_the_machine(error)

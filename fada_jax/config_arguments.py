@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import runpy
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from ml_collections import config_flags
+from ml_collections import ConfigDict
 
 from fada_jax.errors import UserError
 
@@ -22,7 +24,8 @@ def normalised(arguments: Sequence[str]) -> list[str]:
     where the working directory has none.
     """
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    others, found = [], {}
+    others: list[str] = []
+    found: dict[str, str] = {}
     waiting = list(arguments[:end])
     while waiting:
         argument = waiting.pop(0)
@@ -62,11 +65,11 @@ def check(arguments: Sequence[str]) -> None:
       UserError: a config file that fails or gives no config, or a key below one that holds a value.
     """
     path = next((a.removeprefix("--config=") for a in arguments if a.startswith("--config=")), "")
-    file = path.partition(":")[0]
+    file, *options = path.split(":", 1)
     if not Path(file).is_file():
         return
     try:
-        config = config_flags.ConfigFileFlagParser("config").parse(path)
+        config = runpy.run_path(file, run_name="config")["get_config"](*options)
     except (TypeError, ValueError, SyntaxError, ImportError):
         return  # Parsing the flags says the same again, and says it well.
     except (Exception, SystemExit) as error:
@@ -74,17 +77,20 @@ def check(arguments: Sequence[str]) -> None:
             raise
         # The code is the user's, whatever it raises.
         raise UserError(f"--config={file} cannot be run: {type(error).__name__}: {error}") from error
-    if not isinstance(config, Mapping):
+    if not isinstance(config, ConfigDict):
         raise UserError(f"--config={file}: its get_config() returned {type(config).__name__}, not a ConfigDict")
     for argument in arguments:
         if argument.startswith("--config."):
             _refuse_below_a_value(config, argument.partition("=")[0].removeprefix("--config."))
 
 
-def _refuse_below_a_value(config: Mapping, key: str) -> None:
-    value, parts = config, key.split(".")
+def _refuse_below_a_value(config: ConfigDict, key: str) -> None:
+    value: Any = config
+    parts = key.split(".")
+    if not all(part.isidentifier() for part in parts):
+        raise UserError(f"--config.{key}: no key; keys are names joined by dots")
     for i, part in enumerate(parts):
-        if not isinstance(value, Mapping):
+        if not isinstance(value, ConfigDict):
             raise UserError(f"--config.{key}: config.{'.'.join(parts[:i])} is {value!r}, which has no keys of its own")
         if part not in value:
             return  # Parsing the flags names it and what is like it.

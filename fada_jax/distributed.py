@@ -201,14 +201,13 @@ def join(
         f"error: the other processes {where} were not met within {timeout} seconds: start all of them together, "
         "with the address of process 0, which each must reach"
     )
-    # JAX aborts with a stack trace when its own time is up.
-    late = {"initialization_timeout": timeout + 60}
+    late = timeout + 60  # JAX aborts with a stack trace when its own time is up.
     try:
         with endings.limited(timeout, given_up):
             if coordinator:
-                jax.distributed.initialize(coordinator, num_processes=num_processes, process_id=process_id, **late)
+                jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=late)
             else:
-                jax.distributed.initialize(**late)
+                jax.distributed.initialize(initialization_timeout=late)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"cannot join the other processes: {error}") from error
     # An early meeting: on CPUs the first one fails when a process is 30 seconds late.
@@ -238,9 +237,9 @@ def stop_signals() -> Iterator[Callable[[int], bool]]:
             signal.raise_signal(signal.SIGTERM)
 
     # In several processes SIGTERM is JAX's own, and the others are passed on as one.
-    handled = (signal.SIGINT, signal.SIGHUP) if together else (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
+    numbers = [number for number in endings.SIGNALS if not (together and number == signal.SIGTERM)]
     # What the caller ignores, as nohup does SIGHUP, stays ignored.
-    handled = tuple(number for number in handled if signal.getsignal(number) is not signal.SIG_IGN)
+    handled = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
     try:
         previous = {number: signal.signal(number, note) for number in handled}
     except ValueError:  # Not the main thread, in a notebook for instance: signals stay as they are.

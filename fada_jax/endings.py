@@ -1,4 +1,4 @@
-"""How a command ends: signals, the standard output and error, and the time that an interrupted command may take.
+"""How a command begins and ends: signals, standard output and error, and the time that one interrupted may take.
 
 In a command SIGINT, SIGTERM and SIGHUP raise ``KeyboardInterrupt`` with the signal's number, which prints one line
 where nobody catches it.
@@ -6,6 +6,7 @@ where nobody catches it.
 
 from __future__ import annotations
 
+import ast
 import codecs
 import contextlib
 import io
@@ -15,9 +16,10 @@ import signal
 import sys
 import threading
 import time
+import types
 import warnings
 from collections.abc import Iterator
-from types import TracebackType
+from pathlib import Path
 from typing import Any, TextIO
 
 from fada_jax.errors import missing_extra
@@ -26,6 +28,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 INTERRUPTED = "interrupted; run the same command again to continue"
 # Seconds from a signal to the end, where nothing is being saved.
 PATIENCE = 20.0
+# Seconds within which the same signal is one: a terminal sends it to all processes, and some pass it on.
+_ONE_SIGNAL = 0.5
 
 
 class _State:
@@ -33,6 +37,7 @@ class _State:
 
     Attributes:
       received: signals, in their order.
+      last: when the last one came.
       output_fault: why the standard output could not be written; '' while it can.
       saving: how many parts of the program ask for the time that they need after a signal.
       said: the last line is printed.
@@ -40,6 +45,7 @@ class _State:
 
     def __init__(self) -> None:
         self.received: list[int] = []
+        self.last = 0.0
         self.output_fault = ""
         self.saving = 0
         self.said = False
@@ -52,17 +58,20 @@ state = _State()
 
 
 def _raise(number: int, _: Any) -> None:
-    state.received.append(number)
-    raise KeyboardInterrupt(number)
+    now = time.monotonic()
+    again, state.last = now - state.last < _ONE_SIGNAL and number in state.received, now
+    if not again:
+        state.received.append(number)
+        raise KeyboardInterrupt(number)
 
 
-def _no_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _no_traceback(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
     """One line for a signal and for a missing library of an extra, whoever imports it and when."""
     if reason := missing_extra(error):
         say(f"error: {reason}")
     elif state.received or issubclass(kind, KeyboardInterrupt):
         # Libraries turn a signal during their import into errors of their own.
-        leave_at_once(interrupted_status() - 128)
+        leave_at_once()
     else:
         sys.__excepthook__(kind, error, trace)
 
@@ -90,9 +99,11 @@ def begin() -> None:
         _raise(came[0], None)
 
 
-def interrupted_status() -> int:
-    """Exit status of an interrupted command."""
-    return 128 + (state.received[0] if state.received else signal.SIGINT)
+def interrupted() -> tuple[int, str]:
+    """Exit status and last line of a command that a signal, or a standard output that failed, ended."""
+    if fault := output_error():
+        return 1, fault
+    return 128 + (state.received[0] if state.received else signal.SIGINT), INTERRUPTED
 
 
 def silence() -> None:
@@ -138,19 +149,21 @@ def watch_signals() -> None:
     def watch() -> None:
         while (number := os.read(readable, 1)[0]) not in SIGNALS:
             pass
+        state.received = state.received or [number]
         left = PATIENCE
         while left > 0:
             time.sleep(0.1)
             left = PATIENCE if state.saving else left - 0.1
-        leave_at_once(number)
+        leave_at_once()
 
     threading.Thread(target=watch, daemon=True, name="signals").start()
 
 
-def leave_at_once(number: int) -> None:
-    """Ends the process with the status of a signal, and its line."""
-    say(output_error() or INTERRUPTED)
-    os._exit(1 if state.output_fault else 128 + number)  # Nothing is being saved, and nobody waits for a traceback.
+def leave_at_once() -> None:
+    """Ends an interrupted process: nothing is being saved, and nobody waits for a traceback."""
+    status, line = interrupted()
+    say(line)
+    os._exit(status)
 
 
 @contextlib.contextmanager
@@ -179,10 +192,10 @@ def undisturbed() -> Iterator[None]:
     """
     seen: list[int] = []
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    handlers = {}
+    handlers: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         # Another thread may take the signal from the system; the main thread answers it.
-        handlers = {number: signal.signal(number, lambda number, _: seen.append(number)) for number in SIGNALS}
+        handlers = {n: signal.signal(n, lambda number, _: seen.append(number)) for n in SIGNALS}
     try:
         yield
     finally:
@@ -191,6 +204,14 @@ def undisturbed() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number in seen:
             signal.raise_signal(number)
+
+
+def description(module: types.ModuleType) -> str:
+    """A command's docstring, for its help, also where ``python -OO`` leaves it out."""
+    text, path = module.__doc__, getattr(module, "__file__", None)
+    if not text and path:
+        text = ast.get_docstring(ast.parse(Path(path).read_text(encoding="utf-8")), clean=False)
+    return (text or "").strip()
 
 
 # Standard output and error -------------------------------------------------------------------------------------------
@@ -250,7 +271,7 @@ def output_error() -> str:
 
 def say(line: str) -> None:
     """Prints the last line of a command on stderr, unless one was printed."""
-    if not state.said:
+    if not state.said and sys.stderr:
         state.said = True
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # Full, closed, or not there at all.
+        with contextlib.suppress(OSError, ValueError):  # Full, or closed.
             print(line, file=sys.stderr, flush=True)

@@ -17,6 +17,7 @@ from PIL import Image
 
 from fada_jax import classes
 from fada_jax.errors import UserError
+from fada_jax.files import MARKER
 from fada_jax.scripts.miniature import codes, domains, files, generation, layouts
 from fada_jax.scripts.miniature.renderer import render
 from fada_jax.scripts.miniature.scenes import sample_scene
@@ -193,7 +194,7 @@ def test_out_is_never_overwritten_unasked(tmp_path: Path):
     with pytest.raises(UserError, match="--overwrite"):
         generation.generate(out, ("gta5",), counts)
     generation.generate(out, ("gta5",), counts, seed=2, overwrite=True)
-    assert not (tmp_path / "raw.partial").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "raw"]
 
 
 def test_an_interrupted_run_leaves_no_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -207,12 +208,25 @@ def test_an_interrupted_run_leaves_no_out(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(files, "write", stops)
     with pytest.raises(KeyboardInterrupt):
         generation.generate(out, ("gta5",), COUNTS)
-    assert not out.exists()
+    assert not list(tmp_path.iterdir())
     monkeypatch.setattr(files, "write", real)
-    (tmp_path / "raw.partial" / "stale").write_text("")
+    killed = tmp_path / ".raw.partial"  # What a killed run leaves.
+    killed.mkdir()
+    for name in (MARKER, "stale"):
+        (killed / name).touch()
     generation.generate(out, ("gta5",), COUNTS)
     assert (out / generation.MARKER).exists() and not (out / "stale").exists()
-    assert not (tmp_path / "raw.partial").exists()
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_what_is_called_partial_but_not_ours_stays(tmp_path: Path):
+    for name in ("raw.partial", ".raw.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="not made by fada-jax"):
+        generation.generate(tmp_path / "raw", ("gta5",), layouts.Counts(source=1))
+    generation.generate(tmp_path / "other", ("gta5",), layouts.Counts(source=1))
+    assert len(list(tmp_path.glob("*raw.partial/thesis.txt"))) == 2 and not (tmp_path / "raw").exists()
 
 
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:

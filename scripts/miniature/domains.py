@@ -120,7 +120,7 @@ def _derived(base: Style | None, domain: str, **changes: Any) -> Style:
     The cities' classes change in different directions, since matching the images' colours would undo a common change.
     """
     materials = dict(base.materials) if base else {}
-    with importlib.resources.files(__package__).joinpath("materials.csv").open() as file:
+    with importlib.resources.files(__package__).joinpath("materials.csv").open(encoding="utf-8") as file:
         for row_domain, name, *numbers in csv.reader(file):
             if row_domain == domain:
                 materials[name] = (*map(float, numbers), *materials.get(name, ())[len(numbers) :])

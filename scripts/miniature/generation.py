@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import functools
 import itertools
 import json
-import multiprocessing
 import os
-import shutil
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from fada_jax import progress
 from fada_jax.errors import UserError
+from fada_jax.files import making
+from fada_jax.input_pipeline.workers import in_order
 from fada_jax.scripts.miniature import files
 from fada_jax.scripts.miniature.layouts import DATASETS, Counts, Task, plan
 
@@ -32,28 +30,10 @@ def make_all(root: Path, tasks: list[Task], workers: int) -> None:
     """Makes every image below ``root``, with progress on stderr."""
     for folder in {os.path.dirname(path) for task in tasks for path in (task.image, task.label) if path}:
         (root / folder).mkdir(parents=True, exist_ok=True)
-    start, work = time.monotonic(), functools.partial(files.write, root)
-    with contextlib.ExitStack() as stack:
-        results: Iterator[None] = map(work, tasks)
-        if workers > 1:
-            # Spawned, not forked: the caller may hold threads, as JAX does.
-            context = multiprocessing.get_context("spawn")
-            pool = stack.enter_context(concurrent.futures.ProcessPoolExecutor(workers, mp_context=context))
-            stack.callback(pool.shutdown, wait=True, cancel_futures=True)
-            results = pool.map(work, tasks, chunksize=16)
-        for done, _ in enumerate(results, 1):
-            _show_progress(done, len(tasks), done / (time.monotonic() - start))
-
-
-def _show_progress(done: int, total: int, rate: float) -> None:
-    """Every 50 images and at the end: on a terminal one line that changes, elsewhere one line in 50 images."""
-    if done % 50 and done != total:
-        return
-    line = f"{done}/{total} images, {rate:.0f} a second, {(total - done) / rate:.0f} s left"
-    if sys.stderr.isatty():
-        print(f"\r{line:<60}", end="\n" if done == total else "", file=sys.stderr, flush=True)
-    else:
-        print(line, file=sys.stderr, flush=True)
+    made = in_order(functools.partial(files.write, root), tasks, workers)
+    with contextlib.closing(made), progress.shown("", len(tasks)) as show:
+        for done, _ in enumerate(made, 1):
+            show(done)
 
 
 def summary(tasks: list[Task]) -> str:
@@ -89,8 +69,14 @@ def check(
             raise UserError(f"--{name}_images={count}: from 0 to {MAX_IMAGES}")
 
 
-def prepare(out: Path, overwrite: bool) -> Path:
-    """Checks that ``out`` may be written and gives the empty folder that becomes it at the end."""
+def check_out(out: Path, overwrite: bool) -> None:
+    """Refuses a folder that must not be made, or made anew.
+
+    Raises:
+      UserError: see above.
+    """
+    if out.parent == out:
+        raise UserError(f"--out={out}: the root of the file system; name a folder to make")
     if out.is_file():
         raise UserError(f"--out={out}: a file; name a folder that does not exist yet")
     if out.is_dir() and any(out.iterdir()):
@@ -98,11 +84,11 @@ def prepare(out: Path, overwrite: bool) -> Path:
             raise UserError(f"--out={out}: not empty and not made by this script; name another folder")
         if not overwrite:
             raise UserError(f"--out={out}: exists; name another folder or add --overwrite to make it anew")
-    partial = out.with_name(out.name + ".partial")
-    if partial.is_dir():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    return partial
+
+
+def _replaceable(folder: Path) -> bool:
+    """Whether ``folder`` may be replaced, once it was found that it shall be."""
+    return folder.is_dir() and ((folder / MARKER).is_file() or not any(folder.iterdir()))
 
 
 def generate(
@@ -125,14 +111,12 @@ def generate(
     tasks = plan(datasets, counts, size, seed, shift)
     if not tasks:
         raise UserError("nothing to make: every count of the chosen datasets is 0")
+    facts = {"datasets": datasets, "counts": dataclasses.asdict(counts), "size": size, "seed": seed, "shift": shift}
     try:
-        partial = prepare(out, overwrite)
-        make_all(partial, tasks, workers)
-        facts = {"datasets": datasets, "counts": dataclasses.asdict(counts), "size": size, "seed": seed, "shift": shift}
-        (partial / MARKER).write_text(json.dumps(facts, indent=2) + "\n")
-        if out.is_dir():
-            shutil.rmtree(out)
-        partial.rename(out)
+        check_out(out, overwrite)
+        with making(out, ours=_replaceable) as partial:
+            make_all(partial, tasks, workers)
+            (partial / MARKER).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"--out={out}: {error.strerror or error}") from error
     return summary(tasks)
