@@ -89,7 +89,10 @@ ROWS = {
         "sparse tensor": imported("sparse.pth", "feature_extractor.x is sparse: save it as a plain float32 tensor"),
         "tensor of 8-bit floats": imported("f8.pth", "feature_extractor.x is of type float8_e4m3fn, which is not read"),
         "tensor larger than its file": imported("expand.pth", "feature_extractor.x repeats the same values, as expand"),
-        "compressed members": imported("bomb.pth", "its member 'bomb/data.pkl' is compressed: save the file again"),
+        "compressed members": (
+            (*WEIGHTS, "import", "--output={new}/w", "--input={weights}/bomb.pth"), 1,
+            "bomb.pth is no readable PyTorch checkpoint: its member 'bomb/data.pkl' is compressed, save it as it was mad",
+        ),
         "named pipe": (
             (*WEIGHTS, "import", "--output={new}/w", "--input={weights}/pipe.pth"), 1, "pipe.pth is a named pipe, not a",
         ),
@@ -120,7 +123,7 @@ ROWS = {
         "weights missing": run("weights_missing_key", "weights.npz does not fit probabilities.stablehlo: the file lacks"),
         "weights of another shape": run("weights_shape", "weights.npz does not fit probabilities.stablehlo: params/"),
         "pickled weights": run("pickled", "weights.npz cannot be read: Object arrays cannot be loaded when allow_pickle"),
-        "compressed weights": run("compressed", "weights.npz: its member"),
+        "compressed weights": run("compressed", "weights.npz cannot be read: its member"),
         "for other machines": run("platforms", "platforms was exported for tpu, this is cpu: export it again"),
         "description that is a pipe": run("pipe", "model.json is a named pipe, not a file"),
         "format of the future": run("format99", "model.json: format=99 is unknown to this version, which reads 1 to 2"),

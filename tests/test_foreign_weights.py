@@ -97,24 +97,20 @@ def test_an_archive_holds_no_more_than_it_has(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a", bytes(1000))
         archive.writestr("b", bytes(1000))
-    archives.check(path)
+    assert not archives.problem(path)
     whole = path.read_bytes()
     # Both members are said to lie at the first one's place, and to be larger than all of the file.
     sizes = struct.pack("<II", 1000, 1000)
     path.write_bytes(whole.replace(sizes, struct.pack("<II", 2**20, 2**20)))
-    with pytest.raises(UserError, match="its members are larger than it is"):
-        archives.check(path)
+    assert "whose members are larger than it is" in archives.problem(path)
     path.write_bytes(whole.replace(sizes, struct.pack("<II", 1000, 2**30)))
-    with pytest.raises(UserError, match="member 'a' is compressed"):
-        archives.check(path)
+    assert "member 'a' is compressed" in archives.problem(path)
     path.write_bytes(whole.replace(b"PK\x01\x02", b"PK\x01\x03"))
-    with pytest.raises(UserError, match="damaged archive"):
-        archives.check(path)
+    assert "damaged archive" in archives.problem(path)
     with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a", b"1")
         archive.writestr("a", b"2")
-    with pytest.raises(UserError, match="two members have one name"):
-        archives.check(path)
+    assert "two members have one name" in archives.problem(path)
 
 
 def test_half_precision_does_not_grow_beyond_measure(tmp_path):

@@ -155,7 +155,8 @@ def _weights(path: Path) -> dict[str, np.ndarray]:
     """
     if problem := files.special(path):
         raise UserError(f"{path} is {problem}")
-    archives.check(path)
+    if problem := archives.problem(path):
+        raise UserError(f"{path} cannot be read: {problem}")
     try:
         with np.load(path) as file:
             return dict(file)

@@ -6,6 +6,7 @@ No other module imports PyTorch. Code inside a pickle is never run.
 from __future__ import annotations
 
 import pickle
+import struct
 import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
@@ -26,7 +27,7 @@ _DEPTH = 32
 _GROWTH = 8
 # What PyTorch raises about damaged and foreign files.
 _UNREADABLE = (
-    *(pickle.UnpicklingError, zipfile.BadZipFile, tarfile.TarError, OSError, EOFError, MemoryError),
+    *(pickle.UnpicklingError, struct.error, zipfile.BadZipFile, tarfile.TarError, OSError, EOFError, MemoryError),
     *(RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError),
 )
 
@@ -65,11 +66,11 @@ def read_file(path: str | Path) -> dict[str, Any]:
 
 def _read_pth(path: Path) -> dict[str, Any]:
     torch = _torch(f"reading {path}")
-    # Files from before PyTorch 1.6 are no zip archives and cannot be mapped.
-    mapped = zipfile.is_zipfile(path)
-    if mapped:
-        archives.check(path)
     try:
+        # Files from before PyTorch 1.6 are no archives and cannot be mapped.
+        mapped = archives.is_archive(path)
+        if mapped and (problem := archives.problem(path)):
+            raise UserError(f"{path} is no readable PyTorch checkpoint: {problem}")
         contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except _UNREADABLE as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
