@@ -28,17 +28,14 @@ ADVICE = "convert again with --overwrite"
 _SMALLEST = HEADER + FOOTER
 _LONGEST_NAME = 1024
 _SHARD = re.compile(r"\w[\w.-]{0,254}")
+# What an archive's arrays begin with. NumPy's own reader guesses at headers that are not as it writes them.
+_MAGIC = b"\x93NUMPY\x01\x00"
+_HEADER = re.compile(
+    r"\{'descr': '(<i8|<U\d{1,4})', 'fortran_order': False, 'shape': \((\d{1,18}, ?(?:\d{1,18})?)\), \}"
+)
 _UNREADABLE = (
-    OSError,
-    EOFError,
-    KeyError,
-    ValueError,
-    SyntaxError,
-    NotImplementedError,
-    RuntimeError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
+    *(OSError, EOFError, KeyError, ValueError, NotImplementedError, RuntimeError),
+    *(struct.error, zipfile.BadZipFile, zlib.error),
 )
 
 
@@ -119,12 +116,13 @@ def _array(
       ValueError: an array of another kind.
     """
     with archive.open(f"{name}.npy") as file:
-        version = np.lib.format.read_magic(file)
-        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-        shape, by_columns, found = header(file)
-        is_text = found.kind == "U" and 0 < found.itemsize <= 4 * _LONGEST_NAME and found.isnative
-        fits = len(shape) == 1 and is_text if dtype is None else found == dtype and shape[1:] == (width,)
-        if by_columns or not fits:
+        magic, header_length = file.read(8), int.from_bytes(file.read(2), "little")
+        header = _HEADER.fullmatch(file.read(header_length).decode("latin-1").strip())
+        if magic != _MAGIC or not header:
+            raise ValueError(f"its {name} are no array that an index has")
+        found, shape = np.dtype(header[1]), tuple(int(x) for x in header[2].split(",") if x.strip())
+        is_text = found.kind == "U" and 0 < found.itemsize <= 4 * _LONGEST_NAME
+        if not (len(shape) == 1 and is_text if dtype is None else found == dtype and shape[1:] == (width,)):
             raise ValueError(f"its {name} are {found}{list(shape)}")
         most = 100_000 if length is None else length
         if not 0 < shape[0] <= most or (name not in ("records", "shards") and shape[0] != length):

@@ -146,7 +146,7 @@ def _origin(path: str | Path, features: Mapping[str, Any]) -> dict[str, Any]:
     number = _value(features, "format")
     if "format" in features and number != _FORMAT:
         raise UserError(f"{path}: format {number.decode(errors='replace')[:9]!r} is unknown to this version: {_ADVICE}")
-    values = documents.parse(data, path, what="does not say what its labels were made of")
+    values = documents.parse(data, path, what=f"does not say what its labels are: {_ADVICE}")
     if values != {}:
         documents.check(values, PseudoLabelOrigin, path, advice=_ADVICE)
     return values

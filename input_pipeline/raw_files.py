@@ -18,7 +18,7 @@ from fada_jax.input_pipeline.encoding import encode_image, encode_label
 from fada_jax.input_pipeline.layouts import RawExample
 
 # Pillow knows formats that run programs or ask for any memory; raw data have these.
-_FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 # EXIF orientation -> how viewers turn the picture.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
