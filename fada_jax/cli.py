@@ -218,7 +218,7 @@ def size(flag: str, text: str, least: int = 1) -> tuple[int, int]:
     Raises:
       UserError: not of that form, or less than ``least`` pixels wide or high; names the flag.
     """
-    match = re.fullmatch(r"([0-9]+)x([0-9]+)", text)
+    match = re.fullmatch(r"([0-9]{1,9})x([0-9]{1,9})", text)  # What is longer is no size, and int() may refuse it.
     if not match or min(int(match[1]), int(match[2])) < least:
         limit = f" of at least {least} pixels" if least > 1 else ""
         raise UserError(f"--{flag}={text}: must be WIDTHxHEIGHT{limit}, for instance 1280x720")

@@ -83,7 +83,7 @@ def describe(error: Mapping[str, Any], values: Any, prefix: str = "") -> str:
     place = [key for key in error["loc"] if not (isinstance(key, str) and key.startswith("function-"))]
     name, known = prefix, True
     for key in place:
-        name += f"[{key}]" if isinstance(key, int) else f"{name and '.'}{key}"
+        name += f"[{key}]" if isinstance(key, int) else f"{name and '.'}{_key(key)}"
         try:
             values = values[key]
         except (KeyError, IndexError, TypeError):  # Missing, or one of the alternatives of a union.
@@ -101,6 +101,10 @@ def describe(error: Mapping[str, Any], values: Any, prefix: str = "") -> str:
         problem = str(context["error"])
     elif kind == "finite_number":
         problem = "must be a finite number"
+    elif kind == "dataclass_type":
+        problem = "must be an object"
+    elif kind == "too_short":
+        problem = f"must have {context['min_length']} or more items"
     elif kind.endswith("_type"):
         problem = f"must be of type {kind.removesuffix('_type')}"
     else:
@@ -108,6 +112,11 @@ def describe(error: Mapping[str, Any], values: Any, prefix: str = "") -> str:
     if not known:
         return f"{name} {problem}"
     return f"{name}{name and '='}{shown(values)} {problem}"
+
+
+def _key(key: str) -> str:
+    """A key in an error: quoted where it is no plain name."""
+    return key if key.isprintable() and 0 < len(key) <= 60 else shown(key, 60)
 
 
 def shown(value: Any, limit: int = 80) -> str:

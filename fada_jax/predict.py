@@ -39,6 +39,7 @@ from fada_jax import classes, cli, files, images, loading, progress
 from fada_jax.errors import UserError
 from fada_jax.evaluation.predictions import Outputs
 from fada_jax.evaluation.predictor import MOST_OVERLAP, Predictor
+from fada_jax.stages import workdirs
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _CITYSCAPES_NAME = re.compile(r"([a-z-]+_\d{6}_\d{6})(_.*)?")
@@ -209,6 +210,13 @@ def checked(options: flags.FlagValues) -> tuple[tuple[int, int] | None, Outputs]
     return tile, outputs
 
 
+def say_stage(workdir: Path) -> None:
+    """Says which stage of a recipe was loaded from its workdir."""
+    with contextlib.suppress(UserError):  # No workdir, but a file or an artifact.
+        if (stage := workdirs.stage_workdir(workdir)) != workdir:
+            print(f"reading stage {stage.name} of {workdir}", flush=True)
+
+
 def main(arguments: list[str]) -> None:
     options = flags.FLAGS
     tile, outputs = checked(options)
@@ -219,6 +227,7 @@ def main(arguments: list[str]) -> None:
     inputs, skipped = readable(inputs, skip=skip)
     outputs.check(inputs)
     segmenter = loading.load(options.workdir, checkpoint=options.checkpoint, dtype=options.dtype)
+    say_stage(Path(options.workdir))
     class_set = segmenter.class_set
     ids = classes.raw_ids(class_set) if options.ids == "raw" or options.submission else np.arange(256, dtype=np.uint8)
     want = outputs.probabilities or outputs.confidence

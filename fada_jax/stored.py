@@ -157,11 +157,11 @@ class Scores:
     mode: str = ""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Row(Scores):
     """A row of ``Results``."""
 
-    name: Annotated[str, Len(1)]
+    name: Annotated[str, Len(1)] = dataclasses.field(kw_only=True)  # Without the default of ``Scores``.
 
 
 @dataclasses.dataclass(frozen=True)

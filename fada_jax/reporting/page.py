@@ -27,6 +27,7 @@ TEMPLATE = Path(__file__).with_name("page.html")
 STAGES = ("source", "control", "adaptation", "self_distillation")
 # Rows that have bars and a confusion matrix.
 SHOWN = ("source_only", "adapted", "self_distilled")
+_AGAIN = "scripts/run_recipe.py writes it anew when it is run again"
 # Pixels that a panel's image is wide at most.
 PANEL_WIDTH = 1024
 
@@ -90,14 +91,14 @@ def read_run(workdir: Path, name: str) -> Run:
     )
 
 
-def read_checked(path: Path, kind: Any) -> Any:
+def read_checked(path: Path, kind: Any, advice: str = "") -> Any:
     """The JSON in a file, of types that fit ``kind``.
 
     Raises:
-      UserError: naming the file and the field that does not.
+      UserError: naming the file and the field that does not, with the advice.
     """
     values = documents.read(path)
-    documents.check(values, kind, path)
+    documents.check(values, kind, path, advice=advice)
     return values
 
 
@@ -107,7 +108,7 @@ def read_results(path: Path) -> dict[str, Any]:
     Raises:
       UserError: naming the file and the field that cannot be.
     """
-    results = read_checked(path, stored.Results)
+    results = read_checked(path, stored.Results, _AGAIN)
     first, names = results["rows"][0], set()
     for i, row in enumerate(results["rows"]):
         if list(row["iou"]) != list(first["iou"]):
@@ -124,7 +125,7 @@ def read_confusions(path: Path, num_classes: int) -> dict[str, Any]:
     Raises:
       UserError: naming the file and the matrix that cannot be.
     """
-    matrices = read_checked(path, stored.Confusions) if path.is_file() else {}
+    matrices = read_checked(path, stored.Confusions, _AGAIN) if path.is_file() else {}
     for name, matrix in matrices.items():
         if {len(matrix), *map(len, matrix)} != {num_classes}:
             raise UserError(f"{path}: {name} must be {num_classes} rows of {num_classes} numbers, as results.json says")
@@ -139,7 +140,7 @@ def read_distances(path: Path) -> dict[str, Any] | None:
     """
     if not path.is_file():
         return None
-    distances = read_checked(path, stored.Distances)
+    distances = read_checked(path, stored.Distances, "measure again with scripts/ccd.py")
     first = next(iter(distances["stages"].values()))["both"]["ccd"]
     for name, stage in distances["stages"].items():
         if list(stage["both"]["ccd"]) != list(first):
