@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from fada_jax import documents, stored
+from fada_jax import documents, files, stored
 from fada_jax.classes import ENCODINGS, IGNORE, LabelEncoding, parse_class_map
 from fada_jax.errors import UserError
 from fada_jax.input_pipeline import decoding, indexes, layouts, load_tensorflow
@@ -77,7 +77,8 @@ def description(root: Path) -> ConversionNote:
     path = root / "conversion.json"
     if not path.exists():
         raise UserError(f"{path} is missing: {indexes.ADVICE}")
-    return stored.conversion_note(documents.read(path), path)
+    values = documents.parse(files.read_bytes(path, documents.LIMIT), path, what=f"is not JSON: {indexes.ADVICE}")
+    return stored.conversion_note(values, path)
 
 
 def class_map(root: Path) -> dict[str, Any]:

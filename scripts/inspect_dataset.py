@@ -19,6 +19,9 @@ from fada_jax import classes, cli, files, images
 from fada_jax.classes import ClassSet
 from fada_jax.errors import UserError
 
+# Of a sheet, which takes a dozen bytes a pixel while it is drawn.
+_MAX_PIXELS = 50_000_000
+
 
 def choose_class_set(dataset: str, root: Path, name: str) -> ClassSet:
     """The class set called ``name``; without one a user's own, else the first of ours that the labels give.
@@ -101,7 +104,7 @@ def write_sheet(
       UserError: more pixels than memory should be asked for, or somebody else's file lies at ``output``.
     """
     size = (width, max(1, round(width * examples[0][0].shape[0] / examples[0][0].shape[1])))
-    if 3 * len(examples) * size[0] * size[1] > images.MAX_PIXELS:
+    if 3 * len(examples) * size[0] * size[1] > _MAX_PIXELS:
         raise UserError(
             f"--images and --width make a sheet of {len(examples)} rows of {3 * size[0]}x{size[1]}: lower either"
         )

@@ -34,6 +34,25 @@ def gta5(root: Path, count: int = 6) -> Path:
     return root
 
 
+def chunk(kind: bytes, body: bytes) -> bytes:
+    """A part of a PNG file."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def grey_png(ids: np.ndarray, bits: int, color: int = 0, *more: bytes) -> bytes:
+    """A PNG of grey (0) or palette (3) ids [H, W] packed into ``bits`` by hand; ``more``: parts before the pixels."""
+    height, width = ids.shape
+    rows = b""
+    for row in ids:
+        packed = "".join(format(int(x), f"0{bits}b") for x in row)
+        packed += "0" * (-len(packed) % 8)
+        rows += b"\0" + int(packed, 2).to_bytes(len(packed) // 8, "big")
+    palette = chunk(b"PLTE", bytes(range(3 * min(2**bits, 85)))) if color == 3 else b""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + header + palette + b"".join(more) + body
+
+
 # Adam7, PNG specification section 8.2: first row and column of each pass, and their steps.
 ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
 
@@ -45,9 +64,6 @@ def png16(array: np.ndarray, interlaced: bool = False, rows: int | None = None) 
     """
     height, width, channels = array.shape
     passes = [array[y::dy, x::dx] for y, x, dy, dx in ADAM7] if interlaced else [array[:rows]]
-
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
     color = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     header = struct.pack(">IIBBBBB", width, height, 16, color, 0, 0, interlaced)

@@ -4,13 +4,13 @@ import io
 import os
 import socket
 import struct
-import zlib
 
 import numpy as np
 import pytest
 import raw_trees
 from bad_files import huge_png
 from PIL import Image
+from raw_trees import chunk, grey_png
 
 from fada_jax.classes import ENCODINGS, LabelEncoding
 from fada_jax.errors import UserError
@@ -18,24 +18,6 @@ from fada_jax.input_pipeline import layouts, raw_files
 
 ANY = LabelEncoding({1: "a"}, frozenset(range(256)))
 ORIENTATIONS = range(1, 9)
-
-
-def chunk(kind, body):
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-
-def png(ids, bits, color=0, *more):
-    """A PNG of grey or palette ids [H, W] packed into ``bits`` by hand; ``more``: chunks before the pixels."""
-    height, width = ids.shape
-    rows = b""
-    for row in ids:
-        packed = "".join(format(int(x), f"0{bits}b") for x in row)
-        packed += "0" * (-len(packed) % 8)
-        rows += b"\0" + int(packed, 2).to_bytes(len(packed) // 8, "big")
-    palette = chunk(b"PLTE", bytes(range(3 * min(2**bits, 85)))) if color == 3 else b""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0))
-    body = chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + header + palette + b"".join(more) + body
 
 
 def saved(image, kind, **options):
@@ -52,10 +34,10 @@ def ids(count, height=9, width=13):
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_labels_of_any_depth_are_read_by_value(bits, color, tmp_path):
     label, path = ids(min(2**bits, 85)), tmp_path / "x.png"
-    path.write_bytes(png(label, bits, color))
+    path.write_bytes(grey_png(label, bits, color))
     np.testing.assert_array_equal(raw_files.read_label(path), label)
     # What a pixel looks like says nothing about its id.
-    path.write_bytes(png(label, bits, color, chunk(b"gAMA", struct.pack(">I", 45455))))
+    path.write_bytes(grey_png(label, bits, color, chunk(b"gAMA", struct.pack(">I", 45455))))
     np.testing.assert_array_equal(raw_files.read_label(path), label)
 
 
@@ -74,9 +56,9 @@ REFUSED = {
     "animation": (
         saved(Image.fromarray(ids(3)), "png", save_all=True, append_images=[Image.fromarray(ids(2))]), "an animation",
     ),
-    "cut short": (png(ids(3), 8)[:-20], "it is cut short"),
+    "cut short": (grey_png(ids(3), 8)[:-20], "it is cut short"),
     "fewer rows than it says": (
-        png(ids(3), 8).replace(struct.pack(">II", 13, 9), struct.pack(">II", 13, 90)), "'IHDR' is damaged",
+        grey_png(ids(3), 8).replace(struct.pack(">II", 13, 9), struct.pack(">II", 13, 90)), "'IHDR' is damaged",
     ),
     "depth that there is not": (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 3, 3, 3, 0, 0, 0, 0)) + chunk(b"IEND", b""),
@@ -107,7 +89,7 @@ def test_what_is_no_map_of_ids_is_refused(name, tmp_path):
 
 
 def test_each_flipped_bit_of_a_label_is_noticed(tmp_path):
-    content, path = png(ids(5, 20, 30), 8), tmp_path / "x.png"
+    content, path = grey_png(ids(5, 20, 30), 8), tmp_path / "x.png"
     for place in range(8 * len(content)):
         flipped = bytearray(content)
         flipped[place // 8] ^= 1 << place % 8
@@ -211,8 +193,8 @@ def test_what_is_no_file_is_refused_before_it_is_opened(kind, message, which, tm
 
 IMAGES = {
     "PostScript, a program": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "known"),
-    "flipped bit": (png(ids(3), 8)[:60] + b"\x55" + png(ids(3), 8)[61:], "is damaged"),
-    "without an end": (png(ids(3), 8)[:-12], "it is cut short"),
+    "flipped bit": (grey_png(ids(3), 8)[:60] + b"\x55" + grey_png(ids(3), 8)[61:], "is damaged"),
+    "without an end": (grey_png(ids(3), 8)[:-12], "it is cut short"),
     "larger than memory": (huge_png(), "exceeds limits"),
     "JPEG of 60000x60000": (
         saved(Image.fromarray(ids(3)), "jpeg").replace(struct.pack(">HH", 9, 13), b"\xea\x60\xea\x60"), "exceeds limit",
