@@ -2,15 +2,21 @@
 
   python tests/fuzz.py images --seconds=600     image and label readers
   python tests/fuzz.py weights --seconds=600    the importer of .pth and .safetensors
+  python tests/fuzz.py checkpoints              likewise every format of tests/fuzz_formats.py
 
-Hypothesis damages good files and files made to harm: bytes flipped, cut, copied, removed, and numbers set to extremes.
-An example that breaks a reader is made small and printed; every file that a run may have made or code that it may have
+Hypothesis damages good files and files made to harm: bytes flipped, cut, copied, removed, and numbers set to extremes;
+of a format whose structure is known also one field, array or record. An example that breaks a reader, or takes it
+longer than half a minute, is made small and printed; every file that a run may have made or code that it may have
 started is looked for.
 """
 
 import argparse
+import contextlib
 import io
+import logging
 import pickle
+import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -24,6 +30,7 @@ import raw_trees
 import safetensors.numpy
 import torch
 from bad_files import RunsCode
+from fuzz_formats import FORMATS, copied, damaged_bytes
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -78,31 +85,16 @@ def weight_files(canary):
     return [*files, (".safetensors", safetensors.numpy.save(arrays))]
 
 
+# Seconds that a reader may take.
+PATIENCE = 30
 SPEC = ModelSpec("resnet18", 19, "frozen", (1, 1, 1, 1), (4, 4, 4, 4), 4, True, 8, (1,))
-EXTREMES = [bytes(4), b"\xff" * 4, b"\x7f" + b"\xff" * 3, b"\xff" * 3 + b"\x7f", b"\x80" + bytes(3), bytes(3) + b"\x80"]
 
 
 @st.composite
 def damaged(draw, files):
     """A file of ``files`` after one to six changes."""
     suffix, content = draw(st.sampled_from(files))
-    content = bytearray(content)
-    for _ in range(draw(st.integers(1, 6))):
-        kind = draw(st.sampled_from(["flip", "extreme", "cut", "copy", "remove"]))
-        at = draw(st.integers(0, max(len(content) - 1, 0)))
-        length = draw(st.integers(1, 64))
-        if kind == "flip" and content:
-            content[at] ^= draw(st.integers(1, 255))
-        elif kind == "extreme":
-            content[at : at + 4] = draw(st.sampled_from(EXTREMES))
-        elif kind == "cut":
-            del content[at:]
-        elif kind == "copy":
-            to = draw(st.integers(0, max(len(content) - 1, 0)))
-            content[to:to] = content[at : at + length]
-        else:
-            del content[at : at + length]
-    return suffix, bytes(content)
+    return suffix, draw(damaged_bytes(content))
 
 
 def read_images(path):
@@ -132,54 +124,102 @@ def read_weights(path):
 
 
 def _refuses_in_one_line(read):
+    """Whether a reader refuses what it is given; anything but one line is an error."""
     try:
         read()
     except UserError as error:
         assert str(error) and "\n" not in str(error), repr(str(error))
+        return True
+    return False
 
 
 def fuzz(what, seconds, seed=0):
     """Damages files for ``seconds``; returns how many were tried and how many of them were refused."""
-    tried, end = 0, time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        canary, work = Path(folder) / "canary", Path(folder) / "work"
-        work.mkdir()
-        files = image_files() if what == "images" else weight_files(str(canary))
-        read = read_images if what == "images" else read_weights
+        logging.disable(logging.CRITICAL)
+        return (fuzz_format if what in FORMATS else fuzz_bytes)(what, Path(folder), time.monotonic() + seconds, seed)
 
-        def attempt(file):
-            nonlocal tried
-            if time.monotonic() > end:
-                return
-            suffix, content = file
-            path = work / f"file{suffix}"
-            path.write_bytes(content)
-            read(path)
-            assert not canary.exists(), "code in the file was run"
-            assert [p.name for p in work.iterdir()] == [path.name], "the reader left files behind"
-            path.unlink()
-            tried += 1
 
-        for file in files:
-            attempt(file)
-        options = hypothesis.settings(
-            max_examples=500, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck)
-        )
+def rounds(strategy, attempt, end, seed):
+    """Draws from ``strategy`` for ``attempt`` until ``end``, each round from a seed of its own."""
+    options = hypothesis.settings(
+        max_examples=500, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck)
+    )
+    with contextlib.suppress(KeyboardInterrupt):  # How ``attempt`` says that the time is up.
         while time.monotonic() < end:
-            hypothesis.seed(seed)(options(hypothesis.given(damaged(files))(attempt)))()
+            hypothesis.seed(seed)(options(hypothesis.given(strategy)(attempt)))()
             seed += 1
-    return tried
+
+
+def fuzz_format(what, folder, end, seed):
+    """``fuzz`` for a format that knows its structure."""
+    form, tried, refused = FORMATS[what], 0, 0
+    (folder / "original").mkdir()
+    original = form.make(folder / "original")
+    form.read(copied(original, fresh(folder)))
+
+    def attempt(data):
+        nonlocal tried, refused
+        if time.monotonic() > end:
+            raise KeyboardInterrupt
+        path = copied(original, fresh(folder))
+        form.change(data.draw, path)
+        signal.alarm(PATIENCE)
+        try:
+            refused += _refuses_in_one_line(lambda: form.read(path))
+        finally:
+            signal.alarm(0)
+        tried += 1
+
+    rounds(st.data(), attempt, end, seed)
+    return tried, refused
+
+
+def fresh(folder):
+    """An empty folder to work in."""
+    work = folder / "work"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    return work
+
+
+def fuzz_bytes(what, folder, end, seed):
+    """``fuzz`` for files whose bytes are damaged."""
+    tried, canary, work = 0, folder / "canary", fresh(folder)
+    files = image_files() if what == "images" else weight_files(str(canary))
+    read = read_images if what == "images" else read_weights
+
+    def attempt(file):
+        nonlocal tried
+        if time.monotonic() > end:
+            raise KeyboardInterrupt
+        suffix, content = file
+        path = work / f"file{suffix}"
+        path.write_bytes(content)
+        read(path)
+        assert not canary.exists(), "code in the file was run"
+        assert [p.name for p in work.iterdir()] == [path.name], "the reader left files behind"
+        path.unlink()
+        tried += 1
+
+    for file in files:
+        attempt(file)
+    rounds(damaged(files), attempt, end, seed)
+    return tried, None
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["images", "weights"])
+    parser.add_argument("what", choices=["images", "weights", *FORMATS])
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    tried = fuzz(options.what, options.seconds, options.seed)
-    print(f"{options.what}: {tried} damaged files in {options.seconds:.0f} s, each read or refused in one line")
+    tried, refused = fuzz(options.what, options.seconds, options.seed)
+    outcome = "each read or refused in one line"
+    if refused is not None:
+        outcome = f"{tried - refused} read, {refused} refused, each in one line"
+    print(f"{options.what}: {tried} damaged files in {options.seconds:.0f} s, {outcome}")
 
 
 if __name__ == "__main__":
