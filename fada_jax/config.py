@@ -165,6 +165,11 @@ class Config:
         return classes.get_class_set(self.class_set)
 
     @property
+    def class_map(self) -> dict[str, Any] | None:
+        """The class map that ``class_set`` names; None where it names a set of ours."""
+        return classes.read_class_map(self.class_set) if self.class_set.endswith(".json") else None
+
+    @property
     def training_method(self) -> Method:
         """What the stage trains. With lambda 0 a discriminator has no effect on G, and the control leaves it out."""
         if not self.kind.adapts:

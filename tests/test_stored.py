@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import raw_trees
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_bad_inputs import tiny_config, write_checkpoints
@@ -16,6 +17,7 @@ from test_bad_inputs import tiny_config, write_checkpoints
 from fada_jax import classes, documents, files, stored
 from fada_jax import config as schema
 from fada_jax.errors import UserError
+from fada_jax.input_pipeline import conversion
 from fada_jax.stages import beginning
 from fada_jax.training import checkpoints, checksums
 
@@ -215,3 +217,22 @@ def test_ids_of_class_maps_have_one_meaning():
         with pytest.raises(UserError) as caught:
             classes.parse_class_map({"classes": [two["classes"][0], {**two["classes"][1], **change}]}, "map")
         assert problem in str(caught.value), str(caught.value)
+
+
+def test_training_refuses_a_class_map_that_was_edited_after_the_conversion(tmp_path):
+    class_map = {"name": "mine", "classes": [{"name": "a", "ids": [1]}, {"name": "b", "ids": [2]}], "ignored_ids": [0]}
+    raw_trees.folder(tmp_path / "raw", "train", 2, np.ones((32, 48), np.uint8))
+    request = conversion.Conversion("folder", tmp_path / "raw", name="mine", class_map=class_map)
+    conversion.convert(request, tmp_path / "data")
+    path = tmp_path / "map.json"
+    path.write_text(json.dumps(class_map))
+    config = tiny_config(data_dir=str(tmp_path / "data"), class_set=str(path))
+    config.source.dataset = "mine"
+    assert beginning.check(schema.read(config), tmp_path / "w").images == {"source": 2}
+    moved = [{"name": "a", "ids": [2]}, {"name": "b", "ids": [1]}]
+    path.write_text(json.dumps({**class_map, "classes": moved}))
+    with pytest.raises(UserError, match="was converted with another class map called 'mine'"):
+        beginning.check(schema.read(config), tmp_path / "w")
+    # A map of another name has the same classes in other data, for instance of the other domain.
+    path.write_text(json.dumps({**class_map, "name": "other", "classes": moved}))
+    beginning.check(schema.read(config), tmp_path / "w")

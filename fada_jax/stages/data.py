@@ -55,10 +55,10 @@ def check_streams(config: Config, pseudo_labels: str, mesh: jax.sharding.Mesh) -
     for name, stream in streams(config, pseudo_labels).items():
         distributed.check_batch("config.batch_size (per stream)", size, mesh, config.accumulate_steps)
         distributed.check_height(f"{stream.dataset}/{stream.split}", (stream.augment.crop or stream.size)[1], mesh)
-        pipeline.check(config.data_dir, stream, config.classes)
+        pipeline.check(config.data_dir, stream, config.classes, config.class_map)
         images[name] = pipeline.num_examples(config.data_dir, stream)
     if config.eval_every:
-        pipeline.check(config.data_dir, config.eval.stream(augment=False), config.classes)
+        pipeline.check(config.data_dir, config.eval.stream(augment=False), config.classes, config.class_map)
     return images
 
 
