@@ -43,11 +43,14 @@ def run(
     """
     stages = recipe.configs(path, overrides, workdir)
     recipe.check(stages, workdir)
+    suffix, pictures = f"_{split}" if split else "", ["panel.png", "panels"] if "adaptation" in stages else []
+    if not any(workdirs.stage_folder(workdir, name).is_dir() for name in stages):
+        for name in (f"results{suffix}.json", f"results{suffix}.md", f"confusion{suffix}.json", "panel.png"):
+            files.check_output(workdir / name)
     with workdirs.hold(workdir):
         recipe.train(stages, workdir)
         rows = recipe.score(stages, workdir, split)
     confusions = {row["name"]: row.pop("confusion") for row in rows}
-    suffix, pictures = f"_{split}" if split else "", ["panel.png", "panels"] if "adaptation" in stages else []
     if jax.process_index() == 0:
         summary = {"config": path, "seed": stages["source"].seed, "overrides": overrides, "rows": rows}
         files.write_text(workdir / f"results{suffix}.json", json.dumps(summary, indent=2) + "\n")

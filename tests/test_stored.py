@@ -221,7 +221,7 @@ def test_ids_of_class_maps_have_one_meaning():
 
 def test_training_refuses_a_class_map_that_was_edited_after_the_conversion(tmp_path):
     class_map = {"name": "mine", "classes": [{"name": "a", "ids": [1]}, {"name": "b", "ids": [2]}], "ignored_ids": [0]}
-    raw_trees.folder(tmp_path / "raw", "train", 2, np.ones((32, 48), np.uint8))
+    raw_trees.folder(tmp_path / "raw", "train", 2, np.ones((20, 30), np.uint8))
     request = conversion.Conversion("folder", tmp_path / "raw", name="mine", class_map=class_map)
     conversion.convert(request, tmp_path / "data")
     path = tmp_path / "map.json"
