@@ -138,6 +138,8 @@ def batches(
             image = images.read_image(path)
         except UserError as error:
             if skipped is None:
+                if batch:  # What is good is not lost with what is not.
+                    yield outputs, np.stack(batch)
                 raise
             skipped.append(str(error))
             continue
