@@ -20,7 +20,7 @@ from PIL import Image
 from fada_jax import handovers
 from fada_jax.classes import ENCODINGS, IGNORE, ClassSet, label_table
 from fada_jax.errors import UserError
-from fada_jax.input_pipeline import augmentation, decoding, load_tensorflow, reading, records, sampling
+from fada_jax.input_pipeline import augmentation, decoding, load_tensorflow, memory, reading, records, sampling
 from fada_jax.input_pipeline.pseudo_labels import PseudoLabels
 from fada_jax.input_pipeline.records import Records
 from fada_jax.input_pipeline.stream import Stream
@@ -28,6 +28,8 @@ from fada_jax.input_pipeline.stream import Stream
 tf = load_tensorflow()
 
 _ENDLESS = np.iinfo(np.int64).max
+# Batches that wait for their step while another is in use.
+_PREPARED = 2
 _IDENTITY = list(range(256))
 
 
@@ -160,15 +162,8 @@ def train_batches(
         blank = [np.zeros((height, width, 3), np.uint8), np.zeros(label_shape, np.uint8)]
         return reading.batches(_ENDLESS, load, blank, finish, share)
 
-    return _within_memory(batches, f"{stream.dataset}/{stream.split}: {share} images of {width}x{height} pixels")
-
-
-def _within_memory(batches: Callable[[], Iterator[Any]], what: str) -> Generator[Any]:
-    """What ``batches`` returns; where memory does not suffice for it, the error says ``what`` it is."""
-    try:
-        yield from batches()
-    except MemoryError as error:
-        raise UserError(f"{what} do not fit in memory: lower config.batch_size, or their crop or size") from error
+    what = f"{stream.dataset}/{stream.split}: {share} images of {width}x{height} pixels"
+    return memory.within(batches, what, (_PREPARED + 1) * share * width * height * (4 if decode_label else 3))
 
 
 def batch_names(

@@ -19,7 +19,7 @@ from PIL import Image
 from fada_jax import files
 from fada_jax.classes import get_class_set, parse_class_map
 from fada_jax.errors import UserError
-from fada_jax.input_pipeline import conversion, encoding, indexes, pseudo_labels, records, streams
+from fada_jax.input_pipeline import conversion, encoding, indexes, memory, pseudo_labels, records, streams
 from fada_jax.input_pipeline.pseudo_labels import PseudoLabels
 from fada_jax.input_pipeline.stream import Stream
 
@@ -272,10 +272,13 @@ def test_a_batch_that_memory_cannot_hold_says_so(data_dir, monkeypatch):
     def too_much(*_):
         raise MemoryError
 
+    expected = ("6 images of 64x36 pixels do not fit in memory", "config.batch_size", "crop")
+    monkeypatch.setattr(memory, "available", lambda: 3 * 6 * 64 * 36 * 4 - 1)
+    refused(lambda: read_all(data_dir), *expected)
+    monkeypatch.setattr(memory, "available", lambda: 3 * 6 * 64 * 36 * 4)
+    assert len(read_all(data_dir)["image"]) == 6
     monkeypatch.setattr(streams.reading, "batches", too_much)
-    refused(
-        lambda: read_all(data_dir), "gta5/train: 6 images of 64x36 pixels do not fit in memory", "config.batch_size"
-    )
+    refused(lambda: read_all(data_dir), *expected)
 
 
 # Notes ---------------------------------------------------------------------------------------------------------------
