@@ -76,12 +76,23 @@ def _no_traceback(kind: type[BaseException], error: BaseException, trace: types.
         sys.__excepthook__(kind, error, trace)
 
 
+def _obeyed_later(unraisable: Any) -> None:
+    """A signal that comes inside of a callback, of garbage collection for instance, is raised again outside of it."""
+    if isinstance(unraisable.exc_value, KeyboardInterrupt) and state.received:
+        state.last = 0.0
+        again = threading.Timer(0.05, signal.raise_signal, [state.received[-1]])
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
 def obey_signals() -> None:
     """Takes the signals of a terminal and of a scheduler; one that the caller ignores (``nohup``) stays ignored."""
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _raise)
-    sys.excepthook = _no_traceback
+    sys.excepthook, sys.unraisablehook = _no_traceback, _obeyed_later
 
 
 def begin() -> None:
@@ -119,11 +130,12 @@ def silence() -> None:
 
 
 def ignore_signals() -> None:
-    """For the end of a command whose work is done: it is about to end anyway."""
+    """For the end of a command whose work is done.
+
+    The interpreter takes seconds to end, and gives the signals that it handles back to the system as it begins to.
+    """
     for number in SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            # A function, because the watch below sees only signals that have a handler.
-            signal.signal(number, lambda number, _: None)
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager

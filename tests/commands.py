@@ -76,7 +76,7 @@ def command_here(*arguments):
     """
     before, paths = set(flags.FLAGS), list(sys.path)
     handlers = {number: signal.getsignal(number) for number in endings.SIGNALS}
-    hooks = (sys.unraisablehook, threading.excepthook, logging.root.manager.disable)
+    hooks = (sys.excepthook, sys.unraisablehook, threading.excepthook, logging.root.manager.disable)
     argv, sys.argv = sys.argv, [str(arguments[0]), *map(str, arguments[1:])]
     status, output, errors = 0, io.StringIO(), io.StringIO()
     try:
@@ -94,7 +94,7 @@ def command_here(*arguments):
         signal.set_wakeup_fd(-1)
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        sys.unraisablehook, threading.excepthook, logging.root.manager.disable = hooks
+        sys.excepthook, sys.unraisablehook, threading.excepthook, logging.root.manager.disable = hooks
         for name in set(flags.FLAGS) - before:
             delattr(flags.FLAGS, name)
         flags.FLAGS.unparse_flags()
