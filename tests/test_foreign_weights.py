@@ -411,10 +411,12 @@ def test_an_import_is_alone_in_its_folder(workdir, tmp_path):
 
 def test_a_full_disk_leaves_nothing(workdir, tmp_path):
     """On a real one, where this machine lets us make one."""
+    exporting.export_file(workdir, tmp_path / "m.safetensors")
     disk = tmp_path / "disk"
     disk.mkdir()
     code = (
         "import sys\n"
+        "from fada_jax import convert_weights\n"
         "from fada_jax.errors import UserError\n"
         "from fada_jax.interop import exporting, safetensors_files, stablehlo, torch_files\n"
         "from fada_jax.training import checkpoints\n"
@@ -425,16 +427,17 @@ def test_a_full_disk_leaves_nothing(workdir, tmp_path):
         f"    lambda: exporting.export_file({str(workdir)!r}, disk / 'm.safetensors'),\n"
         "    lambda: torch_files.write_pth(disk / 'm.pth', big),\n"
         f"    lambda: stablehlo.export_model(checkpoints.load_model({str(workdir)!r}), disk / 'm'),\n"
+        f"    lambda: convert_weights.import_file({str(tmp_path / 'm.safetensors')!r}, disk / 'w'),\n"
         "):\n"
         "    try:\n"
         "        write()\n"
         "    except UserError as error:\n"
-        "        print(error, sorted(disk.iterdir()))\n"
+        "        print(error, [x for x in disk.rglob('*') if x.name not in ('w', 'lock', 'checkpoints')])\n"
     )
     script = tmp_path / "full.sh"
     (tmp_path / "full.py").write_text(code)
     script.write_text(
-        f"mount -t tmpfs -o size=200k none '{disk}' || exit 77\nexec '{sys.executable}' '{tmp_path}/full.py'\n"
+        f"mount -t tmpfs -o size=60k none '{disk}' || exit 77\nexec '{sys.executable}' '{tmp_path}/full.py'\n"
     )
     result = subprocess.run(
         ["unshare", "--mount", "--map-root-user", "sh", str(script)], capture_output=True, text=True, env=environment()
@@ -442,7 +445,7 @@ def test_a_full_disk_leaves_nothing(workdir, tmp_path):
     if result.returncode in (1, 77) and "Traceback" not in result.stderr:
         pytest.skip("no file system can be mounted here")
     lines = result.stdout.splitlines()
-    assert len(lines) == 3, result.stdout + result.stderr[-3000:]
+    assert len(lines) == 4, result.stdout + result.stderr[-3000:]
     for line in lines:
         assert "cannot be written (No space left on device)" in line and line.endswith("[]")
 

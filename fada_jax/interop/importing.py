@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from fada_jax.interop.torch_tables import CLASSIFIER, DISCRIMINATOR, FEATURE_EXT
 from fada_jax.models import ModelSpec, interchange
 from fada_jax.stages import workdirs
 from fada_jax.stages.program import create_states
+from fada_jax.stored import Meta
 from fada_jax.training import checkpoints, saving
 from fada_jax.training.states import TrainState, replace_weights
 
@@ -261,10 +263,7 @@ def import_file(
     del file  # The states hold copies; both at once would be too much beside what writing takes.
     plain = chosen.plain() | {"preprocessing": dataclasses.asdict(own)}
     meta = saving.make_meta(plain, spec, own, class_set)
-    with workdirs.hold(workdir):
-        check_output(workdir)  # Another import may have been quicker.
-        with saving.writing(workdir, meta, wait=True) as save:
-            save(iteration, states, None)
+    _write(workdir, meta, iteration, states)
     predicts = class_set.name if class_set else "none (feature extractor only)"
     return "\n".join(
         [
@@ -290,6 +289,19 @@ def check_output(workdir: Path) -> None:
     others = sorted(path.name for path in kept if path != checkpoints.directory(workdir))
     if others:
         raise UserError(f"{workdir} holds {first(others)} already: choose an empty or a new folder as --output")
+
+
+def _write(workdir: Path, meta: Meta, iteration: int, states: checkpoints.States) -> None:
+    """Writes the one checkpoint of a workdir; an error leaves no part of it."""
+    with workdirs.hold(workdir):
+        check_output(workdir)  # Another import may have been quicker.
+        try:
+            with saving.writing(workdir, meta, wait=True) as save:
+                save(iteration, states, None)
+        except BaseException:
+            for left in checkpoints.directory(workdir).glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(left, ignore_errors=True)
+            raise
 
 
 def _account_lines(account: Account) -> Iterator[str]:
