@@ -25,6 +25,8 @@ DECODER_ERRORS = (
 # Pillow refuses twice what it warns of; between both it reads, and says so to nobody who could act on it.
 MAX_PIXELS = 178_956_970
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Nor of what it thinks of a file whose pixels it then refuses or reads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 # Stands in every picture of ours, and in those that ``predict`` made.
 MARK, PREDICTION = b"Software\0fada-jax", b"fada-jax prediction"
 

@@ -586,7 +586,7 @@ def test_own_data_are_refused_in_words(tmp_path):
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ([], "() must be of type"),
+        ([], "() must be an object"),
         ({"classes": []}, "classes=() "),
         ({"clases": []}, "class"),
         ({"classes": [{"name": "a", "ids": []}]}, "classes[0].ids=() "),

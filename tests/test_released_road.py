@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import io
 import json
 import os
 import types
@@ -15,7 +14,6 @@ import raw_trees
 import scipy.stats
 import torch
 from commands import command_here, on_devices, one_error
-from PIL import Image
 
 import fada_jax
 from fada_jax import classes, distributed, loading
@@ -100,8 +98,7 @@ def label(config, workdir, stored=None, log=lambda line: None):
     stream = schema.read(config).target.stream(labels=False, augment=False)
     labels = {}
     for name in streams.names(config.data_dir, stream):
-        with Image.open(io.BytesIO(file.read(name))) as image:
-            labels[name] = np.asarray(image)
+        labels[name] = np.asarray(file.read(name))
     return labels, provenance
 
 
