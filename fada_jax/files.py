@@ -152,7 +152,10 @@ def replacing(path: str | Path, *, ours: Callable[[Path], bool] = anything) -> I
     path = Path(path)
     if ours is not anything:
         check_output(path, ours=ours)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
     partial = _free(path)
     try:
         yield partial

@@ -60,6 +60,8 @@ def find_images(arguments: Sequence[str]) -> tuple[dict[Path, Path], int]:
     Raises:
       UserError: nothing found, or two images with one output.
     """
+    if not all(arguments):
+        raise UserError("an argument is empty: name image files, folders or quoted globs")
     if not arguments:
         raise UserError("no image given: name image files, folders or quoted globs")
     inputs: dict[Path, Path] = {}

@@ -23,6 +23,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -35,6 +36,21 @@ from fada_jax.scripts.benchmarks import compilation, frameworks, programs
 from fada_jax.scripts.benchmarks.work import Work
 
 COMMANDS = ("step", "infer", "compile", "input")
+
+
+def scales_of(texts: Sequence[str]) -> tuple[float, ...]:
+    """The factors that ``--scales`` names.
+
+    Raises:
+      UserError: none, or something else than numbers of at least 0.1.
+    """
+    try:
+        scales = tuple(float(text) for text in texts)
+    except ValueError:
+        scales = ()
+    if not scales or not all(0.1 <= scale <= 10 for scale in scales):
+        raise UserError(f"--scales={','.join(texts)}: numbers from 0.1 to 10, separated by commas")
+    return scales
 
 
 def main(arguments: list[str]) -> None:
@@ -59,7 +75,7 @@ def main(arguments: list[str]) -> None:
             cli.size("target_size", options.target_size, least=32),
             options.batch,
             options.block_rows,
-            tuple(float(scale) for scale in options.scales),
+            scales_of(options.scales),
             options.flip,
         )
         result = compilation.run(work, options) if command == "compile" else frameworks.run(command, work, options)

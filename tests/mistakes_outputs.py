@@ -89,6 +89,7 @@ ROWS = {
     "what predict is told": {
         "overlap that is no number": predicted("--overlap=nan must be from 0 to 0.9", "{photo}", "--overlap=nan"),
         "overlap that is all of a window": predicted("overlap", "{photo}", "--overlap=1", status=2),
+        "argument without a name": predicted("an argument is empty", "{photo}", ""),
         "windows of four pixels": predicted("--tile=4x4: must be WIDTHxHEIGHT", "{photo}", "--tile=4x4"),
         "windows of one number": predicted("--tile=512: must be WIDTHxHEIGHT", "{photo}", "--tile=512"),
         "every checkpoint": predicted("--checkpoint=all must be last, best or a step", "{photo}", "--checkpoint=all"),
@@ -135,6 +136,7 @@ ROWS = {
         "measurement over another JSON": (
             ("scripts/benchmark.py", "input", "--output={outputs}/other.json"), 1, NOT_OURS,
         ),
+        "scales that are none": (("scripts/benchmark.py", "infer", "--scales=1,x"), 1, "--scales=1,x: numbers from"),
         "measurement into a folder": (("scripts/measure_input.py", "--output={outputs}"), 1, "is a folder"),
         "reference over another page": (("scripts/config_reference.py", "--output={outputs}/note.txt"), 1, NOT_OURS),
     },
