@@ -53,6 +53,7 @@ for module in {[*program.COMMANDS.values()]}:
     if not os.fork():
         sys.argv, sys.stdout = [module, "--help"], open(os.devnull, "w")
         runpy.run_module(module, run_name="__main__", alter_sys=True)
+        os._exit(0)  # A command may also end by returning.
     os.wait()
 """
     arguments = [sys.executable, "-W", "ignore", "-c", WITHOUT_EXTRAS + code]
