@@ -15,6 +15,7 @@ from fada_jax import as_command  # noqa: F401  # A signal finds its handler from
 # isort: split
 import argparse
 import contextlib
+import re
 import runpy
 import signal
 import subprocess
@@ -38,15 +39,17 @@ def demo(arguments: list[str]) -> int:
     parser = _Parser(
         "fada-jax demo",
         description="Makes miniature data, trains every stage on it and scores them, in one folder.",
-        epilog="Further flags, --config.KEY=VALUE for instance, go to run_recipe.",
+        epilog="--config.KEY=VALUE, --deterministic and --debug go to run_recipe.",
         allow_abbrev=False,
     )
     parser.add_argument("--out", default="demo", help="folder to make, or to go on in (default: demo)")
     parser.add_argument("--seed", default="0", type=_seed, help="of all random numbers (default: 0)")
     options, recipe_flags = parser.parse_known_args(arguments)
     for flag in recipe_flags:
-        if not flag.startswith("--") or flag in ("--", "--out", "--seed"):
-            parser.error(f"unexpected argument {flag!r}: --out=FOLDER names the folder, other flags are --NAME=VALUE")
+        if not re.fullmatch(r"--config\.\S+=.*|--(no)?(debug|deterministic)", flag):
+            parser.error(
+                f"unexpected argument {flag!r}: there are --out, --seed, --deterministic and --config.KEY=VALUE"
+            )
     out = Path(options.out)
     if not options.out or out.absolute().parent == out.absolute():
         parser.error(f"--out={options.out}: name a folder to make")

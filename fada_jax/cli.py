@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,6 +74,7 @@ def run(main: Callable[[list[str]], None]) -> None:
         if debug:
             traceback.print_exc()
         else:
+            traceback.clear_frames(error.__traceback__)
             endings.silence()
         endings.say(answer[1])
         sys.exit(answer[0])
@@ -181,6 +183,8 @@ def _keep_compiled_steps() -> None:
 
     Where the user has no such folder, as in containers, nothing is kept.
     """
+    # A full disk costs the next run some seconds, and no more.
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
     with contextlib.suppress(RuntimeError, OSError):  # RuntimeError: a user without an entry in the system's list.

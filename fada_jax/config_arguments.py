@@ -39,8 +39,8 @@ def normalised(arguments: Sequence[str]) -> list[str]:
         found.pop(name, None)  # The last one counts, at its own place in the order.
         found[name] = f"--{name}{value or ''}"
     if "config" in found:
-        flag, _, path = found.pop("config").partition("=")
-        found = {"config": f"{flag}={installed(path)}" if path else flag, **found}
+        path = found.pop("config").partition("=")[2]
+        found = {"config": f"--config={installed(path)}", **found}
     return [*found.values(), *others, *arguments[end:]]
 
 
@@ -65,6 +65,8 @@ def check(arguments: Sequence[str]) -> None:
       UserError: a config file that fails or gives no config, or a key below one that holds a value.
     """
     path = next((a.removeprefix("--config=") for a in arguments if a.startswith("--config=")), "")
+    if "--config=" in arguments:
+        raise UserError("--config is empty: give the path of a config file")
     file, *options = path.split(":", 1)
     if not Path(file).is_file():
         return

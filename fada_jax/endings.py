@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import codecs
 import contextlib
+import gc
 import io
 import logging
 import os
@@ -28,6 +29,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 INTERRUPTED = "interrupted; run the same command again to continue"
 # Seconds from a signal to the end, where nothing is being saved.
 PATIENCE = 20.0
+# What orbax's other writes say, each with a traceback, after one has failed, whose error follows.
+_LEFT_BEHIND = "Event loop is closed"
 # Seconds within which the same signal is one: a terminal sends it to all processes, and some pass it on.
 _ONE_SIGNAL = 0.5
 
@@ -65,6 +68,11 @@ def _raise(number: int, _: Any) -> None:
         raise KeyboardInterrupt(number)
 
 
+def _send_to_main(number: int) -> None:
+    """A signal that another thread gets would not wake the main thread, which answers it."""
+    signal.pthread_kill(threading.main_thread().ident or 0, number)
+
+
 def _no_traceback(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
     """One line for a signal and for a missing library of an extra, whoever imports it and when."""
     if reason := missing_extra(error):
@@ -76,14 +84,14 @@ def _no_traceback(kind: type[BaseException], error: BaseException, trace: types.
         sys.__excepthook__(kind, error, trace)
 
 
-def _obeyed_later(unraisable: Any) -> None:
+def _unraisable(unraisable: Any) -> None:
     """A signal that comes inside of a callback, of garbage collection for instance, is raised again outside of it."""
     if isinstance(unraisable.exc_value, KeyboardInterrupt) and state.received:
         state.last = 0.0
-        again = threading.Timer(0.05, signal.raise_signal, [state.received[-1]])
+        again = threading.Timer(0.05, _send_to_main, [state.received[-1]])
         again.daemon = True
         again.start()
-    else:
+    elif str(unraisable.exc_value) != _LEFT_BEHIND:
         sys.__unraisablehook__(unraisable)
 
 
@@ -92,7 +100,7 @@ def obey_signals() -> None:
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _raise)
-    sys.excepthook, sys.unraisablehook = _no_traceback, _obeyed_later
+    sys.excepthook, sys.unraisablehook = _no_traceback, _unraisable
 
 
 def begin() -> None:
@@ -124,6 +132,7 @@ def silence() -> None:
     coroutines that were never waited for, each with a traceback.
     """
     sys.unraisablehook = lambda _: None
+    gc.collect()  # Of what the interpreter would find last, when it can be silenced no more.
     threading.excepthook = lambda _: None
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
@@ -242,7 +251,7 @@ class _Standard(io.FileIO):
             if self.fileno() == 1:
                 state.output_fault = error.strerror or str(error)
                 # A run saves then, and everything else ends.
-                signal.raise_signal(signal.SIGTERM)
+                _send_to_main(signal.SIGTERM)
             return len(data)
 
 

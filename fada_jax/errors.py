@@ -13,7 +13,7 @@ EXTRAS = {
     "beam": ("apache_beam",),
     "wandb": ("wandb",),
 }
-_STORAGE = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO))
+_STORAGE = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EFBIG))
 
 
 class UserError(Exception):

@@ -13,6 +13,7 @@ import sys
 import threading
 from pathlib import Path
 
+import absl.logging  # noqa: F401  (its flags are no command's own)
 import jax
 from absl import flags
 
