@@ -54,6 +54,8 @@ def special(path: str | Path) -> str:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
         return ""
+    except ValueError:  # A zero byte.
+        return "no path that can be"
     kinds = {stat.S_ISFIFO: "a named pipe", stat.S_ISSOCK: "a socket"}
     kinds |= dict.fromkeys((stat.S_ISCHR, stat.S_ISBLK), "a device")
     return next((f"{name}, not a file" for is_kind, name in kinds.items() if is_kind(mode)), "")

@@ -308,7 +308,8 @@ def test_a_mistake_ends_with_one_line_and_touches_nothing(request, places, answe
         answers[group][name] = as_documented(message, places)
     assert as_documented(message, places) == answers[group].get(name), "run this file with --write-errors"
     after = snapshot(root)
-    reports = {path for path in after if path.endswith(b"_errors.txt")}  # What conversion found, for the user.
+    # What conversion found, for the user.
+    reports = {path for path in after.keys() - before.keys() if path.endswith(b"_errors.txt")}
     assert {path: after[path] for path in after.keys() - reports} == before
     for path in reports:
         os.unlink(path)

@@ -18,7 +18,7 @@ FOLDER, SUMS = "checkpoints", "SHA256SUMS"
 _STAMPED = ("_CHECKPOINT_METADATA", "commit_success.txt")
 # What every checkpoint holds.
 ITEMS = ("meta", "model", "training")
-_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
+_LINE = re.compile(r"([0-9a-f]{64})  ([^\0]+)")
 
 
 class SummedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
