@@ -35,6 +35,9 @@ def python(code, *, options=(), number=None, after=0.5, **variables):
         time.sleep(after)
         os.killpg(process.pid, number)
     out, err = process.communicate(timeout=60)
+    end = time.monotonic() + 5
+    while campaigns.in_session(process.pid) and time.monotonic() < end:
+        time.sleep(0.05)
     assert not campaigns.in_session(process.pid)
     return process.returncode, out, err
 
@@ -203,8 +206,11 @@ def test_an_error_after_progress_on_a_terminal_begins_a_line(monkeypatch):
             show(1)
             show(2)
             raise UserError
-    lines = os.read(ours, 4096).decode().split("\r")
+    text = ""
+    while not text.endswith("\n"):
+        text += os.read(ours, 4096).decode()
     os.close(ours)
+    lines = text.split("\r")
     assert [line[:10] for line in lines[1:3]] == ["1/4 images", "2/4 images"] and lines[-1] == "\n"
 
 
@@ -328,7 +334,7 @@ def test_a_user_without_a_home_keeps_no_compiled_steps(monkeypatch):
 def test_an_ascii_locale_reads_names_as_utf8():
     ascii_only = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
     status, _, err = shell(
-        f"$PYTHON -m fada_jax.train --config {CONFIG} --workdir=/nowhere --config.data_dir=/nowhere/straße",
+        f"$PYTHON -m fada_jax.train --config {CONFIG} --workdir=/none --config.data_dir=/none/straße",
         **ascii_only,
     )
     assert status == 1 and err.startswith("error: /none/straße/gta5") and len(err.splitlines()) == 1, err
