@@ -5,6 +5,8 @@ import configparser
 import graphlib
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -179,3 +181,11 @@ def test_the_ten_questions_have_answers():
         for name in row.split("`")[1::2]:
             if name.endswith(".py"):
                 assert Path(ROOT, name).is_file(), name
+
+
+def test_text_is_utf8_whatever_the_locale():
+    """A rule of ruff's preview, which would bring others if it were switched on for all."""
+    places = [str(ROOT / package) for package in PACKAGES]
+    arguments = ["-m", "ruff", "check", "--no-cache", "--preview", "--select=PLW1514", *places]
+    result = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr

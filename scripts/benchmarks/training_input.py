@@ -174,7 +174,7 @@ def table(result: dict[str, Any]) -> str:
 
 def resident_mib() -> float:
     """Memory of this process that is in RAM."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def measure_memory(batches: int) -> dict[str, Any]:

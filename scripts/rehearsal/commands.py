@@ -59,7 +59,8 @@ class Rehearsal:
             lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"]
             raise UserError(f"{name} ended with status {status}: {lines[-1]} (all of it: {path})")
         log(f"{name} ({time.perf_counter() - began:.0f} s)")
-        return [json.loads(line) for line in dict.fromkeys(facts.read_text(encoding="utf-8").splitlines())] if facts.exists() else []
+        noted = facts.read_text(encoding="utf-8").splitlines() if facts.exists() else []
+        return [json.loads(line) for line in dict.fromkeys(noted)]
 
     def _environment(self, facts: Path) -> dict[str, str]:
         return {
