@@ -36,6 +36,8 @@ OPTIONS = (
     "--config.model.widths=(8,8,8,8)", "--config.model.stem_width=8", "--config.discriminator.widths=(8,8)",
     "--config.log_every=1", "--config.checkpoint_every=4", f"--config.total_steps={STEPS}",
 )  # fmt: skip
+# Where kills fall.
+PLACES = ("while a checkpoint was written", "during steps", "between stages")
 CROP = "--config.target.crop=(48,24)"  # Of self-distillation.
 
 
@@ -159,13 +161,19 @@ def wait_for_moment(run, kind, rng, folders):
     return alive and run.processes[0].poll() is None
 
 
+def moments(rng, kills, stages):
+    """Kinds of moments, in random order: each at least once, of a single stage but for its end, after which is none."""
+    ends = max(1, kills // 10) if len(stages) > 1 else 0
+    during = ["step", "checkpoint"] * ((kills - ends + 1) // 2)
+    return rng.permutation(["stage"] * ends + during[: kills - ends]).tolist()
+
+
 def torment(command, workdir, rng, kills, processes=1, stages=STAGES):
     """Starts ``command`` and kills it, ``kills`` times, then lets it finish; returns where the kills fell."""
     folders = [workdir / stage / "checkpoints" for stage in stages]
     fell = collections.Counter()
-    while sum(fell.values()) < kills:
+    for kind in moments(rng, kills, stages):
         run = Run(command, processes)
-        kind = rng.choice(["step", "checkpoint", "stage"], p=[0.5, 0.4, 0.1])
         if not wait_for_moment(run, kind, rng, folders):
             if any(run.wait()):
                 raise RuntimeError(run.report())
@@ -173,7 +181,7 @@ def torment(command, workdir, rng, kills, processes=1, stages=STAGES):
         writing = half_written(folders)
         run.kill()
         last = next((line for line in reversed(run.lines) if line), "nothing printed")
-        where = "while a checkpoint was written" if writing else "during steps" if kind != "stage" else "between stages"
+        where = PLACES[0] if writing else PLACES[1] if kind != "stage" else PLACES[2]
         fell[where] += 1
         print(f"kill {sum(fell.values()):>2} {where}, after: {last[:60]}", flush=True)
     finish(command, processes)

@@ -144,6 +144,22 @@ def test_resumed_training_is_bit_identical(recipe, data_dir, tmp_path):
     assert logged == [2, 4, 6]
 
 
+def test_compiled_as_for_users_the_same_run_gives_the_same_bits(data_dir, tmp_path, monkeypatch):
+    """Other tests compile with less optimisation, and load what others have compiled."""
+    arguments = (
+        "-m", "fada_jax.train", f"--config={CONFIG}", f"--config.data_dir={data_dir}", "--config.total_steps=3",
+        "--config.model.widths=(8,8,8,8)", "--config.model.stem_width=8", "--config.source.size=(48,32)",
+    )  # fmt: skip
+    models = []
+    for name in ("one", "two"):
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / name / "compiled"))
+        command(*arguments, f"--workdir={tmp_path}/{name}/w", optimised=True)
+        models.append(checkpoints.load_model(tmp_path / name / "w"))
+    assert models[0].step == 3
+    for a, b in zip(*(jax.tree.leaves(model.params) for model in models), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_evaluate_agrees_with_the_recipe_and_scores_all_checkpoints(recipe, tmp_path):
     workdir, _, _ = recipe
     output = command(

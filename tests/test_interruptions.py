@@ -6,7 +6,7 @@ import time
 import interruptions
 import numpy as np
 import pytest
-from interruptions import STAGES, STEPS, Run, differences, finish, recipe_command, stage_command, torment
+from interruptions import PLACES, STAGES, STEPS, Run, differences, finish, recipe_command, stage_command, torment
 
 from fada_jax.training import checkpoints
 
@@ -30,7 +30,8 @@ def data_dir(out):
 @pytest.mark.timeout(3600)
 def test_a_killed_recipe_ends_as_an_undisturbed_one(out, data_dir):
     finish(recipe_command(data_dir, out / "whole"))
-    torment(recipe_command(data_dir, out / "killed"), out / "killed", np.random.default_rng(0), kills=20)
+    fell = torment(recipe_command(data_dir, out / "killed"), out / "killed", np.random.default_rng(0), kills=20)
+    assert sum(fell.values()) == 20 and set(fell) == set(PLACES)
     assert {stage: differences(out / "whole" / stage, out / "killed" / stage) for stage in STAGES} == {
         stage: [] for stage in STAGES
     }
@@ -40,14 +41,15 @@ def test_a_killed_recipe_ends_as_an_undisturbed_one(out, data_dir):
 def test_two_killed_processes_end_as_undisturbed_ones(out, data_dir):
     whole, killed = out / "whole2", out / "killed2"
     finish(stage_command(data_dir, whole), processes=2)
-    torment(stage_command(data_dir, killed), killed, np.random.default_rng(0), 3, processes=2, stages=[""])
+    fell = torment(stage_command(data_dir, killed), killed, np.random.default_rng(0), 4, processes=2, stages=[""])
+    assert sum(fell.values()) == 4 and set(fell) <= set(PLACES[:2])
     assert differences(whole, killed) == []
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("number", "receiver"), [(signal.SIGTERM, 1), (signal.SIGINT, 0)])
+@pytest.mark.parametrize(("number", "receiver"), [(signal.SIGTERM, 1), (signal.SIGINT, 0), (signal.SIGHUP, 0)])
 def test_a_signal_to_one_of_two_processes_saves_and_ends_both(out, data_dir, number, receiver):
-    workdir = out / f"signal{receiver}"
+    workdir = out / f"signal{number}"
     run = Run((*stage_command(data_dir, workdir), "--config.checkpoint_every=1000"), 2)
     assert run.until(lambda: run.steps() >= 2)
     began = time.monotonic()
