@@ -23,11 +23,14 @@ T = TypeVar("T")
 STRICT: Any = {"extra": "forbid"}
 LIMIT = 2**26
 
-_LIMITS = {
-    "greater_than_equal": "at least {ge:g}",
-    "less_than_equal": "at most {le:g}",
-    "greater_than": "above {gt:g}",
-    "less_than": "below {lt:g}",
+_MUSTS = {
+    "greater_than_equal": "be at least {ge:g}",
+    "less_than_equal": "be at most {le:g}",
+    "greater_than": "be above {gt:g}",
+    "less_than": "be below {lt:g}",
+    "finite_number": "be a finite number",
+    "dataclass_type": "be an object",
+    "too_short": "have {min_length} or more items",
 }
 
 
@@ -88,30 +91,26 @@ def describe(error: Mapping[str, Any], values: Any, prefix: str = "") -> str:
             values = values[key]
         except (KeyError, IndexError, TypeError):  # Missing, or one of the alternatives of a union.
             known = False
-    kind, context = error["type"], error.get("ctx", {})
-    if kind in ("missing", "missing_argument"):
+    if error["type"] in ("missing", "missing_argument"):
         return f"{name or 'it'} is missing"
-    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
+    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"{name} is unknown"
-    if kind in _LIMITS:
-        problem = "must be " + _LIMITS[kind].format(**context)
-    elif kind == "literal_error":
-        problem = "must be one of " + context["expected"].replace("'", "").replace(" or ", ", ")
-    elif kind == "value_error":
-        problem = str(context["error"])
-    elif kind == "finite_number":
-        problem = "must be a finite number"
-    elif kind == "dataclass_type":
-        problem = "must be an object"
-    elif kind == "too_short":
-        problem = f"must have {context['min_length']} or more items"
-    elif kind.endswith("_type"):
-        problem = f"must be of type {kind.removesuffix('_type')}"
-    else:
-        problem = f"cannot be: {error['msg'][:1].lower()}{error['msg'][1:]}"
-    if not known:
-        return f"{name} {problem}"
-    return f"{name}{name and '='}{shown(values)} {problem}"
+    value = f"{name and '='}{shown(values)}" if known else ""
+    return f"{name}{value} {_problem(error)}"
+
+
+def _problem(error: Mapping[str, Any]) -> str:
+    """What a value must be, by the error that pydantic found."""
+    kind, context = error["type"], error.get("ctx", {})
+    if kind in _MUSTS:
+        return "must " + _MUSTS[kind].format(**context)
+    if kind == "literal_error":
+        return "must be one of " + context["expected"].replace("'", "").replace(" or ", ", ")
+    if kind == "value_error":
+        return str(context["error"])
+    if kind.endswith("_type"):
+        return f"must be of type {kind.removesuffix('_type')}"
+    return f"cannot be: {error['msg'][:1].lower()}{error['msg'][1:]}"
 
 
 def _key(key: str) -> str:

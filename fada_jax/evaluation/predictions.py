@@ -96,7 +96,8 @@ def are_our_probabilities(path: Path) -> bool:
         with path.open("rb") as file:
             version = np.lib.format.read_magic(file)
             shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        return version == (1, 0) and dtype == np.float32 and len(shape) == 3 and shape[1::-1] == images.check_image(label)
+        size = images.check_image(label)
+        return version == (1, 0) and dtype == np.float32 and len(shape) == 3 and shape[1::-1] == size
     except (OSError, ValueError, UserError):
         return False
 
