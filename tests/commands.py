@@ -36,6 +36,9 @@ class Hiding:
         return None if absent else self.finder.find_spec(name, path, target)
 sys.meta_path[:] = map(Hiding, sys.meta_path)
 """
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell lets what it runs in the background ignore Ctrl-C, and that is inherited; tests send it on purpose.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 

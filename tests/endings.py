@@ -279,8 +279,6 @@ def main():
 
 
 if __name__ == "__main__":
-    for known in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(known, signal.SIG_DFL)  # A shell lets what it runs in the background ignore Ctrl-C.
     if sys.argv[1:] == ["serve"]:
         if script := serve():
             # At the outermost level, so that the interpreter ends as a command's does.

@@ -28,7 +28,6 @@ def python(code, *, options=(), number=None, after=0.5, **variables):
     process = subprocess.Popen(
         [sys.executable, *options, "-c", textwrap.dedent(code)], cwd=ROOT, env={**environment(), **variables},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     if number:
         assert process.stdout.readline() == "ready\n", process.stderr.read()
@@ -143,7 +142,7 @@ def test_processes_started_undisturbed_get_no_signal():
 def test_a_signal_during_imports_is_one_line(delay, number):
     process = subprocess.Popen(
         [sys.executable, "-m", "fada_jax.export", "--help"], cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     status = Path(f"/proc/{process.pid}/status")
     while not int(status.read_text().partition("SigCgt:")[2].split()[0], 16) & 1 << signal.SIGTERM - 1:
