@@ -85,7 +85,7 @@ def weight_files(canary):
     return [*files, (".safetensors", safetensors.numpy.save(arrays))]
 
 
-# Seconds that a reader may take.
+# Seconds of computing that a reader may take.
 PATIENCE = 30
 SPEC = ModelSpec("resnet18", 19, "frozen", (1, 1, 1, 1), (4, 4, 4, 4), 4, True, 8, (1,))
 
@@ -165,15 +165,30 @@ def fuzz_format(what, folder, end, seed):
             raise KeyboardInterrupt
         path = copied(original, fresh(folder))
         form.change(data.draw, path)
-        signal.alarm(PATIENCE)
-        try:
+        with patience():
             refused += _refuses_in_one_line(lambda: form.read(path))
-        finally:
-            signal.alarm(0)
         tried += 1
 
     rounds(st.data(), attempt, end, seed)
     return tried, refused
+
+
+@contextlib.contextmanager
+def patience():
+    """Ends what computes for longer than ``PATIENCE``, or waits ten times as long, with an error."""
+
+    def too_long(*_):
+        raise TimeoutError("the reader does not end")
+
+    for number in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(number, too_long)
+    signal.alarm(10 * PATIENCE)
+    signal.setitimer(signal.ITIMER_PROF, PATIENCE)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def fresh(folder):
