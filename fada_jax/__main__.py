@@ -83,15 +83,24 @@ def _seed(text: str) -> int:
 
 
 def _command(arguments: list[str]) -> int:
-    """Status of one command, which gets the signals that this process gets and says how it ended."""
-    process = subprocess.Popen([sys.executable, "-m", "fada_jax", *arguments])
+    """Status of one command, which gets the signals that this process gets and says how it ended.
+
+    Raises:
+      KeyboardInterrupt: a signal came when the command had done its work already.
+    """
+    process, came = subprocess.Popen([sys.executable, "-m", "fada_jax", *arguments]), None
     with endings.saving():
         while True:
             try:
-                return process.wait()
+                status = process.wait()
+                break
             except KeyboardInterrupt as error:
+                came = error
                 with contextlib.suppress(ProcessLookupError):
                     process.send_signal(error.args[0] if error.args else signal.SIGINT)
+    if came and not status:
+        raise came
+    return status
 
 
 def main() -> None:

@@ -153,6 +153,23 @@ def test_a_signal_during_imports_is_one_line(delay, number):
     assert (process.wait(30), err) in ((128 + number, INTERRUPTED), (0, ""))
 
 
+@pytest.mark.parametrize(("child", "status"), [("time.sleep(60)", 143), ("signal.signal(15, 1); time.sleep(2)", 143)])
+def test_a_signal_to_the_demo_ends_it_with_the_command_at_work(child, status):
+    """Also where that command has done its work already and ends with 0: nothing further may begin."""
+    code = f"""
+    import subprocess
+    from fada_jax import __main__ as program
+    child = "from fada_jax import as_command; import signal, time; {child}"
+    begin = subprocess.Popen
+    program.subprocess.Popen = lambda command: begin([command[0], "-c", child])
+    sys.argv = ["fada-jax", "demo", "--out=/none/demo"]
+    print("ready", flush=True)
+    program.main()
+    """
+    ended, out, err = python(COMMAND + textwrap.dedent(code), number=signal.SIGTERM, after=1)
+    assert (ended, out, err) == (status, "", INTERRUPTED)
+
+
 # Standard streams ----------------------------------------------------------------------------------------------------
 
 
