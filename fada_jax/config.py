@@ -278,7 +278,7 @@ _ADDED = (
 def _same_keys(config: Any, wanted: Any, prefix: str = "config", *, optional: bool = False) -> None:
     """Refuses keys that the schema does not have, and lacks of them; ``optional``: those of ``_ADDED`` may lack."""
     for key in [*config, *wanted]:
-        name = f"{prefix}.{key}"
+        name = f"{prefix}.{documents.key_name(str(key))}"
         if name == "config.options" or (optional and key not in config and name.removeprefix("config.") in _ADDED):
             continue
         if key not in wanted:

@@ -86,7 +86,7 @@ def describe(error: Mapping[str, Any], values: Any, prefix: str = "") -> str:
     place = [key for key in error["loc"] if not (isinstance(key, str) and key.startswith("function-"))]
     name, known = prefix, True
     for key in place:
-        name += f"[{key}]" if isinstance(key, int) else f"{name and '.'}{_key(key)}"
+        name += f"[{key}]" if isinstance(key, int) else f"{name and '.'}{key_name(key)}"
         try:
             values = values[key]
         except (KeyError, IndexError, TypeError):  # Missing, or one of the alternatives of a union.
@@ -113,7 +113,7 @@ def _problem(error: Mapping[str, Any]) -> str:
     return f"cannot be: {error['msg'][:1].lower()}{error['msg'][1:]}"
 
 
-def _key(key: str) -> str:
+def key_name(key: str) -> str:
     """A key in an error: quoted where it is no plain name."""
     return key if key.isprintable() and 0 < len(key) <= 60 else shown(key, 60)
 

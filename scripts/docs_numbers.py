@@ -26,7 +26,7 @@ import numpy as np
 from absl import flags
 from scipy import stats
 
-from fada_jax import cli
+from fada_jax import cli, files
 from fada_jax.errors import UserError
 from fada_jax.reporting import paper
 from fada_jax.scripts.rehearsal import report
@@ -288,7 +288,7 @@ def main(arguments: list[str]) -> None:
         if filled != text:
             differing.append(str(page.relative_to(ROOT)))
             if not flags.FLAGS.check:
-                page.write_text(filled, encoding="utf-8")
+                files.write_text(page, filled)
     if differing and flags.FLAGS.check:
         raise UserError(f"{', '.join(differing)}: numbers differ from docs/results; run make docs-numbers")
     print(f"written: {', '.join(differing)}" if differing else "every page is up to date")

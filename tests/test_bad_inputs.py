@@ -279,7 +279,8 @@ def as_documented(message, places):
     # Places of other areas lie in BAD.
     for name in sorted(DOC_PLACES, key=lambda name: len(str(places[name])), reverse=True):
         message = message.replace(str(places[name]), DOC_PLACES[name])
-    return message
+    # As the standard error shows bytes that are no UTF-8.
+    return message.encode("utf-8", "backslashreplace").decode()
 
 
 @pytest.fixture(scope="module")
