@@ -48,14 +48,12 @@ def special(path: str | Path) -> str:
     """'a named pipe' or the like, which opening may wait on for ever; '' for a file, a folder or nothing there.
 
     Raises:
-      OSError: the path cannot be looked at.
+      OSError, ValueError: the path cannot be looked at; the latter where it holds a zero byte.
     """
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
         return ""
-    except ValueError:  # A zero byte.
-        return "no path that can be"
     kinds = {stat.S_ISFIFO: "a named pipe", stat.S_ISSOCK: "a socket"}
     kinds |= dict.fromkeys((stat.S_ISCHR, stat.S_ISBLK), "a device")
     return next((f"{name}, not a file" for is_kind, name in kinds.items() if is_kind(mode)), "")
@@ -80,6 +78,8 @@ def read_bytes(path: str | Path, limit: int = 2**30) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UserError(f"{str(path)!r} cannot be read: {error}") from error
 
 
 def read_text(path: str | Path, limit: int = 2**26) -> str:
