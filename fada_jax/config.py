@@ -250,10 +250,11 @@ def stored(values: Mapping[str, Any], num_classes: int) -> Config:
 def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
     """A stored config whose first keys have the names of today."""
     values = dict(values)
-    if "kind" in (knowledge := values.get("knowledge", {})):
+    knowledge = values.get("knowledge")
+    if isinstance(knowledge, Mapping) and "kind" in knowledge:
         values["knowledge"] = {key: value for key, value in knowledge.items() if key != "kind"}
         if values.get("method") == "fada":  # Which took its kind of class knowledge from there.
-            values["method"] = {"soft": "fada"}.get(knowledge["kind"], knowledge["kind"])
+            values["method"] = "fada" if knowledge["kind"] == "soft" else knowledge["kind"]
     if "student_from_teacher" in values:
         values["student_from"] = "adaptation" if values.pop("student_from_teacher") else "init_from"
     return values
