@@ -88,17 +88,22 @@ def _command(arguments: list[str]) -> int:
     Raises:
       KeyboardInterrupt: a signal came when the command had done its work already.
     """
-    process, came = subprocess.Popen([sys.executable, "-m", "fada_jax", *arguments]), None
+    process, came = None, None
     with endings.saving():
         while True:
             try:
+                process = process or subprocess.Popen([sys.executable, "-m", "fada_jax", *arguments])
                 status = process.wait()
                 break
             except KeyboardInterrupt as error:
+                if process is None:
+                    raise
                 came = error
+                endings.state.said = True  # By the command, which gets the signal, too.
                 with contextlib.suppress(ProcessLookupError):
                     process.send_signal(error.args[0] if error.args else signal.SIGINT)
     if came and not status:
+        endings.state.said = False
         raise came
     return status
 

@@ -159,11 +159,10 @@ def test_a_signal_to_the_demo_ends_it_with_the_command_at_work(child, status):
     code = f"""
     import subprocess
     from fada_jax import __main__ as program
-    child = "from fada_jax import as_command; import signal, time; {child}"
+    child = "from fada_jax import as_command; import signal, time; print('ready', flush=True); {child}"
     begin = subprocess.Popen
     program.subprocess.Popen = lambda command: begin([command[0], "-c", child])
     sys.argv = ["fada-jax", "demo", "--out=/none/demo"]
-    print("ready", flush=True)
     program.main()
     """
     ended, out, err = python(COMMAND + textwrap.dedent(code), number=signal.SIGTERM, after=1)
