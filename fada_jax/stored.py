@@ -1,8 +1,8 @@
 """The schema of everything that is stored as JSON: what each document holds, in which ranges, and in which format.
 
-A document is read by ``documents.parse`` or ``documents.read``, brought to today's format by ``upgraded``, and checked
-against its dataclass here; whatever does not fit is refused with the file and the field. A field that is added gets a
-default; one that changes its meaning gets a new format number and a step in ``upgraded``.
+A document is read by ``documents.parse`` or ``documents.read``, brought to today's format by a function here, and
+checked against its dataclass; whatever does not fit is refused with the file and the field. A field that is added gets
+a default; one that changes its meaning gets a new format number and a step in that function.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fada_jax.models.spec import ComputeType, ModelSpec
 from fada_jax.preprocessing import Preprocessing
 from fada_jax.ranges import Finite, NonNegative, Positive, Scales, Size, Whole
 
-Step = Annotated[int, Ge(0), Le(2**31 - 1)]
+Step = Whole
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Percent = Annotated[Finite, Ge(0), Le(100)]
 
@@ -71,12 +71,6 @@ class Meta:
     pseudo_labels: dict[str, Any] | None = None  # A ``PseudoLabelOrigin``; {}: an earlier version made them.
     next_batch: Step | None = None  # Step of the checkpoint.
     checkpoint_step: Step | None = None  # Of a file of weights.
-
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """(width, height) that the model is tested at."""
-        width, height = self.config["eval"]["size"]
-        return width, height
 
     def plain(self) -> dict[str, Any]:
         """In JSON types; what does not apply is left out."""

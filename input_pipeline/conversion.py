@@ -299,11 +299,11 @@ def _write_report(path: Path, errors: list[str]) -> None:
 def _scan(path: Path) -> Iterator[tuple[int, bytes]]:
     """Offset and payload of every record of a TFRecord file."""
     with path.open("rb") as file:
-        while header := file.read(12):
+        while header := file.read(indexes.HEADER):
             length = struct.unpack("<Q", header[:8])[0]
             offset = file.tell()
             yield offset, file.read(length)
-            file.seek(offset + length + 4)
+            file.seek(offset + length + indexes.FOOTER)
 
 
 def _write_index(root: Path, split: str, shards: list[str], expected: int) -> None:

@@ -11,13 +11,13 @@ from PIL import Image
 
 from fada_jax import handovers, images
 from fada_jax.errors import UserError
+from fada_jax.input_pipeline import indexes
 
 try:
     import cykooz_resizer
 except ImportError:  # The extra "input"; Pillow does the same in eight times the time.
     cykooz_resizer = None
 
-_ADVICE = "convert again with --overwrite"
 # Of the pictures in converted data sets.
 _STORED = ("PNG", "JPEG", "TIFF")
 
@@ -37,11 +37,11 @@ def stored_label(record: Mapping[str, Any]) -> Image.Image:
     """The label of a stored record, raw ids in grey; raises as ``decoded``."""
     label = decoded(record["label"], record["size"], f"the label of {record['place']}")
     if label.mode != "L":
-        raise UserError(f"the label of {record['place']} is no map of ids ({label.mode}); {_ADVICE}")
+        raise UserError(f"the label of {record['place']} is no map of ids ({label.mode}); {indexes.ADVICE}")
     return label
 
 
-def decoded(data: bytes, size: tuple[int, int] | None, what: str, advice: str = _ADVICE) -> Image.Image:
+def decoded(data: bytes, size: tuple[int, int] | None, what: str, advice: str = indexes.ADVICE) -> Image.Image:
     """A stored picture, whose own size is compared with what it must have before its pixels take memory.
 
     Args:

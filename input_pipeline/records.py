@@ -221,7 +221,7 @@ class Records:
             record = self.read_or_skip(k % len(self.records), on_damage)
             if record is not None:
                 return record
-        raise UserError(f"{self.root}: every record of {self.split} is damaged; convert again with --overwrite")
+        raise UserError(f"{self.root}: every record of {self.split} is damaged; {indexes.ADVICE}")
 
 
 def open_split(data_dir: str | Path, dataset: str, split: str, city: str = "") -> Records:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import raw_trees
+from fuzz_formats import JSON, places, put
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_bad_inputs import tiny_config, write_checkpoints
@@ -27,38 +28,11 @@ BEFORE = Path(__file__).with_name("stored_before")
 @pytest.mark.parametrize("path", sorted(BEFORE.glob("checkpoint_*.json")), ids=lambda path: path.stem)
 def test_checkpoints_of_earlier_versions_are_understood(path):
     meta = stored.meta(documents.read(path), path)
-    assert meta.class_set == classes.get_class_set("cityscapes19") and meta.input_size == (48, 24)
+    assert meta.class_set == classes.get_class_set("cityscapes19") and meta.config["eval"]["size"] == [48, 24]
     config = schema.stored(meta.config, meta.model.num_classes)
     assert (config.stage, config.method) == ("source", "fada") and config.student_from in ("init_from", "source")
     # Written again, it is of today.
     assert stored.meta(json.loads(json.dumps(meta.plain())), path) == meta
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
-    max_leaves=8,
-)
-
-
-def places(values, at=()):
-    """The way to every value in a document."""
-    yield at
-    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
-    for key, value in items:
-        yield from places(value, (*at, key))
-
-
-def changed(values, at, new):
-    """A copy of a document with another value at one place; ``new`` None: nothing there."""
-    if not at:
-        return new
-    copy = dict(values) if isinstance(values, dict) else list(values)
-    if len(at) == 1 and new is None and isinstance(copy, dict):
-        del copy[at[0]]
-    else:
-        copy[at[0]] = changed(copy[at[0]], at[1:], new)
-    return copy
 
 
 DOCUMENT = json.loads((BEFORE / "checkpoint_dbe317b.json").read_text())
@@ -68,7 +42,7 @@ DOCUMENT = json.loads((BEFORE / "checkpoint_dbe317b.json").read_text())
 @given(st.sampled_from(list(places(DOCUMENT))), JSON)
 def test_one_changed_field_is_understood_or_refused_in_one_line(at, new):
     try:
-        meta = stored.meta(changed(DOCUMENT, at, new), "file")
+        meta = stored.meta(put(DOCUMENT, at, new, remove=new is None), "file")
         schema.stored(meta.config, meta.model.num_classes)
         checkpoints.generator_shapes(meta.model, "file: model")
     except UserError as error:

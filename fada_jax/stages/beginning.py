@@ -79,6 +79,11 @@ def check(config: Config, workdir: Path, *, data_sets: bool = True) -> Begun:
     return Begun(meta, manifest, images)
 
 
+def changed(begun: Begun, workdir: Path) -> bool:
+    """Whether a workdir holds something else than when ``check`` looked."""
+    return (_last_meta(workdir), read_manifest(workdir)) != (begun.meta, begun.manifest)
+
+
 def _last_meta(workdir: Path) -> Meta | None:
     """What the last checkpoint says whose description is as it was written."""
     for number in reversed(checkpoints.available_steps(workdir)):
@@ -108,12 +113,11 @@ def _refuse_other(config: Config, before: Mapping[str, Any], begun_with: Mapping
 
 def _refuse_foreign(workdir: Path) -> None:
     """Refuses a workdir whose files would be overwritten although no stage of ours made them."""
-    if checkpoints.available_steps(workdir):
+    # Earlier versions wrote their config first.
+    if checkpoints.available_steps(workdir) or _is_config(workdir / "config.json"):
         return
-    for name in _WRITTEN:
-        path = workdir / name
-        # Earlier versions wrote their config first.
-        if path.exists() and not (name == "config.json" and _is_config(path)) and not _is_config(workdir / _WRITTEN[0]):
+    for path in (workdir / name for name in _WRITTEN):
+        if path.exists():
             raise UserError(f"{path} is there already and no stage made it: use another --workdir, or move it away")
 
 

@@ -34,7 +34,7 @@ from fada_jax.errors import UserError
 from fada_jax.evaluation import inference
 from fada_jax.input_pipeline import streams
 from fada_jax.models import Segmenter, height_width
-from fada_jax.stored import Step
+from fada_jax.stored import LogLine
 from fada_jax.training import loop
 
 
@@ -163,16 +163,9 @@ def open_log(
 def _step_of(line: str) -> float:
     """Step of a line of metrics.jsonl; infinity where a kill or a full disk cut it short, or it is none."""
     try:
-        return documents.check(documents.parse(line, "line"), _Line, "line").step if line.endswith("\n") else math.inf
+        return documents.check(documents.parse(line, "line"), LogLine, "line").step if line.endswith("\n") else math.inf
     except UserError:
         return math.inf
-
-
-@dataclasses.dataclass(frozen=True)
-class _Line:
-    """What is needed of a line of metrics.jsonl."""
-
-    step: Step
 
 
 def _write_hyperparameters(board: Any, config: Mapping[str, Any]) -> None:

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from flax.errors import FlaxError
 
 from fada_jax import distributed
 from fada_jax.config import Config
-from fada_jax.errors import UserError
 from fada_jax.methods import Metrics, States
 from fada_jax.training import loop
+from fada_jax.training.states import abstract
 
 Step = Callable[[States, Any], tuple[States, Metrics]]
 
@@ -23,12 +22,7 @@ def state_shapes(config: Config) -> States:
     Raises:
       UserError: no network can be built from the config.
     """
-    try:
-        return jax.eval_shape(lambda: create_states(config))
-    except (TypeError, ValueError, FlaxError) as error:
-        # Flax's layers and JAX's shapes raise these about numbers that do not fit together.
-        problem = " ".join(str(error).split("\n\n")[0].split())[:200]
-        raise UserError(f"config.model, config.discriminator: no network can be built so: {problem}") from error
+    return abstract(lambda: create_states(config), "config.model, config.discriminator: no network can be built so")
 
 
 def create_states(config: Config) -> States:

@@ -86,8 +86,8 @@ def train(
         states = parents.initial_states(config, run.mesh, models.get("init_from"))
 
     with workdirs.hold(workdir), handovers.within(stage=config.stage, method=config.method):
-        # Until the workdir was held, another run may have begun in it, or ended.
-        begun = beginning.check(config, workdir, data_sets=batches is None)
+        if beginning.changed(begun, workdir):  # By another run, before this one held it.
+            begun = beginning.check(config, workdir, data_sets=batches is None)
 
         # ---- States
         last = checkpoints.last_good(workdir, log)

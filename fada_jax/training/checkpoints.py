@@ -20,7 +20,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import serialization
-from flax.errors import FlaxError
 from jax.experimental import multihost_utils
 
 from fada_jax import classes, distributed, documents, files, stored
@@ -31,7 +30,7 @@ from fada_jax.preprocessing import Preprocessing
 from fada_jax.stored import Meta, Percent
 from fada_jax.training import checksums
 from fada_jax.training.optimizers import OptimizerSpec
-from fada_jax.training.states import TrainState, create_generator, replace_weights
+from fada_jax.training.states import TrainState, abstract, create_generator, replace_weights
 
 # Pytrees by name; ``generator`` is the TrainState of G.
 States = dict[str, Any]
@@ -280,8 +279,8 @@ def load_model(workdir: str | Path, checkpoint: str = "last") -> Model:
 def _load(workdir: str | Path, step: int) -> Model:
     meta = read_meta(workdir, step)
     state = generator_shapes(meta.model, f"{directory(workdir) / str(step)}: model")
-    abstract = _on_one_device({"params": state.params, "batch_stats": state.collections.get("batch_stats", {})})
-    tree = jax.device_get(_restore(workdir, step, "model", abstract))
+    wanted = _on_one_device({"params": state.params, "batch_stats": state.collections.get("batch_stats", {})})
+    tree = jax.device_get(_restore(workdir, step, "model", wanted))
     return Model(meta.model, meta.preprocessing, meta.class_set, tree["params"], tree["batch_stats"], meta.config, step)
 
 
@@ -293,12 +292,7 @@ def generator_shapes(spec: ModelSpec, source: str) -> TrainState:
     """
     if spec.backbone not in BACKBONES:
         raise UserError(f"{source}.backbone={spec.backbone!r} must be one of {', '.join(BACKBONES)}")
-    try:
-        return jax.eval_shape(lambda: create_generator(spec, OptimizerSpec(), jax.random.key(0)))
-    except (TypeError, ValueError, FlaxError) as error:
-        # Flax's layers and JAX's shapes raise these about numbers that do not fit together.
-        problem = " ".join(str(error).split("\n\n")[0].split())[:200]
-        raise UserError(f"{source} cannot be built: {problem}") from error
+    return abstract(lambda: create_generator(spec, OptimizerSpec(), jax.random.key(0)), f"{source} cannot be built")
 
 
 def in_dtype(model: Model, dtype: ComputeType, platform: str = "") -> Model:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+from flax.errors import FlaxError
 from flax.training import train_state
 
+from fada_jax.errors import UserError
 from fada_jax.models import Discriminator, ModelSpec, Segmenter, fold_batch_norm
 from fada_jax.training import optimizers
+
+T = TypeVar("T")
 
 
 class TrainState(train_state.TrainState):
@@ -27,6 +32,24 @@ class TrainState(train_state.TrainState):
     def variables(self) -> dict[str, Any]:
         """All collections, as ``apply_fn`` takes them."""
         return {"params": self.params, **self.collections}
+
+
+def abstract(create: Callable[[], T], what: str) -> T:
+    """Shapes of what ``create`` makes, without any array.
+
+    Args:
+      create: makes states; traceable.
+      what: names in the error what they are made from.
+
+    Raises:
+      UserError: no network can be built so.
+    """
+    try:
+        return jax.eval_shape(create)
+    except (TypeError, ValueError, FlaxError) as error:
+        # Flax's layers and JAX's shapes raise these about numbers that do not fit together.
+        problem = " ".join(str(error).split("\n\n")[0].split())[:200]
+        raise UserError(f"{what}: {problem}") from error
 
 
 def create_generator(spec: ModelSpec, optimizer: optimizers.OptimizerSpec, rng: jax.Array) -> TrainState:
