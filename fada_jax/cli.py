@@ -113,7 +113,7 @@ def _arguments() -> list[str]:
     except (flags.Error, AttributeError, ImportError, KeyError, SyntaxError, TypeError, ValueError, OSError) as error:
         # A config file and its overrides are evaluated while flags are parsed, so their mistakes surface here.
         raise _WrongFlag(_message(error)) from error
-    _refuse_remote(arguments)
+    _check_places(arguments)
     return arguments
 
 
@@ -132,17 +132,17 @@ def _answer(error: BaseException) -> tuple[int, str] | None:
     return (1, f"error: {reason}") if reason else None
 
 
-def _refuse_remote(arguments: list[str]) -> None:
-    """Refuses paths of object storage in arguments and flags, which would become local folders of that name.
+def _check_places(arguments: list[str]) -> None:
+    """Refuses paths in arguments and flags that would become local folders of another name, or that nothing serves.
 
     Raises:
       UserError: naming the flag.
     """
     for argument in arguments:
-        files.local(argument)
+        files.place(argument)
     for name in flags.FLAGS:
         if isinstance(value := flags.FLAGS[name].value, str):
-            files.local(value, f"--{name}")
+            files.place(value, f"--{name}")
 
 
 def _of_the_machine(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias
 from ml_collections import ConfigDict
 from pydantic import TypeAdapter, ValidationError
 
-from fada_jax import classes, documents, files
+from fada_jax import classes, documents
 from fada_jax.errors import UserError
 from fada_jax.input_pipeline.stream import Augment, Stream
 from fada_jax.methods import SYSTEMS, Method, Supervised, TrainingSpec, build, options_of
@@ -39,6 +39,7 @@ from fada_jax.ranges import (
     Size,
     Whole,
 )
+from fada_jax.storage import paths
 from fada_jax.training.optimizers import OptimizerSpec
 from fada_jax.training.selection import Selection
 
@@ -302,7 +303,7 @@ def _checked(values: dict[str, Any], num_classes: int) -> Config:
     except ValidationError as error:
         raise UserError(documents.describe(error.errors()[0], values, "config")) from error
     for key in ("data_dir", "init_from", "teacher_from"):
-        files.local(getattr(config, key), f"config.{key}")
+        paths.check(getattr(config, key), f"config.{key}")
     _check_together(config)
     return config
 

@@ -73,7 +73,7 @@ def outputs(options: flags.FlagValues, workdir: Path) -> tuple[list[Path], str]:
     Raises:
       UserError: on all processes: what --output names cannot be written, or must not be.
     """
-    path = Path(options.output or workdir / "evaluation.json")
+    path = files.place(options.output or workdir / "evaluation.json", "--output")
     paths = [path, path.with_suffix(".csv")] if options.checkpoint in ("all", "best") else [path]
     if path.suffix.lower() == ".csv":
         raise UserError(
@@ -105,7 +105,7 @@ def main(arguments: list[str]) -> None:
     cli.join_processes()
     workdir = stage_workdir(options.workdir)
     paths, problem = outputs(options, workdir)
-    if workdir != Path(options.workdir):
+    if workdir != files.place(options.workdir):
         print(f"reading stage {workdir.name} of {options.workdir}", flush=True)
     every = options.checkpoint in ("all", "best")
     wanted = [str(step) for step in checkpoints.available_steps(workdir)] if every else [options.checkpoint]

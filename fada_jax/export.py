@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> None:
     options = flags.FLAGS
     model = checkpoints.load_model(stage_workdir(options.workdir), options.checkpoint)
     output = stablehlo.export_model(
-        model, files.local(options.output), tensorflow=options.tensorflow, dtype=options.dtype
+        model, files.place(options.output), tensorflow=options.tensorflow, dtype=options.dtype
     )
     for path in sorted(output.iterdir()):
         print(f"  {path.name}")

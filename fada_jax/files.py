@@ -1,44 +1,26 @@
 """Files and folders of the user and of ours: what may be opened, what may be replaced, and how both are written whole.
 
-What this package makes carries its mark (``MARK``) where its format has a place for one. A file or a folder without the
-mark belongs to the user and is never overwritten or deleted.
+Paths are local or of a bucket (``fada_jax.storage``): a write there is one request, which the store does whole or not
+at all, and nothing is renamed. What this package makes carries its mark (``MARK``) where its format has a place for
+one. A file or a folder without the mark belongs to the user and is never overwritten or deleted.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fada_jax.errors import UserError
+from fada_jax.storage import caches
+from fada_jax.storage.paths import is_object, place
 
-# ``Path`` turns gs://bucket into gs:/bucket.
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 # Stands near the beginning or the end of every file of ours that a user may name as an output.
 MARK = b"fada-jax"
 _MARKED_WITHIN = 4096
-# First file of a folder in the making.
-MARKER = ".made_by_fada_jax"
-
-
-def local(path: str | Path, name: str = "") -> Path:
-    """``path`` as a local path.
-
-    Args:
-      path: as the user gave it.
-      name: flag or key to name in the error.
-
-    Raises:
-      UserError: it names object storage or the like (``gs://...``), which would become a local folder of that name.
-    """
-    if _SCHEME.match(str(path)):
-        raise UserError(f"{name}{name and '='}{path}: only local and mounted paths work, not object storage")
-    return Path(path)
 
 
 # Reading -------------------------------------------------------------------------------------------------------------
@@ -50,6 +32,8 @@ def special(path: str | Path) -> str:
     Raises:
       OSError, ValueError: the path cannot be looked at; the latter where it holds a zero byte.
     """
+    if is_object(path):
+        return ""
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
@@ -69,7 +53,7 @@ def read_bytes(path: str | Path, limit: int = 2**30) -> bytes:
     Raises:
       UserError: naming the path: not there, not a regular file, larger than ``limit``, or not to be read.
     """
-    path = Path(path)
+    path = place(path)
     try:
         if problem := special(path):
             raise UserError(f"{path} is {problem}")
@@ -90,20 +74,65 @@ def read_text(path: str | Path, limit: int = 2**26) -> str:
         raise UserError(f"{path} is no text in UTF-8 (byte {error.start})") from error
 
 
+def fetched(path: str | Path) -> Path:
+    """A local file or folder that holds what ``path`` does; a local path itself.
+
+    Raises:
+      UserError: a bucket does not give it.
+    """
+    try:
+        return caches.fetched(place(path))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def local_copy(path: str | Path) -> Iterator[Path]:
+    """``fetched``, while errors about the copy name ``path``."""
+    copy = fetched(path)
+    try:
+        yield copy
+    except UserError as error:
+        if str(copy) == str(path):
+            raise
+        raise UserError(str(error).replace(str(copy), str(path))) from error
+
+
+def exists(path: Path) -> bool:
+    """Whether anything lies at a path, be it a link to nowhere."""
+    return path.exists() if is_object(path) else os.path.lexists(path)
+
+
+def tree(folder: Path) -> list[str]:
+    """All files below a folder, by their paths from there, in order."""
+    if is_object(folder):
+        return list(folder.tree())  # type: ignore[attr-defined]
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+
+
 # Writing -------------------------------------------------------------------------------------------------------------
 
 
 def is_ours(path: Path, mark: bytes = MARK) -> bool:
     """Whether a file carries our mark, or a narrower one: a picture of ours is none that a report may replace."""
     try:
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            beginning = file.read(_MARKED_WITHIN)
-            file.seek(-min(_MARKED_WITHIN, path.stat().st_size), os.SEEK_END)
-            return mark in beginning or mark in file.read()
+        return path.is_file() and any(mark in part for part in _ends(path))
     except OSError:
         return False
+
+
+def _ends(path: Path) -> Iterator[bytes]:
+    """The beginning and the end of a file."""
+    size = path.stat().st_size
+    last = max(0, size - _MARKED_WITHIN)
+    if is_object(path):
+        for start in (0, last):
+            yield path.read_range(start, min(start + _MARKED_WITHIN, size))  # type: ignore[attr-defined]
+        return
+    with path.open("rb") as file:
+        yield file.read(_MARKED_WITHIN)
+        file.seek(last)
+        yield file.read()
 
 
 def anything(path: Path) -> bool:
@@ -123,11 +152,14 @@ def check_output(path: str | Path, name: str = "", *, ours: Callable[[Path], boo
     Raises:
       UserError: a folder, somebody else's file, or a place that cannot be written.
     """
-    path, title = Path(path), f"{name}{name and '='}{path}"
+    path, title = place(path, name), f"{name}{name and '='}{path}"
     if path.is_dir():
         raise UserError(f"{title} is a folder: name a file")
-    if os.path.lexists(path) and not ours(path):
+    if exists(path) and not ours(path):
         raise UserError(f"{title} is there already and was not made by fada-jax: move it away or name another")
+    if is_object(path):
+        _probe(path.parent, title)
+        return
     folder = path.absolute().parent
     while not os.path.lexists(folder):
         folder = folder.parent
@@ -135,6 +167,18 @@ def check_output(path: str | Path, name: str = "", *, ours: Callable[[Path], boo
         raise UserError(f"{title} cannot be written: {folder} is not a folder")
     if not os.access(folder, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise UserError(f"{title} cannot be written: no permission, or a read-only file system")
+
+
+def _probe(folder: Path, title: str) -> None:
+    """Refuses a folder of a bucket that nothing can be written to.
+
+    Raises:
+      UserError: see above.
+    """
+    try:
+        caches.probe(str(folder))
+    except OSError as error:
+        raise UserError(f"{title} cannot be written: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
@@ -151,9 +195,17 @@ def replacing(path: str | Path, *, ours: Callable[[Path], bool] = anything) -> I
       UserError: somebody else's file lies there.
       OSError: naming ``path``: it cannot be written.
     """
-    path = Path(path)
+    path = place(path)
     if ours is not anything:
         check_output(path, ours=ours)
+    if is_object(path):
+        partial = caches.scratch() / path.name
+        try:
+            yield partial
+            caches.publish(partial, path)
+        finally:
+            shutil.rmtree(partial.parent, ignore_errors=True)
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -185,109 +237,3 @@ def write_text(path: str | Path, text: str, *, ours: Callable[[Path], bool] = an
     """Writes a file in UTF-8, whole or not at all; see ``replacing``."""
     with replacing(path, ours=ours) as partial:
         partial.write_text(text, encoding="utf-8")
-
-
-# Folders -------------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def locked(path: Path, busy: str) -> Iterator[None]:
-    """Holds the lock file ``path`` while open; the kernel lets go of it when the process ends in whatever way.
-
-    Args:
-      path: of the lock file, which is made and removed again.
-      busy: the error where another process holds it.
-
-    Raises:
-      UserError: another process holds it, or it cannot be made.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _open_lock(path)
-    except BlockingIOError as error:
-        raise UserError(busy) from error
-    except OSError as error:
-        raise UserError(f"{path.parent} cannot be written ({error.strerror})") from error
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
-
-
-def _open_lock(path: Path) -> int:
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever held it may have removed the file between both calls.
-            if os.path.lexists(path) and os.path.samestat(os.fstat(descriptor), os.lstat(path)):
-                return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def making(folder: str | Path, *, ours: Callable[[Path], bool] = lambda folder: False) -> Iterator[Path]:
-    """A folder to fill beside ``folder``, which then takes its place; one process at a time does so.
-
-    What a killed process left of its own is cleared first. An error inside leaves ``folder`` as it was.
-
-    Args:
-      folder: to make.
-      ours: whether a folder that lies there may be replaced.
-
-    Raises:
-      UserError: another process makes it, somebody else's folder lies there, or it cannot be written.
-    """
-    folder = Path(folder).absolute()
-    partial, replaced = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "replaced"))
-    busy = f"{folder} is being made by another process: wait for it or name another folder"
-    with locked(folder.with_name(f".{folder.name}.lock"), busy):
-        _put_back(replaced, folder)  # Killed between the two moves below.
-        if os.path.lexists(folder) and not ours(folder):
-            raise UserError(f"{folder} is there already and was not made for this: move it away or name another")
-        for left in (partial, replaced):
-            _clear(left)
-        partial.mkdir()
-        try:
-            (partial / MARKER).touch()
-            yield partial
-            if folder.exists():
-                (folder / MARKER).touch()
-                os.replace(folder, replaced)
-            os.replace(partial, folder)
-        except BaseException:
-            _put_back(replaced, folder)
-            _clear(partial)
-            raise
-        (folder / MARKER).unlink()
-        _clear(replaced)
-
-
-def _put_back(replaced: Path, folder: Path) -> None:
-    """Undoes a replacement that did not come to its end."""
-    if (replaced / MARKER).exists() and not folder.exists():
-        os.replace(replaced, folder)
-        (folder / MARKER).unlink()
-
-
-def _clear(folder: Path) -> None:
-    """Deletes a folder of ours.
-
-    Raises:
-      UserError: it is not.
-    """
-    if not os.path.lexists(folder):
-        return
-    if not folder.is_dir() or folder.is_symlink() or (not (folder / MARKER).exists() and any(folder.iterdir())):
-        raise UserError(f"{folder} is in the way and was not made by fada-jax: move it away")
-    # The marker last: a process that is killed here leaves nothing that could be somebody else's.
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.name != MARKER:
-            path.unlink()
-    shutil.rmtree(folder)

@@ -9,6 +9,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps, PngImagePlugin, UnidentifiedImageError
@@ -61,6 +62,12 @@ def _readable(path: str | Path) -> Iterator[None]:
         raise UserError(f"{path}: not a readable image ({describe(error)})") from error
 
 
+def _source(path: str | Path) -> Any:
+    """What Pillow opens: a local path, or what an object holds."""
+    place = files.place(path)
+    return place.open("rb") if files.is_object(place) else place
+
+
 def _check_size(image: Image.Image) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
@@ -73,7 +80,7 @@ def check_image(path: str | Path) -> tuple[int, int]:
     Raises:
       UserError: not there, not an image, a pipe or a device, or larger than memory should be asked for.
     """
-    with _readable(path), Image.open(path) as image:
+    with _readable(path), Image.open(_source(path)) as image:
         _check_size(image)
         return image.size
 
@@ -84,7 +91,7 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises:
       UserError: as ``check_image``, or its pixels are damaged.
     """
-    with _readable(path), Image.open(path) as image:
+    with _readable(path), Image.open(_source(path)) as image:
         _check_size(image)
         return np.asarray(to_rgb(image))
 

@@ -35,7 +35,7 @@ def load(
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype!r}: one of {', '.join(DTYPES)}")
-    path, asked = files.local(path), _asked(checkpoint)
+    path, asked = files.place(path), _asked(checkpoint)
     kind = _kind(path)
     if asked != "last" and kind != "workdir":
         raise UserError(f"checkpoint={asked!r}: {path} holds one model alone, choose a workdir's checkpoint by it")

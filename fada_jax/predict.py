@@ -67,14 +67,14 @@ def find_images(arguments: Sequence[str]) -> tuple[dict[Path, Path], int]:
     inputs: dict[Path, Path] = {}
     own = 0
     for argument in arguments:
-        path = Path(argument)
+        path = files.place(argument)
         if path.is_dir():
             inside = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir())
-            found = [(image, image.relative_to(path).with_suffix("")) for image in sorted(inside, key=_in_order)]
+            found = [(image, _below(image, path).with_suffix("")) for image in sorted(inside, key=_in_order)]
             if not found:
                 raise UserError(f"{path} holds no image ({', '.join(SUFFIXES)})")
         elif not path.exists() and glob.has_magic(argument):
-            found = [(p, Path(p.stem)) for p in sorted(map(Path, glob.glob(argument, recursive=True)), key=_in_order)]
+            found = [(p, Path(p.stem)) for p in sorted(_matching(argument), key=_in_order)]
             if not found:
                 raise UserError(f"no file matches {argument}")
         else:
@@ -87,6 +87,20 @@ def find_images(arguments: Sequence[str]) -> tuple[dict[Path, Path], int]:
     if not inputs:
         raise UserError(f"nothing but predictions given ({own} files): name the images that they were made of")
     return inputs, own
+
+
+def _below(image: Path, folder: Path) -> Path:
+    """Where an image lies in a folder, as a path that has no place of its own."""
+    return Path(str(image)[len(str(folder)) :].lstrip("/")) if files.is_object(image) else image.relative_to(folder)
+
+
+def _matching(pattern: str) -> list[Path]:
+    """Files that match a pattern, local or in a bucket."""
+    if "://" not in pattern:
+        return [Path(path) for path in glob.glob(pattern, recursive=True)]
+    parts = pattern.split("/")
+    first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    return list(files.place("/".join(parts[:first])).glob("/".join(parts[first:])))
 
 
 def submission_names(inputs: Mapping[Path, Path]) -> dict[Path, Path]:
@@ -210,7 +224,9 @@ def checked(options: flags.FlagValues) -> tuple[tuple[int, int] | None, Outputs]
         raise UserError("--submission writes nothing else: leave out --save_probabilities and --save_confidence")
     if options.timing:
         files.check_output(options.timing, "--timing", ours=is_timing)
-    outputs = Outputs(Path(options.out), options.submission, options.save_probabilities, options.save_confidence)
+    outputs = Outputs(
+        files.place(options.out, "--out"), options.submission, options.save_probabilities, options.save_confidence
+    )
     return tile, outputs
 
 
@@ -231,7 +247,7 @@ def main(arguments: list[str]) -> None:
     inputs, skipped = readable(inputs, skip=skip)
     outputs.check(inputs)
     segmenter = loading.load(options.workdir, checkpoint=options.checkpoint, dtype=options.dtype)
-    say_stage(Path(options.workdir))
+    say_stage(files.place(options.workdir))
     class_set = segmenter.class_set
     ids = classes.raw_ids(class_set) if options.ids == "raw" or options.submission else np.arange(256, dtype=np.uint8)
     want = outputs.probabilities or outputs.confidence

@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import shuffle
 
-from fada_jax import files, images
+from fada_jax import files, folders, images
 from fada_jax.classes import ENCODINGS, parse_class_map
 from fada_jax.errors import UserError
 from fada_jax.input_pipeline import indexes, layouts, load_tensorflow, raw_files, records, workers
@@ -111,7 +111,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
 
 def report_path(data_dir: str | Path, dataset: str, city: str = "") -> Path:
     """Where a conversion lists the bad files that it met."""
-    return Path(data_dir) / f"{'_'.join(filter(None, (dataset, city)))}_errors.txt"
+    return files.place(data_dir) / f"{'_'.join(filter(None, (dataset, city)))}_errors.txt"
 
 
 def convert(
@@ -132,15 +132,16 @@ def convert(
         of them listed in ``report_path``).
     """
     _check_resize(conversion.resize)
-    splits = layouts.list_splits(conversion.dataset, Path(conversion.raw_dir), conversion.city)
-    raw = {split: layouts.fingerprint(examples) for split, examples in splits.items()}
+    raw_dir = files.place(conversion.raw_dir, "--raw_dir")
+    splits = layouts.list_splits(conversion.dataset, raw_dir, conversion.city)
+    raw = layouts.fingerprints(splits, raw_dir)
     beam, beam_options = _beam(conversion.beam) if conversion.beam else (None, None)
-    final = records.folder(Path(data_dir).absolute(), conversion.stored_as, conversion.city)
+    final = records.folder(files.place(data_dir, "--data_dir").absolute(), conversion.stored_as, conversion.city)
     report = report_path(final.parents[2 if conversion.city else 1], conversion.stored_as, conversion.city)
     _check_places(final, report)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_tidied(final.parent))
-        partial = stack.enter_context(files.making(final, ours=records.is_ours))
+        partial = stack.enter_context(folders.making(final, ours=records.is_ours))
         found, built = partial / ".errors", partial / ".built"
         sources = {
             split: _source(conversion, split, examples, found, beam, progress, stack)
@@ -179,9 +180,9 @@ def _check_resize(size: tuple[int, int] | None) -> None:
 
 def _check_places(final: Path, report: Path) -> None:
     """Refuses to write over what is somebody else's, or where nothing can be written."""
-    if os.path.lexists(report.parent) and not report.parent.is_dir():
+    if files.exists(report.parent) and not report.parent.is_dir():
         raise UserError(f"--data_dir={report.parent} is not a folder: name another")
-    if os.path.lexists(final) and not records.is_ours(final):
+    if files.exists(final) and folders.published(final) == final and not records.is_ours(final):
         others = records.strangers(final) if final.is_dir() else []
         what = f"holds {others[0]}, which" if others else "is there already and"
         raise UserError(f"{final} {what} was not made by a conversion: move it away or name another --data_dir")

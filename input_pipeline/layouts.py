@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from fada_jax.errors import UserError
+from fada_jax.storage.paths import listed
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 # Of data sets, cities and splits: what shards can be called.
@@ -197,7 +198,8 @@ def list_splits(dataset: str, root: Path, city: str = "") -> dict[str, list[RawE
       UserError: another layout, a name that cannot be, or several images of one name.
     """
     try:
-        splits = {split: examples for split, examples in DATASETS[dataset](root, city).items() if examples}
+        with listed(root):
+            splits = {split: examples for split, examples in DATASETS[dataset](root, city).items() if examples}
     except OSError as error:
         raise UserError(f"{error.filename or root} cannot be read: {error.strerror or error}") from error
     for examples in splits.values():
@@ -221,6 +223,12 @@ def check_name(name: str, title: str) -> None:
     """
     if not _NAME.fullmatch(name):
         raise UserError(f"{title} {name!r} can be no name: names are made of letters, digits, _ and -")
+
+
+def fingerprints(splits: Splits, root: Path) -> dict[str, str]:
+    """``fingerprint`` of each split of the raw data at ``root``."""
+    with listed(root):
+        return {split: fingerprint(examples) for split, examples in splits.items()}
 
 
 def fingerprint(examples: Iterable[RawExample]) -> str:

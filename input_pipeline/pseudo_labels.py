@@ -86,7 +86,7 @@ class PseudoLabels:
     """
 
     def __init__(self, path: str | Path, num_classes: int = IGNORE) -> None:
-        self._path, self._num_classes = Path(path), num_classes
+        self._path, self._local, self._num_classes = path, files.fetched(path), num_classes
         self._size: tuple[int, int] | None = None
         self._places: dict[str, _Place] = {}
         with_digests = False
@@ -118,7 +118,7 @@ class PseudoLabels:
             raise UserError(f"{self._path} has no label for {name}: {_ADVICE}")
         place, what = self._places[name], f"{self._path}: the label of {name}"
         try:
-            with self._path.open("rb") as file:
+            with self._local.open("rb") as file:
                 payload = os.pread(file.fileno(), place.length, place.offset)
         except OSError as error:
             raise UserError(f"{self._path} cannot be read: {error.strerror or error}") from error
@@ -167,18 +167,22 @@ def _example(**features: bytes) -> bytes:
     return tf.train.Example(features=tf.train.Features(feature=lists)).SerializeToString(deterministic=True)
 
 
-def _check_lengths(path: str | Path) -> None:
+def _check_lengths(path: str | Path, local: Path) -> None:
     """Follows the records by the lengths that they say they have, before any of those is asked of memory.
+
+    Args:
+      path: names the file in errors.
+      local: where it can be read.
 
     Raises:
       UserError: they do not add up to the file.
     """
-    if problem := files.special(path):
+    if problem := files.special(local):
         raise UserError(f"{path} is {problem}")
-    if not Path(path).is_file():
+    if not local.is_file():
         raise UserError(f"{path}: no such file of pseudo labels")
     try:
-        with Path(path).open("rb") as file:
+        with local.open("rb") as file:
             place, size = 0, os.fstat(file.fileno()).st_size
             while place < size:
                 header = os.pread(file.fileno(), 8, place)
@@ -195,11 +199,12 @@ def _records(path: str | Path) -> Iterator[tuple[int, bytes, Mapping[str, Any]]]
     Raises:
       UserError: the file is missing, of another kind, or a record differs from its checksum.
     """
-    _check_lengths(path)
+    local = files.fetched(path)
+    _check_lengths(path, local)
     offset = 0
     try:
         # TensorFlow's own reader compares both checksums of every record.
-        for payload in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+        for payload in tf.data.TFRecordDataset(str(local)).as_numpy_iterator():
             features = tf.train.Example.FromString(payload).features.feature
             if "provenance" not in features and not {"name", "label"} <= set(features):
                 raise UserError(f"{path} is no file of pseudo labels: {_ADVICE}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import os
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +65,7 @@ def read_label(path: Path, dataset: str = "") -> np.ndarray:
 
 def _label(path: Path, dataset: str) -> tuple[Image.Image, int]:
     """``read_label`` as a grey picture, and how its EXIF tag has viewers turn it."""
-    if not os.path.lexists(path):
+    if not files.exists(path):
         raise UserError(f"{path} is missing: every image needs its label")
     data = _bytes(path, "label image")
     try:

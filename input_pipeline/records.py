@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from fada_jax import documents, files, stored
+from fada_jax import documents, files, folders, stored
 from fada_jax.classes import ENCODINGS, IGNORE, LabelEncoding, parse_class_map
 from fada_jax.errors import UserError
 from fada_jax.input_pipeline import decoding, indexes, layouts, load_tensorflow
+from fada_jax.storage import caches
+from fada_jax.storage.paths import is_object
 from fada_jax.stored import ConversionNote
 
 tf = load_tensorflow()
@@ -38,7 +40,7 @@ class DamagedRecordError(UserError):
 
 
 def folder(data_dir: str | Path, dataset: str, city: str = "") -> Path:
-    """Where a converted data set lies.
+    """Where a converted data set is made.
 
     Raises:
       UserError: a name that cannot be, such as a path.
@@ -46,7 +48,16 @@ def folder(data_dir: str | Path, dataset: str, city: str = "") -> Path:
     layouts.check_name(dataset, "data set")
     if city:
         layouts.check_name(city, "city")
-    return Path(data_dir) / dataset / city / VERSION
+    return files.place(data_dir) / dataset / city / VERSION
+
+
+def root(data_dir: str | Path, dataset: str, city: str = "") -> Path:
+    """Where a converted data set is read: ``folder``, or in a bucket what was published there last.
+
+    Raises:
+      UserError: as ``folder``.
+    """
+    return folders.published(folder(data_dir, dataset, city))
 
 
 def splits(root: Path) -> list[str]:
@@ -57,7 +68,7 @@ def splits(root: Path) -> list[str]:
 def strangers(root: Path) -> list[str]:
     """What lies in the folder of a converted data set and was not made by its conversion."""
     try:
-        return sorted(path.name for path in root.iterdir() if path.is_dir() or not _OURS.fullmatch(path.name))
+        return sorted(path.name for path in root.iterdir() if not _OURS.fullmatch(path.name) or path.is_dir())
     except OSError as error:
         raise UserError(f"{root} cannot be read: {error.strerror}") from error
 
@@ -143,12 +154,19 @@ def read_payload(root: Path, shards: np.ndarray, record: np.ndarray, number: int
     shard, offset, length, crc = (int(x) for x in record)
     path = root / str(shards[shard])
     try:
+        if is_object(path):
+            payload = caches.record(path, offset, length, crc)
+            return _checked(payload, path, length, crc, number)
         with path.open("rb") as file:
             # A length that was damaged is not asked of memory.
             rest = os.fstat(file.fileno()).st_size - offset
             payload = os.pread(file.fileno(), length, offset) if length <= rest else b""
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    return _checked(payload, path, length, crc, number)
+
+
+def _checked(payload: bytes, path: Path, length: int, crc: int, number: int) -> bytes:
     if len(payload) != length or zlib.crc32(payload) != crc:
         raise DamagedRecordError(f"{path}: record {number} is damaged (its checksum differs); {indexes.ADVICE}")
     return payload
@@ -230,21 +248,21 @@ def open_split(data_dir: str | Path, dataset: str, split: str, city: str = "") -
     Raises:
       UserError: the data set or the split is missing; the message names the command that makes it.
     """
-    root = folder(data_dir, dataset, city)
+    place = root(data_dir, dataset, city)
     if split:
         layouts.check_name(split, "split")
-    if not indexes.path(root, split).exists():
-        if splits(root):
-            raise UserError(f"{root} has no split {split!r}: one of {', '.join(splits(root))}")
+    if not indexes.path(place, split).exists():
+        if splits(place):
+            raise UserError(f"{place} has no split {split!r}: one of {', '.join(splits(place))}")
         own = dataset not in ENCODINGS
         which = f"--dataset=folder --name={dataset} --class_map=MAP" if own else f"--dataset={dataset}"
         raise UserError(
-            f"{root} is not there: make it with python scripts/convert_dataset.py {which} --raw_dir=RAW "
+            f"{place} is not there: make it with python scripts/convert_dataset.py {which} --raw_dir=RAW "
             f"--data_dir={data_dir}" + (f" (ours are {', '.join(ENCODINGS)})" if own else "")
         )
-    index = indexes.read(root, split)
-    encoding = label_encoding(root, dataset)
-    return Records(root, split, index.shards, index.records, index.names, index.counts.sum(1), encoding)
+    index = indexes.read(place, split)
+    encoding = label_encoding(place, dataset)
+    return Records(place, split, index.shards, index.records, index.names, index.counts.sum(1), encoding)
 
 
 def verify(root: Path) -> dict[str, int]:

@@ -78,8 +78,8 @@ def stage_names(stages: list[Path]) -> list[str]:
 
 def main(arguments: list[str]) -> None:
     options = flags.FLAGS
-    workdir = Path(options.workdir)
-    stages = [Path(a) for a in arguments] or [
+    workdir = files.place(options.workdir)
+    stages = [files.place(a) for a in arguments] or [
         folder
         for folder in (workdirs.stage_folder(workdir, stage) for stage in STAGES)
         if checkpoints.available_steps(folder)
@@ -119,7 +119,7 @@ def outputs(output: str, workdir: Path) -> tuple[Path, Path]:
     Raises:
       UserError: one of them cannot be written, or must not be.
     """
-    path = Path(output or workdir / "ccd")
+    path = files.place(output or workdir / "ccd", "--output")
     if not path.name:
         raise UserError(f"--output={output}: name the files to write, without their ending")
     document, picture = (path.with_name(f"{path.name}.{ending}") for ending in ("json", "png"))

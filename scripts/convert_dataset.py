@@ -19,7 +19,7 @@ from pathlib import Path
 
 from absl import flags
 
-from fada_jax import cli, progress
+from fada_jax import cli, files, progress
 from fada_jax.classes import CITIES, ENCODINGS, parse_class_map, read_class_map
 from fada_jax.errors import UserError
 from fada_jax.input_pipeline import layouts
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
         if city and city not in CITIES:
             raise UserError(f"--city={city}: one of {', '.join(CITIES)}")
         title = "/".join(filter(None, (options.name or options.dataset, city)))
-        root = records.folder(options.data_dir, options.name or options.dataset, city)
+        root = records.root(options.data_dir, options.name or options.dataset, city)
         if root.is_dir() and not options.overwrite:
             _refuse_other_form(options, title, root, size)
             compared = _refuse_other_files(options, title, root, city)
@@ -89,10 +89,10 @@ def _refuse_other_files(options: flags.FlagValues, title: str, root: Path, city:
     converted = records.description(root).raw
     if not options.raw_dir or not converted:
         return ""
-    if not Path(options.raw_dir).exists():
+    raw = files.place(options.raw_dir, "--raw_dir")
+    if not raw.exists():
         return f"; --raw_dir={options.raw_dir} is not there to be compared with it"
-    splits = layouts.list_splits(options.dataset, Path(options.raw_dir), city)
-    now = {split: layouts.fingerprint(examples) for split, examples in splits.items()}
+    now = layouts.fingerprints(layouts.list_splits(options.dataset, raw, city), raw)
     if others := [split for split in sorted({*now, *converted}) if now.get(split) != converted.get(split)]:
         raise _another(f"{root} holds {title} made of other files than lie in --raw_dir now ({', '.join(others)})")
     return ""
@@ -107,7 +107,7 @@ def _convert(options: flags.FlagValues, title: str, city: str, size: tuple[int, 
 
     if not options.raw_dir:
         raise UserError("--raw_dir is missing: the folder of the raw data")
-    if not Path(options.raw_dir).is_dir():
+    if not files.place(options.raw_dir, "--raw_dir").is_dir():
         raise UserError(f"--raw_dir={options.raw_dir}: no such folder")
     if options.name and not options.class_map:
         raise UserError("--class_map is missing: the JSON file that says which raw ids are which class")
@@ -117,7 +117,7 @@ def _convert(options: flags.FlagValues, title: str, city: str, size: tuple[int, 
         print(f"{title}: JPEG files are kept as they are; all other images LOSE detail, as JPEGs of quality {quality}")
     request = conversion.Conversion(
         options.dataset,
-        Path(options.raw_dir),
+        files.place(options.raw_dir, "--raw_dir"),
         city=city,
         name=options.name,
         class_map=class_map,

@@ -69,13 +69,13 @@ def main(arguments: list[str]) -> None:
     for flag in ("dataset", "city", "split"):
         if value := options[flag].value or "":
             layouts.check_name(value, f"--{flag}")
-    root = records.folder(options.data_dir, options.dataset, options.city)
+    root = records.root(options.data_dir, options.dataset, options.city)
     splits = records.splits(root)
     if options.split or not splits:
         streams.num_examples(options.data_dir, Stream(options.dataset, options.split, (0, 0), options.city))
         splits = [options.split]
     class_set = choose_class_set(options.dataset, root, options.class_set)
-    output = Path(options.output)
+    output = files.place(options.output, "--output")
     files.check_output(output, "--output", ours=images.is_ours)
     sheets: list[tuple[np.ndarray, np.ndarray | None]] = []
     for split in splits:

@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> None:
         raise UserError("the rehearsal brings weights from PyTorch: pip install 'fada-jax[test]'")
     jax.config.update("jax_platforms", "cpu")
     began = time.perf_counter()
-    rehearsal = Rehearsal(files.local(options.out, "--out").absolute())
+    rehearsal = Rehearsal(files.place(options.out, "--out").absolute())
     facts, checks = run_all(rehearsal, options.tasks, options.backbones, options.jobs)
     compared = compare(facts, datasets=datasets_of(options.tasks))
     rows = report.compact(compared)

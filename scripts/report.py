@@ -11,8 +11,6 @@ replaced, any other file at --output is not.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from absl import flags
 
 from fada_jax import cli, files
@@ -22,7 +20,7 @@ from fada_jax.reporting.page import is_page, page
 
 def main(arguments: list[str]) -> None:
     options = flags.FLAGS
-    workdirs = [Path(path) for path in (options.workdir, *arguments)]
+    workdirs = [files.place(path) for path in (options.workdir, *arguments)]
     if len({path.absolute() for path in workdirs}) < len(workdirs):
         raise UserError("--workdir: each folder only once")
     files.check_output(options.output, "--output", ours=is_page)

@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> None:
     began = time.perf_counter()
     _, path, overrides = cli.config()
     cli.join_processes()
-    workdir = Path(flags.FLAGS.workdir).absolute()
+    workdir = files.place(flags.FLAGS.workdir, "--workdir").absolute()
     _, paths = run(path, overrides, workdir)
     print("\n" + files.read_text(workdir / "results.md").split("\n\n| class")[0])
     print(f"\nmade in {(time.perf_counter() - began) / 60:.1f} minutes:")

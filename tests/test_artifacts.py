@@ -15,7 +15,7 @@ import pytest
 
 import fada_jax
 from fada_jax import config as schema
-from fada_jax import files
+from fada_jax import folders
 from fada_jax.configs import gta5_to_cityscapes
 from fada_jax.errors import UserError
 from fada_jax.interop import artifacts, stablehlo
@@ -283,9 +283,9 @@ def test_a_full_disk_ends_in_one_line_and_leaves_nothing(model, tmp_path, monkey
 def test_what_a_killed_export_left_is_cleared(model, tmp_path, monkeypatch):
     partial = tmp_path / ".model.partial"
     partial.mkdir()
-    (partial / files.MARKER).touch()
+    (partial / folders.MARKER).touch()
     (partial / "weights.npz").write_bytes(b"torn")
     monkeypatch.setattr(stablehlo, "_serialise", lambda fn, weights: b"")
     stablehlo.export_model(model, tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    assert not (tmp_path / "model" / files.MARKER).exists()
+    assert not (tmp_path / "model" / folders.MARKER).exists()

@@ -11,6 +11,7 @@ import numpy as np
 from fada_jax import files, images
 from fada_jax.classes import ClassSet
 from fada_jax.errors import UserError
+from fada_jax.storage.paths import listed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Outputs:
 
     def path(self, output: Path, ending: str) -> Path:
         """Of one file about an image."""
-        return Path(f"{self.folder / output}_{ending}")
+        return files.place(f"{self.folder / output}_{ending}")
 
     def check(self, outputs: Iterable[Path]) -> None:
         """Refuses what could not be written, or is not ours to replace.
@@ -40,11 +41,12 @@ class Outputs:
         """
         names = ["pred_labelIds.png"] if self.submission else ["label.png", "color.png", "overlay.png"]
         names += ["confidence.png"] if self.confidence else []
-        for output in outputs:
-            for name in names:
-                files.check_output(self.path(output, name), ours=images.is_ours)
-            if self.probabilities:
-                files.check_output(self.path(output, "probabilities.npy"), ours=are_our_probabilities)
+        with listed(self.folder):
+            for output in outputs:
+                for name in names:
+                    files.check_output(self.path(output, name), ours=images.is_ours)
+                if self.probabilities:
+                    files.check_output(self.path(output, "probabilities.npy"), ours=are_our_probabilities)
 
     def write(self, output: Path, ending: str, pixels: np.ndarray) -> None:
         """Writes one picture about an image."""

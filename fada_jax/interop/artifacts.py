@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax import export
 
-from fada_jax import documents, files, stored
+from fada_jax import documents, files, folders, stored
 from fada_jax.errors import UserError
 from fada_jax.evaluation.predictor import Predictor
 from fada_jax.interop import archives
@@ -44,7 +44,8 @@ _LONGEST = 300
 
 def is_artifact(path: str | Path) -> bool:
     """Whether a folder holds a file of an artifact, be it damaged."""
-    return any((Path(path) / name).exists() for name in (DESCRIPTION, *_FILES[2:]))
+    folder = folders.published(files.place(path))
+    return any((folder / name).exists() for name in (DESCRIPTION, *_FILES[2:]))
 
 
 def load_artifact(path: str | Path) -> Predictor:
@@ -53,7 +54,11 @@ def load_artifact(path: str | Path) -> Predictor:
     Raises:
       UserError: a file of it is missing, damaged or not of this artifact.
     """
-    path = Path(path)
+    with files.local_copy(folders.published(files.place(path))) as copy:
+        return _load(copy)
+
+
+def _load(path: Path) -> Predictor:
     described = _described(path)
     platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
     if platform not in described.platforms:

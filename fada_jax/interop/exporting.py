@@ -54,7 +54,7 @@ def export_file(workdir: str | Path, output: str | Path, checkpoint: str = "last
       UserError: another suffix, somebody else's file, no such checkpoint, a model that the released layout cannot
         hold, or a full disk.
     """
-    output = files.local(output, "--output")
+    output = files.place(output, "--output")
     torch_files.check_output(output)
     folder = stage_workdir(workdir)
     model = checkpoints.load_model(folder, checkpoint)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -236,7 +235,7 @@ def import_file(
     Raises:
       UserError: anything unexplained in the file, or an output that holds something; nothing is written then.
     """
-    workdir = files.local(output, "--output").absolute()
+    workdir = files.place(output, "--output").absolute()
     check_output(workdir)
     file, described = torch_files.read_file(path), reading.read_description(path)
     layout = "fada" if described or torch_tables.is_released(file) else "torchvision"
@@ -299,8 +298,7 @@ def _write(workdir: Path, meta: Meta, iteration: int, states: checkpoints.States
             with saving.writing(workdir, meta, wait=True) as save:
                 save(iteration, states, None)
         except BaseException:
-            for left in checkpoints.directory(workdir).glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(left, ignore_errors=True)
+            saving.clear_unfinished(workdir)
             raise
 
 

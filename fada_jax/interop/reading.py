@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from fada_jax import classes, documents, stored
+from fada_jax import classes, documents, files, stored
 from fada_jax.errors import UserError
 from fada_jax.evaluation.inference import MULTI_SCALE
 from fada_jax.interop import safetensors_files, torch_files, torch_optimizers, torch_tables
@@ -141,10 +141,10 @@ def read_description(path: str | Path) -> Description | None:
     Raises:
       UserError: it cannot be understood.
     """
-    path = Path(path)
-    if path.suffix != ".safetensors":
+    if files.place(path).suffix != ".safetensors":
         return None
-    header = safetensors_files.header(path)
+    with files.local_copy(path) as copy:
+        header = safetensors_files.header(copy)
     text = header.metadata.get(safetensors_files.METADATA)
     if not text:
         return None

@@ -16,7 +16,7 @@ import numpy as np
 from flax import traverse_util
 from jax import export
 
-from fada_jax import __version__, files, stored
+from fada_jax import __version__, files, folders, stored
 from fada_jax.errors import UserError
 from fada_jax.evaluation import inference
 from fada_jax.interop import outputs
@@ -131,12 +131,12 @@ def export_model(
       UserError: the weights have no classifier, the folder is there or cannot be written, or TensorFlow is not
         installed.
     """
-    output = Path(output).absolute()
+    output = files.place(output, "--output").absolute()
     if not model.class_set:
         raise UserError("these weights have no classifier to export")
     if tensorflow:
         _tensorflow()
-    with outputs.disk(output), files.making(output) as partial:
+    with outputs.disk(output), folders.making(output) as partial:
         _write(model, partial, dtype)
         if tensorflow:
             _write_saved_model(model, partial / SAVED_MODEL, dtype)

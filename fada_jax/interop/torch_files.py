@@ -49,7 +49,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
       UserError: no such file, another suffix, a damaged file, one that is no dictionary of tensors, or PyTorch is not
         installed.
     """
-    path = Path(path)
+    path = files.place(path)
     try:
         problem = files.special(path) or ("a folder, not a file" if path.is_dir() else "")
         found = path.is_file()
@@ -61,7 +61,8 @@ def read_file(path: str | Path) -> dict[str, Any]:
         raise UserError(f"no such file: {path}")
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path}: the name of a weight file ends in {' or '.join(SUFFIXES)}: rename it by what it is")
-    return safetensors_files.read(path) if path.suffix == ".safetensors" else _read_pth(path)
+    with files.local_copy(path) as copy:
+        return safetensors_files.read(copy) if path.suffix == ".safetensors" else _read_pth(copy)
 
 
 def _read_pth(path: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from fada_jax.reporting import figures, paper
 from fada_jax.reporting.panels import COLUMNS
 from fada_jax.reporting.rows import LABELS, label
 from fada_jax.stages import workdirs
+from fada_jax.storage import lines
 
 TEMPLATE = Path(__file__).with_name("page.html")
 STAGES = ("source", "control", "adaptation", "self_distillation")
@@ -154,9 +155,8 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     Raises:
       UserError: naming the line that is none.
     """
-    text = files.read_text(path) if path.is_file() else ""
-    lines = []
-    for number, line in enumerate(text.splitlines(), 1):
+    found = []
+    for number, line in enumerate(lines.read(path), 1):
         if not line.strip():
             continue
         values = documents.parse(line, f"{path} line {number}")
@@ -164,8 +164,8 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         losses = {key: value for key, value in values.items() if key.startswith("loss")}
         documents.check(losses, dict[str, Finite], f"{path} line {number}")
         if "loss_seg" in losses:
-            lines.append({"step": values["step"], **losses})
-    return lines
+            found.append({"step": values["step"], **losses})
+    return found
 
 
 def read_panels(workdir: Path) -> list[dict[str, Path]]:

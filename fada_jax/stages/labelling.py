@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from fada_jax import distributed, handovers
+from fada_jax import distributed, files, handovers
 from fada_jax.config import Config
 from fada_jax.errors import UserError
 from fada_jax.evaluation import inference, scoring
@@ -81,7 +81,7 @@ def ensure_pseudo_labels(
     Raises:
       UserError: the stage has begun with other labels, or there is no teacher to make them.
     """
-    path, begun_with = Path(pseudo_label_file(config, workdir)), meta.pseudo_labels if meta else None
+    path, begun_with = files.place(pseudo_label_file(config, workdir)), meta.pseudo_labels if meta else None
     in_file = label_files.provenance(path) if path.exists() else None
     if begun_with is not None and in_file is not None:
         if in_file != begun_with:

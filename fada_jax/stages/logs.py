@@ -34,8 +34,12 @@ from fada_jax.errors import UserError
 from fada_jax.evaluation import inference
 from fada_jax.input_pipeline import streams
 from fada_jax.models import Segmenter, height_width
+from fada_jax.storage import caches, lines
 from fada_jax.stored import LogLine
 from fada_jax.training import loop
+
+# Seconds between two times that events of TensorBoard go to a bucket.
+_SENT_EVERY = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,23 +132,27 @@ def open_log(
         yield RunLog(lambda step, values: None, lambda step, picture: None)
         return
     path = workdir / "metrics.jsonl"
-    kept = files.read_text(path).splitlines(keepends=True) if path.exists() else []
-    files.write_text(path, "".join(line for line in kept if _step_of(line) <= plan.start))
+    lines.replace(path, [line for line in lines.read(path) if _step_of(line) <= plan.start])
     began = time.perf_counter()
     with contextlib.ExitStack() as stack:
-        board = stack.enter_context(SummaryWriter(str(workdir), purge_step=plan.start + 1))
+        # Neither library appends to what is in a bucket.
+        mirror = caches.Mirror(workdir) if files.is_object(workdir) else None
+        own = mirror.local if mirror else workdir
+        send = _sender(mirror)
+        stack.callback(send, 0.0)
+        board = stack.enter_context(SummaryWriter(str(own), purge_step=plan.start + 1))
         _write_hyperparameters(board, config)
-        file = stack.enter_context(path.open("a", encoding="utf-8"))
-        online = _open_wandb(stack, workdir, config) if config["wandb"] else None
+        file = stack.enter_context(lines.appending(path))
+        online = _open_wandb(stack, own, config) if config["wandb"] else None
 
         def metrics(step: int, values: dict[str, float]) -> None:
             values = {**values, "images_per_second": values["steps_per_second"] * images_per_step, **memory()}
-            file.write(json.dumps({"step": step, **values}) + "\n")
-            file.flush()
+            file.add(json.dumps({"step": step, **values}) + "\n")
             for key, value in values.items():
                 board.add_scalar(key, value, step)
             if online:
                 online.log(values, step=step)
+            send(_SENT_EVERY)
             remaining = (time.perf_counter() - began) / (step - plan.start) * (plan.total - step)
             shown = "  ".join(f"{key} {value:.4f}" for key, value in values.items() if key.startswith("loss"))
             rate = f"{values['steps_per_second']:.2f} steps/s"
@@ -156,8 +164,22 @@ def open_log(
                 import wandb
 
                 online.log({"predictions/target_images": wandb.Image(picture)}, step=step)
+            board.flush()
+            send(0.0)
 
         yield RunLog(metrics, picture)
+
+
+def _sender(mirror: caches.Mirror | None) -> Callable[[float], None]:
+    """A function that writes to the bucket what is not there yet, if it last did so many seconds ago."""
+    last = [time.monotonic()]
+
+    def send(seconds: float) -> None:
+        if mirror and time.monotonic() - last[0] >= seconds:
+            mirror.sync()
+            last[0] = time.monotonic()
+
+    return send
 
 
 def _step_of(line: str) -> float:

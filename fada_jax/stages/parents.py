@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from fada_jax import distributed
+from fada_jax import distributed, files
 from fada_jax.config import Config
 from fada_jax.errors import UserError
 from fada_jax.methods import States
@@ -65,7 +65,7 @@ def load_compatible(config: Config, workdir: str, key: str, *, any_head: bool = 
     try:
         model = checkpoints.load_model(workdir)
     except UserError as error:
-        raise UserError(f"{key}: {error}{_hint(Path(workdir))}") from error
+        raise UserError(f"{key}: {error}{_hint(files.place(workdir))}") from error
     pairs: list[tuple[str, Any, Any]] = [("preprocessing", model.preprocessing, config.preprocessing)]
     if model.class_set or not any_head:
         name, names = (model.class_set.name, model.class_set.names) if model.class_set else ("", ())

@@ -22,6 +22,7 @@ from fada_jax.methods import States
 from fada_jax.models import compute_dtype
 from fada_jax.stages import beginning, data, labelling, logs, parents, program, workdirs
 from fada_jax.stages.beginning import Begun
+from fada_jax.storage import lines
 from fada_jax.stored import Meta
 from fada_jax.training import checkpoints, loop, saving
 
@@ -76,7 +77,7 @@ def train(
     Raises:
       UserError: anything the user can mend; the last checkpoint is kept.
     """
-    workdir = files.local(workdir, "--workdir").absolute()
+    workdir = files.place(workdir, "--workdir").absolute()
 
     # ---- What can be refused is refused before anything is written
     begun = beginning.check(config, workdir, data_sets=batches is None)
@@ -201,6 +202,6 @@ def _note_non_finite(run: _Run, number: int, metrics: list[str]) -> None:
     images = data.batch_names(run.config, run.pseudo_labels, number - 1) if run.data_sets else {}
     path = run.workdir / "non_finite.jsonl"
     if jax.process_index() == 0:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": number, "metrics": metrics, "images": images}) + "\n")
+        with lines.appending(path) as file:
+            file.add(json.dumps({"step": number, "metrics": metrics, "images": images}) + "\n")
     run.log(f"step {number} made a NaN or an infinity: its images are listed in {path}")

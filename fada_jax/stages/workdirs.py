@@ -18,12 +18,13 @@ from fada_jax.config import FREE_ON_RESUME, flat
 from fada_jax.errors import UserError
 from fada_jax.methods.stages import RENAMED, STAGES, current_name
 from fada_jax.models import compute_dtype
+from fada_jax.storage import leases
 from fada_jax.training import checkpoints
 
 
 def stage_folder(workdir: str | Path, name: str) -> Path:
     """The folder of a stage in a recipe's workdir; one of an earlier version keeps its old name."""
-    folder = Path(workdir) / name
+    folder = files.place(workdir) / name
     for old, new in RENAMED.items():
         if new == name and not folder.exists() and (folder.parent / old).exists():
             return folder.parent / old
@@ -37,7 +38,7 @@ def stage_workdir(workdir: str | Path) -> Path:
       UserError: neither.
     """
     if checkpoints.available_steps(workdir):
-        return Path(workdir)
+        return files.place(workdir)
     folders = [stage_folder(workdir, name) for name in reversed(list(STAGES))]
     begun = [folder for folder in folders if checkpoints.available_steps(folder)]
     for folder in (*filter(_finished, begun), *begun):
@@ -58,11 +59,11 @@ def check_folder(workdir: Path) -> None:
     """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file: the workdir must be a folder")
-    if workdir.is_dir():
+    if workdir.is_dir() and not files.is_object(workdir):
         if not os.access(workdir, os.W_OK | os.X_OK):
             raise UserError(f"{workdir} cannot be written: no permission, or a read-only file system")
     else:
-        files.check_output(workdir)
+        files.check_output(workdir / "lock", ours=files.anything)
 
 
 @contextlib.contextmanager
@@ -70,22 +71,27 @@ def hold(workdir: str | Path) -> Iterator[None]:
     """Makes ``workdir`` and keeps other runs out of it while open.
 
     Process 0 holds a lock on ``workdir/lock`` for all processes of a run. The kernel lets go of it when that process
-    ends in whatever way, so a lock is never stale.
+    ends in whatever way, so a lock is never stale. In a bucket it is a lease (``storage.leases``).
 
     Raises:
       UserError: another run is at work there, or the folder cannot be written.
     """
-    workdir = Path(workdir).absolute()
-    reason = ""
+    workdir = files.place(workdir).absolute()
+    busy, reason = "another run is at work in it: wait for it or use another --workdir", ""
     with contextlib.ExitStack() as stack:
         if jax.process_index() == 0:
             try:
-                workdir.mkdir(parents=True, exist_ok=True)
-                # Opened to append: a user's file of that name keeps what it holds.
-                file = stack.enter_context((workdir / "lock").open("ab"))
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if files.is_object(workdir):
+                    stack.enter_context(leases.held(workdir / "lock", busy))
+                else:
+                    workdir.mkdir(parents=True, exist_ok=True)
+                    # Opened to append: a user's file of that name keeps what it holds.
+                    file = stack.enter_context((workdir / "lock").open("ab"))
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except UserError as error:
+                reason = str(error)
             except BlockingIOError:
-                reason = "another run is at work in it: wait for it or use another --workdir"
+                reason = busy
             except OSError as error:
                 reason = f"it cannot be written ({error.strerror})"
         # All processes leave together, instead of waiting for one that has left.

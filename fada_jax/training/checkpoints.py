@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from flax import serialization
 from jax.experimental import multihost_utils
 
@@ -27,8 +28,9 @@ from fada_jax.errors import UserError
 from fada_jax.models import BACKBONES, ComputeType, ModelSpec
 from fada_jax.models.convolution import inference_dtype
 from fada_jax.preprocessing import Preprocessing
+from fada_jax.storage import objects
 from fada_jax.stored import Meta, Percent
-from fada_jax.training import checksums
+from fada_jax.training import checksums, s3_arrays
 from fada_jax.training.optimizers import OptimizerSpec
 from fada_jax.training.states import TrainState, abstract, create_generator, replace_weights
 
@@ -87,7 +89,10 @@ class Model:
 
 def directory(workdir: str | Path) -> Path:
     """Folder of the checkpoints of a stage."""
-    return files.local(workdir, "workdir").absolute() / checksums.FOLDER
+    folder = files.place(workdir, "workdir").absolute() / checksums.FOLDER
+    if str(folder).startswith("s3://"):
+        s3_arrays.teach_orbax()
+    return folder
 
 
 def last_good(workdir: str | Path, log: Callable[[str], None]) -> int | None:
@@ -112,7 +117,7 @@ def last_good(workdir: str | Path, log: Callable[[str], None]) -> int | None:
             good = _ALL_DAMAGED
         for path, problem in damaged.items() if good >= 0 else ():
             aside = _free(path)
-            os.replace(path, aside)
+            _move(path, aside)
             log(f"checkpoint {path} is damaged ({problem}): kept as {aside.name}, the one before it is taken")
     step = int(multihost_utils.broadcast_one_to_all(np.int32(good)))
     if step == _ALL_DAMAGED:
@@ -130,7 +135,20 @@ _NONE, _ALL_DAMAGED = -1, -2
 def _free(path: Path) -> Path:
     """A name for a damaged checkpoint that nothing has."""
     names = (f"{path.name}.damaged{number or ''}" for number in itertools.count())
-    return next(path.with_name(name) for name in names if not os.path.lexists(path.with_name(name)))
+    return next(path.with_name(name) for name in names if not files.exists(path.with_name(name)))
+
+
+def _move(path: Path, aside: Path) -> None:
+    """Renames a checkpoint; in a bucket its objects are copied, once it is none any more."""
+    if not files.is_object(path):
+        os.replace(path, aside)
+        return
+    names = files.tree(path)
+    (path / checksums.COMMITTED).unlink(missing_ok=True)
+    for name in names:
+        if name != checksums.COMMITTED:
+            objects.copy(f"{path}/{name}", f"{aside}/{name}")
+            (path / name).unlink(missing_ok=True)
 
 
 def training_tree(states: States) -> dict[str, Any]:
@@ -148,6 +166,9 @@ def training_tree(states: States) -> dict[str, Any]:
 def available_steps(workdir: str | Path) -> list[int]:
     """Steps of the complete checkpoints of a stage, ascending."""
     root = directory(workdir)
+    if files.is_object(root):
+        names = (name.partition("/") for name in files.tree(root))
+        return sorted(int(step) for step, _, name in names if name == checksums.COMMITTED and is_step(step))
     if not root.is_dir():
         return []
     return sorted(int(path.name) for path in root.iterdir() if is_step(path.name) and path.is_dir())
@@ -217,11 +238,13 @@ def _restore(workdir: str | Path, step: int, item: str, tree: Any) -> Any:
     """
     path = _checked(workdir, step, item)
     try:
-        handler = ocp.StandardCheckpointHandler()
-        _refuse_other_arrays(path, handler.metadata(path).tree, tree)
+        handler, folder = ocp.StandardCheckpointHandler(), epath.Path(os.fspath(path))
+        _refuse_other_arrays(path, handler.metadata(folder).tree, tree)
         handler.close()
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-            return reader.restore(path.parent, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(tree)}))[item]
+            return reader.restore(folder.parent, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(tree)}))[
+                item
+            ]
     except _UNREADABLE as error:
         raise UserError(f"checkpoint {path} cannot be read: {str(error).splitlines()[0]}") from error
 

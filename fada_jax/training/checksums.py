@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import re
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import orbax.checkpoint as ocp
 
-from fada_jax import files
+from fada_jax import files, folders
 from fada_jax.errors import UserError
+from fada_jax.storage import leases
 
 # Folder of the checkpoints in a workdir, and the file of sums in each.
 FOLDER, SUMS = "checkpoints", "SHA256SUMS"
+# What orbax writes last into a checkpoint in a bucket, where nothing is renamed.
+COMMITTED = "commit_success.txt"
 # orbax stamps these with the time when it commits a checkpoint, after the sums are taken.
-_STAMPED = ("_CHECKPOINT_METADATA", "commit_success.txt")
+_STAMPED = ("_CHECKPOINT_METADATA", COMMITTED)
+# Of a bucket: bytes of an object that are asked for at once, and objects that are read at a time.
+_PART, _TOGETHER = 2**24, 16
 # What every checkpoint holds.
 ITEMS = ("meta", "model", "training")
 _LINE = re.compile(r"([0-9a-f]{64})  ([^\0]+)")
@@ -31,20 +39,49 @@ class SummedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
         await super().finalize()
 
 
+class SummedObjects(ocp.path.atomicity.CommitFileTemporaryPath):
+    """A checkpoint in the making in a bucket: its checksums are written before the object that completes it."""
+
+    async def finalize(self) -> None:
+        path = files.place(os.fspath(self.get()))
+        if path.parent.name == FOLDER:
+            await asyncio.to_thread(write, path)
+            # A run that has lost its workdir must not complete anything there.
+            await asyncio.to_thread(leases.confirm)
+        await super().finalize()
+
+
 def write(path: Path) -> None:
     """Writes the sums of all files below a folder."""
-    text = "".join(f"{_digest(path / name)}  {name}\n" for name in _summed(path))
-    (path / SUMS).write_text(text, encoding="utf-8")
+    digests = _digests(path, _summed(path))
+    (path / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in digests), encoding="utf-8")
 
 
 def _summed(path: Path) -> list[str]:
-    names = (str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
-    return sorted(name for name in names if name not in (*_STAMPED, SUMS, files.MARKER))
+    return [name for name in files.tree(path) if name not in (*_STAMPED, SUMS, folders.MARKER)]
+
+
+def _digests(path: Path, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Names with the digests of their files, in order; in a bucket many are read at a time."""
+    if not files.is_object(path):
+        yield from ((name, _digest(path / name)) for name in names)
+        return
+    with ThreadPoolExecutor(_TOGETHER) as pool:
+        waiting = [(name, pool.submit(_digest, path / name)) for name in names]
+        yield from ((name, digest.result()) for name, digest in waiting)
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    if not files.is_object(path):
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest, start = hashlib.sha256(), 0
+    while part := path.read_range(start, start + _PART):  # type: ignore[attr-defined]
+        digest.update(part)
+        if len(part) < _PART:
+            break
+        start += _PART
+    return digest.hexdigest()
 
 
 def damage(path: Path, items: tuple[str, ...] = ()) -> str:
@@ -63,17 +100,22 @@ def damage(path: Path, items: tuple[str, ...] = ()) -> str:
             return f"{SUMS} holds no sum of {missing[0]}"
     except UserError as error:
         return str(error)
-    for name in sorted(sums.keys() | {name for name in _summed(path) if not _is_stray(name)}):
-        if items and name.partition("/")[0] not in items:
-            continue
-        try:
-            if problem := files.special(path / name):
-                return f"{name} is {problem}"
-            if _digest(path / name) != sums.get(name):
+    there = {name for name in _summed(path) if not _is_stray(name)}
+    names = [name for name in sorted(sums.keys() | there) if not items or name.partition("/")[0] in items]
+    try:
+        if problem := next(filter(None, (_special(path, name) for name in names)), ""):
+            return problem
+        for name, digest in _digests(path, names):
+            if digest != sums.get(name):
                 return f"{name} is not as it was written"
-        except OSError as error:
-            return f"{name}: {error.strerror}"
+    except OSError as error:
+        return f"{str(error.filename or '').removeprefix(f'{path}/')}: {error.strerror}"
     return ""
+
+
+def _special(path: Path, name: str) -> str:
+    problem = files.special(path / name)
+    return problem and f"{name} is {problem}"
 
 
 def _is_stray(name: str) -> bool:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.metadata
+import os
 import platform
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from fada_jax import __version__, classes
+from fada_jax import __version__, classes, files
 from fada_jax.errors import UserError, storage_fault
 from fada_jax.models import ModelSpec, compute_dtype
 from fada_jax.preprocessing import Preprocessing
@@ -112,15 +115,17 @@ def writing(
     Raises:
       UserError: a checkpoint cannot be written; those before it stay.
     """
+    remote = files.is_object(checkpoints.directory(workdir))
     options = ocp.CheckpointManagerOptions(
         best_fn=_miou if scored else None,  # Scores are written because of it; the policy decides what is kept.
         preservation_policy=_preserved(keep, keep_every),
         cleanup_tmp_directories=True,
         enable_async_checkpointing=not wait,
-        temporary_path_class=checksums.SummedPath,
+        temporary_path_class=checksums.SummedObjects if remote else checksums.SummedPath,
     )
     with _storage(workdir):
-        writer = ocp.CheckpointManager(checkpoints.directory(workdir), options=options)
+        clear_unfinished(workdir)
+        writer = ocp.CheckpointManager(os.fspath(checkpoints.directory(workdir)), options=options)
 
     def save(step: int, states: States, scores: Mapping[str, float] | None = None) -> None:
         generator = states["generator"]
@@ -144,6 +149,22 @@ def writing(
         # An error that matters is being raised already.
         with contextlib.suppress(Exception):
             writer.close()
+
+
+def clear_unfinished(workdir: str | Path) -> None:
+    """Removes what a save left that did not come to its end."""
+    root = checkpoints.directory(workdir)
+    if jax.process_index():
+        return
+    if not files.is_object(root):
+        for left in root.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(left, ignore_errors=True)
+        return
+    steps = set(map(str, checkpoints.available_steps(workdir)))
+    places = {name: name.partition("/")[0] for name in files.tree(root)}
+    for name, step in places.items():
+        if checkpoints.is_step(step) and step not in steps:
+            (root / name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fada_jax import progress
 from fada_jax.errors import UserError
-from fada_jax.files import making
+from fada_jax.folders import making
 from fada_jax.input_pipeline.workers import in_order
 from fada_jax.scripts.miniature import files
 from fada_jax.scripts.miniature.layouts import DATASETS, Counts, Task, plan
