@@ -26,6 +26,7 @@ from ml_collections import config_flags
 from fada_jax import config_arguments, distributed, endings, files
 from fada_jax.errors import UserError, storage_fault
 from fada_jax.models import DTYPES
+from fada_jax.storage import caches
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -114,6 +115,8 @@ def _arguments() -> list[str]:
         # A config file and its overrides are evaluated while flags are parsed, so their mistakes surface here.
         raise _WrongFlag(_message(error)) from error
     _check_places(arguments)
+    if "cache_dir" in flags.FLAGS:
+        caches.configure(flags.FLAGS.cache_dir, flags.FLAGS.cache_gb)
     return arguments
 
 
@@ -237,6 +240,12 @@ def define_dtype() -> None:
         DTYPES,
         "Compute type; auto: what the model was trained with on accelerators, float32 on CPUs.",
     )
+
+
+def define_cache() -> None:
+    """Defines where records of buckets are kept between runs; ``run`` obeys it."""
+    flags.DEFINE_string("cache_dir", "", "Local folder that keeps records read from gs:// and s3://; default: none.")
+    flags.DEFINE_float("cache_gb", 100.0, "GB of records that it holds at most.", lower_bound=0.0)
 
 
 def define_processes() -> None:

@@ -12,6 +12,8 @@ EXTRAS = {
     "torch": ("safetensors", "torch"),
     "beam": ("apache_beam",),
     "wandb": ("wandb",),
+    "gcs": ("gcsfs",),
+    "s3": ("s3fs",),
 }
 _STORAGE = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EFBIG))
 

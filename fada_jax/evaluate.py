@@ -161,4 +161,5 @@ if __name__ == "__main__":
     cli.define_dtype()
     flags.DEFINE_enum("colour_matching", "", ["", *colour_matching.MODES], "Recolour the images to the source first.")
     flags.mark_flag_as_required("workdir")
+    cli.define_cache()
     cli.run(main)

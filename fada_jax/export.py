@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from fada_jax import cli, files
+from fada_jax import cli, files, folders
 from fada_jax.errors import UserError
 from fada_jax.interop import stablehlo
 from fada_jax.stages.workdirs import stage_workdir
@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> None:
     output = stablehlo.export_model(
         model, files.place(options.output), tensorflow=options.tensorflow, dtype=options.dtype
     )
-    for path in sorted(output.iterdir()):
+    for path in sorted(folders.published(output).iterdir()):
         print(f"  {path.name}")
     print(f"step {model.step} of {options.workdir}, {model.classes.num_classes} classes, written to {output}")
 

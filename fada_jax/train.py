@@ -40,4 +40,5 @@ if __name__ == "__main__":
     cli.define_processes()
     flags.DEFINE_string("workdir", "", "Folder of this stage: checkpoints, metrics, TensorBoard events.")
     flags.DEFINE_bool("dry_run", False, "Compile the step from shapes, print what it takes, train nothing.")
+    cli.define_cache()
     cli.run(main)

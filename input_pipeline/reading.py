@@ -20,6 +20,7 @@ def batches(
     blank: Sequence[np.ndarray],
     finish: Callable[..., Any],
     batch_size: int,
+    in_flight: int = 0,
 ) -> Generator[Any]:
     """Batches of ``finish(*load(i))`` for i from 0 to ``count``, in order; an error of ``load`` passes as itself.
 
@@ -31,6 +32,7 @@ def batches(
       blank: arrays of the types and shapes that ``load`` returns, for an example that nobody will see.
       finish: what TensorFlow does with the arrays of an example.
       batch_size: examples in a batch.
+      in_flight: examples that are loaded at a time, where ``load`` waits for a store; 0: one a core.
 
     Raises:
       MemoryError: a batch takes more than there is.
@@ -51,6 +53,9 @@ def batches(
     options = tf.data.Options()
     options.autotune.enabled = False
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if in_flight:
+        threads = in_flight
+        options.threading.private_threadpool_size = in_flight + 2
     dataset = tf.data.Dataset.range(count).take_while(wanted)
     dataset = dataset.map(example, num_parallel_calls=threads, deterministic=True)
     dataset = dataset.batch(batch_size, drop_remainder=True).prefetch(2).with_options(options)

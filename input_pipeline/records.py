@@ -194,6 +194,11 @@ class Records:
     skipped: set[int] = dataclasses.field(default_factory=set)
 
     @property
+    def in_flight(self) -> int:
+        """Records to read at a time; 0: as many as there are cores."""
+        return caches.IN_FLIGHT if is_object(self.root) else 0
+
+    @property
     def labelled(self) -> bool:
         """Whether the images have labels."""
         return bool(self.pixels.any())

@@ -160,7 +160,7 @@ def train_batches(
     def batches() -> Iterator[dict[str, np.ndarray]]:
         label_shape = (height, width) if decode_label else (0, 0)
         blank = [np.zeros((height, width, 3), np.uint8), np.zeros(label_shape, np.uint8)]
-        return reading.batches(_ENDLESS, load, blank, finish, share)
+        return reading.batches(_ENDLESS, load, blank, finish, share, stored.in_flight)
 
     what = f"{stream.dataset}/{stream.split}: {share} images of {width}x{height} pixels"
     return memory.within(batches, what, (_PREPARED + 1) * share * width * height * (4 if decode_label else 3))
@@ -364,7 +364,7 @@ def _eval_examples(
     def finish(*values: Any) -> dict[str, Any]:
         return dict(zip(blank, values, strict=True))
 
-    for batch in reading.batches(len(numbers), load, list(blank.values()), finish, 1):
+    for batch in reading.batches(len(numbers), load, list(blank.values()), finish, 1, stored.in_flight):
         example = {key: value[0] for key, value in batch.items() if stream.labels or key != "label"}
         if example.pop("intact"):
             yield example

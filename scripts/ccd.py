@@ -136,4 +136,5 @@ if __name__ == "__main__":
     flags.DEFINE_integer("per_class", 20, "Pixels of each class and image.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Of images and pixels.", lower_bound=0)
     flags.mark_flag_as_required("workdir")
+    cli.define_cache()
     cli.run(main)

@@ -81,4 +81,5 @@ if __name__ == "__main__":
     cli.define_processes()
     flags.DEFINE_string("workdir", None, "Folder of the recipe.")
     flags.mark_flag_as_required("workdir")
+    cli.define_cache()
     cli.run(main)

@@ -2,6 +2,8 @@
 
   python tests/interruptions.py --out=DIR                    a recipe of four tiny stages, killed 24 times
   python tests/interruptions.py --out=DIR --processes=2      the adversarial stage in two processes, killed 4 times
+  python tests/interruptions.py --out=DIR --store=gs         data and killed workdir in a bucket (gs, s3), 20 kills
+  python tests/interruptions.py --out=DIR --store=s3 --faults=0.02     and this share of requests goes wrong
 
 Every start is the same command. Some kills follow a random step, some a half-written checkpoint, some the end of a
 stage. At the end every array of the last checkpoints (parameters, batch statistics, optimizer states, D) must be
@@ -10,6 +12,7 @@ bit-identical, and the log must hold every step once, with the same losses.
 
 import argparse
 import collections
+import contextlib
 import json
 import os
 import signal
@@ -21,13 +24,18 @@ import threading
 import time
 from pathlib import Path
 
+import buckets
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import raw_trees
 from commands import ROOT, environment
 
+from fada_jax import files
 from fada_jax.input_pipeline import conversion
+from fada_jax.storage import caches
+from fada_jax.storage import lines as stored_lines
+from fada_jax.training import checksums
 
 STAGES = ("source", "control", "adaptation", "self_distillation")
 STEPS = 48
@@ -139,11 +147,20 @@ def finish(command, processes=1):
 
 
 def half_written(folders):
-    return [path for folder in folders for path in folder.glob("*orbax-checkpoint-tmp*")]
+    """Checkpoints in the making: in a bucket, those without the object that completes them."""
+    if not files.is_object(folders[0]):
+        return [path for folder in folders for path in folder.glob("*orbax-checkpoint-tmp*")]
+    found = []
+    for folder in folders:
+        names = folder.tree()
+        steps = {name.partition("/")[0] for name in names}
+        found += [folder / step for step in steps if f"{step}/{checksums.COMMITTED}" not in names]
+    return found
 
 
 def finished(folders):
-    return [folder for folder in folders if (folder / str(STEPS)).exists()]
+    end = checksums.COMMITTED if files.is_object(folders[0]) else ""
+    return [folder for folder in folders if (folder / str(STEPS) / end).exists()]
 
 
 def wait_for_moment(run, kind, rng, folders):
@@ -190,7 +207,7 @@ def torment(command, workdir, rng, kills, processes=1, stages=STAGES):
 
 def arrays(workdir):
     """Every array of the last checkpoint, by name."""
-    found = {}
+    found, workdir = {}, files.fetched(workdir)
     with ocp.PyTreeCheckpointer() as reader:
         for item in ("model", "training"):
             folder = workdir / "checkpoints" / str(STEPS) / item
@@ -205,7 +222,7 @@ def arrays(workdir):
 
 
 def losses(workdir):
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in stored_lines.read(workdir / "metrics.jsonl")]
     return [{k: v for k, v in line.items() if k in ("step", "grad_norm") or k.startswith("loss_")} for line in lines]
 
 
@@ -228,21 +245,46 @@ def main():
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--store", choices=("gs", "s3"))
+    parser.add_argument("--faults", type=float, default=0.0)
     options = parser.parse_args()
+    with contextlib.ExitStack() as stack:
+        place = None
+        if options.store:
+            store = stack.enter_context(buckets.store(options.store, latency=0.002))
+            os.environ.update(store.variables)
+            place = files.place(f"{store.base}/killed")
+        campaign(options, place, store if place else None)
+
+
+def upload(folder, place):
+    """Copies a local folder into a bucket."""
+    caches.uploaded(folder, place)
+    return place
+
+
+def campaign(options, place, store):
+    """See the top of this file; ``place`` is the folder of a bucket, or None."""
     out, rng = options.out.absolute(), np.random.default_rng(options.seed)
     cache_compiled(out, os.environ.__setitem__)
     data_dir = make_data(out)
     make, stages = (recipe_command, STAGES) if options.processes == 1 else (stage_command, ("",))
-    kills = options.kills or (24 if options.processes == 1 else 4)
+    kills = options.kills or (20 if place else 24 if options.processes == 1 else 4)
     finish(make(data_dir, out / "whole"), options.processes)
-    fell = torment(make(data_dir, out / "killed"), out / "killed", rng, kills, options.processes, stages)
+    killed = out / "killed"
+    if place:
+        data_dir, killed = upload(data_dir, place / "data"), place / "run"
+        store.set(faults=options.faults)
+    fell = torment(make(data_dir, killed), killed, rng, kills, options.processes, stages)
+    if place:
+        print(f"faults: {store.set(faults=0.0)}")
     failed = False
     for stage in stages:
-        found = differences(out / "whole" / stage, out / "killed" / stage)
+        found = differences(out / "whole" / stage, killed / stage)
         print(f"{stage or 'adversarial'}: {', '.join(found) or 'bit-identical, every step logged once'}")
         failed |= bool(found)
     if options.processes == 1:
-        one, two = (json.loads((out / name / "results.json").read_text())["rows"] for name in ("whole", "killed"))
+        one, two = (json.loads((run / "results.json").read_text())["rows"] for run in (out / "whole", killed))
         print(f"scores: {'equal' if one == two else 'differ'}")
         failed |= one != two
     print(f"{sum(fell.values())} kills: " + ", ".join(f"{count} {where}" for where, count in fell.items()))

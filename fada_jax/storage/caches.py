@@ -55,6 +55,8 @@ def configure(folder: str, gigabytes: float) -> None:
     _state.folder, _state.limit, _state.records = None, int(gigabytes * 1e9), None
     if not folder:
         return
+    if folder.partition("://")[1]:
+        raise UserError(f"--cache_dir={folder}: a local folder, which is faster than what it keeps")
     place = Path(folder).absolute()
     try:
         (place / _FOLDER).mkdir(parents=True, exist_ok=True)

@@ -210,7 +210,7 @@ def _read(path: str) -> tuple[dict[str, Any], str]:
         return {}, ""
     except (ValueError, KeyError, TypeError):
         pass
-    raise UserError(f"{path} is no {_MARK}: move it away or use another place")
+    raise UserError(f"{path} is there already and is no lease of fada-jax: move it away or use another place")
 
 
 def _holder(values: dict[str, Any]) -> Holder:

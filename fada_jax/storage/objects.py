@@ -10,9 +10,11 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import json
 import logging
 import os
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +31,8 @@ SCHEMES = {"gs": ("gcsfs", "gcs", "gcs"), "s3": ("s3fs", "s3", "s3")}
 PATIENCE = "FADA_JAX_STORAGE_PATIENCE"
 _PATIENCE = 300.0
 _PAUSE, _LONGEST_PAUSE = 0.2, 16.0
+# Seconds without an answer after which people are told.
+_WORTH_SAYING = 15.0
 # A request that says nothing for so long has failed.
 _SILENCE = 120
 # Answers that the same request would get again.
@@ -36,7 +40,7 @@ _HOPELESS = (400, 401, 405, 409, 411, 413, 414, 501)
 # epath, and with it orbax, would take TensorFlow's clients, which know neither s3:// nor an emulator. It looks once.
 os.environ.setdefault("EPATH_USE_TF", "0")
 # Errors of code, not of a store.
-_DEFECTS = (TypeError, AttributeError, NameError, IndexError, NotImplementedError)
+_DEFECTS = (TypeError, AttributeError, NameError, LookupError, NotImplementedError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +216,7 @@ def _tried(path: str, request: Callable[[], T]) -> T:
     Raises:
       OSError: naming the object: what makes it hopeless, or that there was no answer for so long.
     """
-    began, patience = time.monotonic(), float(os.environ.get(PATIENCE, _PATIENCE))
+    began, patience, said = time.monotonic(), float(os.environ.get(PATIENCE, _PATIENCE)), False
     for pause in _pauses():
         try:
             return request()
@@ -225,6 +229,10 @@ def _tried(path: str, request: Callable[[], T]) -> T:
             if waited + pause > patience:
                 reason = f"the store gave no answer for {waited:.0f} seconds ({_one_line(error)})"
                 raise OSError(errno.EIO, reason, path) from error
+            if waited > _WORTH_SAYING and not said:
+                said = True
+                left = f"trying for {patience - waited:.0f} seconds more"
+                print(f"note: {path}: the store gives no answer ({_one_line(error)}), {left}", file=sys.stderr)
         time.sleep(pause)
     raise AssertionError("pauses are endless")
 
@@ -242,7 +250,8 @@ def _final(error: Exception, path: str) -> OSError | None:
     text = _one_line(error)
     if isinstance(error, FileNotFoundError):
         return FileNotFoundError(errno.ENOENT, "no such object", path)
-    if isinstance(error, FileExistsError):
+    # s3fs has no type of its own for a condition that does not hold.
+    if isinstance(error, FileExistsError) or "pre-conditions you specified did not hold" in text:
         return FileExistsError(errno.EEXIST, "there is another object", path)
     if isinstance(error, PermissionError) or "Forbidden" in text:
         return PermissionError(errno.EACCES, f"the store refuses access ({text})", path)
@@ -251,9 +260,16 @@ def _final(error: Exception, path: str) -> OSError | None:
     if isinstance(error, IsADirectoryError | NotADirectoryError):
         return type(error)(error.errno or errno.EISDIR, "a folder, not an object", path)
     code = getattr(error, "code", None)
-    if (str(code).isdecimal() and int(str(code)) in _HOPELESS) or isinstance(error, ValueError):
+    if (str(code).isdecimal() and int(str(code)) in _HOPELESS) or _is_refusal(error):
         return OSError(errno.EIO, f"the store refuses ({text})", path)
     return None
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether a library says that a request is wrong. An answer that was cut is no JSON, and no refusal."""
+    if isinstance(error, OSError):
+        return error.errno == errno.EINVAL
+    return isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError)
 
 
 def _one_line(error: BaseException) -> str:
