@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fada_jax import endings
+from fada_jax import endings, peers
 from fada_jax.errors import UserError
 from fada_jax.models.convolution import BATCH_AXES
 
@@ -173,6 +173,7 @@ def join(
     *,
     deterministic: bool = False,
     timeout: int = 300,
+    debug: bool = False,
     log: Callable[[str], None] = print,
 ) -> None:
     """Joins the other processes of the run, before anything touches a device.
@@ -182,6 +183,7 @@ def join(
       num_processes, process_id: with a coordinator.
       deterministic: the same run gives the same bits on GPUs, too.
       timeout: seconds to wait for the others.
+      debug: see ``peers.watch``.
       log: receives what is waited for.
 
     Raises:
@@ -202,14 +204,20 @@ def join(
         "with the address of process 0, which each must reach"
     )
     late = timeout + 60  # JAX aborts with a stack trace when its own time is up.
+    limits = {
+        "initialization_timeout": late,
+        "heartbeat_timeout_seconds": peers.HEARTBEAT,
+        "shutdown_timeout_seconds": peers.FINISHING,
+    }
     try:
         with endings.limited(timeout, given_up):
             if coordinator:
-                jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=late)
+                jax.distributed.initialize(coordinator, num_processes, process_id, **limits)
             else:
-                jax.distributed.initialize(initialization_timeout=late)
+                jax.distributed.initialize(**limits)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"cannot join the other processes: {error}") from error
+    peers.watch(debug=debug)
     # An early meeting: on CPUs the first one fails when a process is 30 seconds late.
     multihost_utils.sync_global_devices("joined")
 
