@@ -105,8 +105,11 @@ def train(
         meta = _own(run, begun, models, begins=last is None)
 
         # ---- Data, step and loop
-        own = data.read_batches(config, run.pseudo_labels, start)
-        read = own if batches is None else itertools.islice(data.checked_batches(config, batches), start, None)
+        if batches is None:
+            read: Iterable[Mapping[str, Any]] = data.read_batches(config, run.pseudo_labels, start, run.mesh)
+        else:
+            given = data.checked_batches(config, batches, distributed.readers(run.mesh)[1])
+            read = itertools.islice(given, start, None)
         put = functools.partial(distributed.put_batch, mesh=run.mesh)
         placed = loop.prefetch(read, lambda batch: {name: put(part) for name, part in batch.items()})
         states, done = _fit(run, states, placed, start, meta)
