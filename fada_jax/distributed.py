@@ -171,13 +171,27 @@ def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
         share = value.shape[0]
         sharding = by_batch(mesh, value.ndim if value.ndim > 2 and value.shape[1] % mesh.shape["spatial"] == 0 else 1)
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             first, last, _ = index[0].indices(share * count)
             return value[(slice(first - reader * share, last - reader * share), *index[1:])]
 
         return jax.make_array_from_callback((share * count, *value.shape[1:]), sharding, part)
 
     return {key: put(value) for key, value in arrays.items() if value.dtype.kind in "biuf"}
+
+
+def share(count: int) -> slice:
+    """This process's share of so many things: neighbours, of which all processes have as many, but for one."""
+    index, processes = jax.process_index(), jax.process_count()
+    return slice(index * count // processes, (index + 1) * count // processes)
+
+
+def gather(text: str) -> list[str]:
+    """The texts of all processes, in their order, in every process."""
+    data = np.frombuffer(text.encode(), np.uint8)
+    lengths = np.ravel(multihost_utils.process_allgather(np.int32(len(data))))
+    texts = multihost_utils.process_allgather(np.pad(data, (0, int(lengths.max()) - len(data))))
+    return [bytes(x[:n]).decode() for x, n in zip(np.reshape(texts, (len(lengths), -1)), lengths, strict=True)]
 
 
 def join(
@@ -218,7 +232,7 @@ def join(
         "with the address of process 0, which each must reach"
     )
     late = timeout + 60  # JAX aborts with a stack trace when its own time is up.
-    limits = {
+    limits: dict[str, Any] = {
         "initialization_timeout": late,
         "heartbeat_timeout_seconds": peers.HEARTBEAT,
         "shutdown_timeout_seconds": peers.FINISHING,

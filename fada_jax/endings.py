@@ -25,6 +25,8 @@ from typing import Any, TextIO
 
 from fada_jax.errors import missing_extra
 
+# When the process began, but for Python's own start: in seconds since 1970.
+BEGAN = time.time()
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 INTERRUPTED = "interrupted; run the same command again to continue"
 # Seconds from a signal to the end, where nothing is being saved.

@@ -99,4 +99,9 @@ def test_the_features_measured_are_those_of_the_network():
     few = ccd.measure(model, examples, per_class=7, seed=3)
     assert few.count.tolist() == [21, 21, 21, 21, 0]
     with pytest.raises(ValueError, match="no image"):
-        ccd.measure(model, [])
+        ccd.merged([ccd.measure(model, [])])
+    # What processes measure of neighbouring images is what one measures.
+    parts = [ccd.measure(model, examples[i:j], per_class=7, seed=3, first=i) for i, j in ((0, 1), (1, 1), (1, 3))]
+    together = ccd.merged(ccd.from_text(ccd.as_text(part)) for part in parts)
+    np.testing.assert_array_equal(together.count, few.count)
+    np.testing.assert_allclose(together.scatter, few.scatter, rtol=1e-12)

@@ -67,9 +67,7 @@ def _order(config: Config) -> dict[str, Any]:
     return {"class_set": config.classes, "batch_size": stream_batch_size(config), "seed": config.seed}
 
 
-def read_batches(
-    config: Config, pseudo_labels: str, start: int, mesh: jax.sharding.Mesh
-) -> Iterator[dict[str, Any]]:
+def read_batches(config: Config, pseudo_labels: str, start: int, mesh: jax.sharding.Mesh) -> Iterator[dict[str, Any]]:
     """This process's share of the stage's batches from step ``start`` on."""
     reader, readers = distributed.readers(mesh)
     iterators = {

@@ -35,7 +35,7 @@ from fada_jax.evaluation import inference
 from fada_jax.input_pipeline import streams
 from fada_jax.models import Segmenter, height_width
 from fada_jax.stored import LogLine
-from fada_jax.training import loop
+from fada_jax.training import goodput, loop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +114,7 @@ def open_log(
     log: Callable[[str], None],
     *,
     images_per_step: int,
+    account: goodput.Account | None = None,
 ) -> Iterator[RunLog]:
     """Opens the logs of a stage; what they hold beyond the step that the run goes on from is dropped.
 
@@ -123,6 +124,7 @@ def open_log(
       config: the stage's, as a plain dict.
       log: receives the progress lines.
       images_per_step: of all streams, which images_per_second is made of.
+      account: of where time goes; it learns what earlier starts spent.
     """
     if jax.process_index():
         yield RunLog(lambda step, values: None, lambda step, picture: None)
@@ -130,7 +132,8 @@ def open_log(
     path = workdir / "metrics.jsonl"
     kept = files.read_text(path).splitlines(keepends=True) if path.exists() else []
     files.write_text(path, "".join(line for line in kept if _step_of(line) <= plan.start))
-    began = time.perf_counter()
+    account, began = account or goodput.Account(), time.perf_counter()
+    account.resume(kept, plan.start)
     with contextlib.ExitStack() as stack:
         board = stack.enter_context(SummaryWriter(str(workdir), purge_step=plan.start + 1))
         _write_hyperparameters(board, config)
@@ -139,7 +142,9 @@ def open_log(
 
         def metrics(step: int, values: dict[str, float]) -> None:
             values = {**values, "images_per_second": values["steps_per_second"] * images_per_step, **memory()}
-            file.write(json.dumps({"step": step, **values}) + "\n")
+            spent = account.plain()
+            values["goodput"] = goodput.share(spent["seconds"])
+            file.write(json.dumps({"step": step, **values, "time": spent}) + "\n")
             file.flush()
             for key, value in values.items():
                 board.add_scalar(key, value, step)
