@@ -65,6 +65,7 @@ def run(main: Callable[[list[str]], None]) -> None:
             main(_arguments())
         if sys.stdout:
             sys.stdout.flush()
+        peers.leave(0)
     except SystemExit:
         raise
     except BaseException as error:

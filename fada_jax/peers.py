@@ -1,19 +1,21 @@
 """The other processes of a run: when one of them ends, in whatever way, all end within a minute, each with one line.
 
 JAX's processes send heartbeats to process 0, from threads of their own. One that is missed, or process 0 gone, makes
-JAX abort the process (SIGABRT), whatever it is at: this is answered with a line. ``as_command`` silences the stack
-trace that JAX prints first. ``--debug`` leaves both as JAX has them.
+JAX abort the process, whatever it is at: no code of ours may run in it any more. The line comes from a shell beside the
+process, which waits for its end. ``as_command`` silences the stack trace that JAX prints. ``--debug`` leaves it all to
+JAX.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
-from typing import Any
 
 import jax
 
@@ -23,13 +25,17 @@ from fada_jax.errors import UserError
 # Seconds without a heartbeat after which a process counts as dead.
 HEARTBEAT = 30
 # Seconds that a process which failed waits for the others, which may be about to fail like it.
-GRACE = 15
+GRACE = 10
 # Seconds that a process which has finished waits for the others: they are alive, so as long as they need.
 FINISHING = 24 * 3600
+# Exit status of a process that JAX aborts.
+ABORTED = int(signal.SIGABRT)
 ENDED = (
     "another process of this run has ended or cannot be reached, and its own output says why: run the same command "
     "again to continue"
 )
+# Prints its first argument where its input ends without a line.
+_SAY_AT_THE_END = ("/bin/sh", "-c", 'read -r said || printf "%s\\n" "$0" >&2')
 # What collectives and barriers raise when a process is not there any more.
 _BROKEN = re.compile(r"gloo|nccl|coordination service|heartbeat|barrier|connection (closed|reset)|socket closed", re.I)
 
@@ -39,11 +45,11 @@ class _State:
 
     Attributes:
       together: it has joined others.
-      handler: of SIGABRT, which C code calls and Python must not free.
+      speaker: the shell that says why it ended, where nothing else can.
     """
 
     together = False
-    handler: Any = None
+    speaker: subprocess.Popen[bytes] | None = None
 
 
 _state = _State()
@@ -59,13 +65,22 @@ def watch(*, debug: bool = False) -> None:
     if debug:
         return
 
-    def aborted(_: int) -> None:
-        endings.say(f"error: {ENDED}")
-        os._exit(1)
+    library = ctypes.CDLL(None)
+    library.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    # No handler of Python's: whoever aborts may wait for the interpreter, and the interpreter for whoever aborts.
+    library.signal(signal.SIGABRT, ctypes.cast(library._exit, ctypes.c_void_p))
+    with endings.undisturbed():
+        command = [*_SAY_AT_THE_END, f"error: {ENDED}"]
+        _state.speaker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    endings.state.on_last_line = hush
 
-    # Python's own handlers run in the main thread, later: the process would be gone.
-    _state.handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted)
-    ctypes.CDLL(None).signal(signal.SIGABRT, _state.handler)
+
+def hush() -> None:
+    """The process ends with a word of its own, or has nothing to say."""
+    if _state.speaker and _state.speaker.stdin:
+        with contextlib.suppress(OSError, ValueError):
+            _state.speaker.stdin.write(b"\n")
+            _state.speaker.stdin.close()
 
 
 def together() -> bool:
@@ -79,10 +94,10 @@ def broken(error: BaseException) -> bool:
 
 
 def leave(status: int, *, at_once: bool = False) -> None:
-    """Ends a process of several that failed and has said why; does nothing in one that is alone.
+    """The end of a process of several that has said why it fails; does nothing in one that is alone.
 
     The others have ``GRACE`` seconds to end like it, as they do where all were refused. After that they wait for it
-    in vain, and its silence ends them.
+    in vain, and its silence ends them. One that has succeeded waits for them, and its caller ends it.
 
     Args:
       status: of the process.
@@ -90,13 +105,16 @@ def leave(status: int, *, at_once: bool = False) -> None:
     """
     if not _state.together:
         return
+    if not status:
+        jax.distributed.shutdown()
+        hush()
+        return
+    hush()
     if not at_once:
         meeting = threading.Thread(target=jax.distributed.shutdown, daemon=True)
         meeting.start()
         meeting.join(GRACE)
     for stream in filter(None, (sys.stdout, sys.stderr)):
-        try:
+        with contextlib.suppress(OSError, ValueError):  # Full, or closed.
             stream.flush()
-        except (OSError, ValueError):  # Full, or closed.
-            continue
     os._exit(status)  # JAX would wait for the others for minutes.

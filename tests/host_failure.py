@@ -55,7 +55,7 @@ def arrange(place, how):
     elif place == "prediction":
         predictions.Outputs.write_all = failing(how, predictions.Outputs.write_all)
     else:
-        distributed.put_batch = failing(how, distributed.put_batch, 12 if place == "training" else 1)
+        distributed.put_batch = failing(how, distributed.put_batch, 5 if place == "training" else 1)
 
 
 if __name__ == "__main__":
