@@ -1,6 +1,8 @@
 """Every stage on every mesh in one, two and four processes against one, and how a run ends when one of them does.
 
-  python tests/hosts.py --out=DIR [--write]     an hour on two cores; --write: the tables of docs/results/hosts.json
+  python tests/hosts.py --out=DIR [--parts matrix commands ends] [--write]
+
+It takes an hour on two cores; --write puts the tables into docs/results/hosts.json.
 
 The network, the images and the number of steps are tiny, and every process is one of this machine. Kinds of failure
 are ``host_failure``'s: SIGKILL, an error of the user's and a defect, in process 0, which the others have joined, and in
@@ -30,7 +32,7 @@ PROCESSES = (1, 2, 4)
 TINY = (
     "--config.source.size=(48,32)", "--config.target.size=(48,32)", "--config.eval.size=(48,32)",
     "--config.target.crop=(48,32)", "--config.source.crop=(48,32)",
-    "--config.model.widths=(8,8,8,8)", "--config.model.stem_width=8", "--config.discriminator.widths=(8,8)",
+    "--config.model.widths=(8,8,8,48)", "--config.model.stem_width=8", "--config.discriminator.widths=(32,64)",
     "--config.generator_optimizer.kind=sgd", "--config.discriminator_optimizer.kind=sgd",
     "--config.log_every=1", "--config.checkpoint_every=2", f"--config.total_steps={STEPS}",
     "--config.eval_batch_size=1",
@@ -110,7 +112,7 @@ def difference(one, other):
 def make_references(out):
     """Data, and every stage in one process on one device."""
     interruptions.cache_compiled(out, os.environ.__setitem__)
-    data_dir = interruptions.make_data(out)
+    data_dir = out / "data" if (out / "data").exists() else interruptions.make_data(out)
     for stage in STAGES:
         if stage != "adversarial, resumed":
             run(command(data_dir, out / "reference" / stage, stage))
@@ -189,56 +191,62 @@ def end_by(out, place, how, victim, processes=2):
     return seconds
 
 
-def write(matrix, commands, ends):
-    """Writes the tables of the documentation."""
-    number = ".0e"
-    tables = {
-        "command": "python tests/hosts.py --out=DIR --write",
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": "two CPU cores with other work beside it",
-        "matrix": {
-            "columns": ["largest relative difference to one process", *(f"{m} {n}" for m in MESHES for n in PROCESSES)],
-            "formats": ["", *[number] * 9],
-            "rows": matrix,
-        },
-        "commands": {"columns": ["", "2", "4"], "formats": ["", number, number], "rows": commands},
-        "ends": {
-            "columns": ["one of two ends while", "SIGKILL 0", "SIGKILL 1", "refusal 1", "defect 0"],
-            "formats": ["", *[".1f"] * 4],
-            "rows": ends,
-        },
-        "worst_difference": max(x for row in (*matrix, *commands) for x in row[1:]),
-        "worst_seconds": max(x for row in ends for x in row[1:]),
-    }
-    (ROOT / "docs" / "results" / "hosts.json").write_text(json.dumps(tables, indent=1) + "\n")
+def write(part, table):
+    """Writes a table of the documentation."""
+    path = ROOT / "docs" / "results" / "hosts.json"
+    tables = json.loads(path.read_text()) if path.exists() else {}
+    tables["command"] = "python tests/hosts.py --out=DIR --write"
+    tables["machine"] = "two CPU cores with other work beside it"
+    tables[part] = {"date": time.strftime("%Y-%m-%d"), **table}
+    path.write_text(json.dumps(tables, indent=1) + "\n")
 
 
 ENDS = (("kill", 0), ("kill", 1), ("refusal", 1), ("defect", 0))
 COMMANDS = ("evaluation", "class centre distance", "prediction")
 
 
+def measure_ends(out):
+    rows = []
+    for place in host_failure.PLACES:
+        rows.append([place, *(round(end_by(out, place, how, victim), 1) for how, victim in ENDS)])
+        print(rows[-1], flush=True)
+    columns = ["one of two ends while", *(f"{how}/{victim}" for how, victim in ENDS)]
+    return {"columns": columns, "formats": ["", *[".1f"] * len(ENDS)], "rows": rows}
+
+
+def measure_commands(out):
+    rows = []
+    for what in COMMANDS:
+        one, *others = (share_of(out, what, n) for n in PROCESSES)
+        rows.append([what, *(float(np.abs(x - one).max() / np.abs(one).max()) for x in others)])
+        print(rows[-1], flush=True)
+    return {"columns": ["", *map(str, PROCESSES[1:])], "formats": ["", ".0e", ".0e"], "rows": rows}
+
+
+def measure_matrix(out):
+    rows = []
+    for stage in STAGES:
+        rows.append([stage, *(compare(out, stage, mesh, n) for mesh in MESHES for n in PROCESSES)])
+        print(rows[-1], flush=True)
+    columns = ["stage", *(f"{mesh}/{n}" for mesh in MESHES for n in PROCESSES)]
+    return {"columns": columns, "formats": ["", *[".0e"] * 9], "rows": rows}
+
+
+PARTS = {"matrix": measure_matrix, "commands": measure_commands, "ends": measure_ends}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
     options = parser.parse_args()
     out = options.out.absolute()
     make_references(out)
-    ends = []
-    for place in host_failure.PLACES:
-        ends.append([place, *(end_by(out, place, how, victim) for how, victim in ENDS)])
-        print(ends[-1], flush=True)
-    commands = []
-    for what in COMMANDS:
-        one, *others = (share_of(out, what, n) for n in PROCESSES)
-        commands.append([what, *(float(np.abs(x - one).max() / np.abs(one).max()) for x in others)])
-        print(commands[-1], flush=True)
-    matrix = []
-    for stage in STAGES:
-        matrix.append([stage, *(compare(out, stage, mesh, n) for mesh in MESHES for n in PROCESSES)])
-        print(matrix[-1], flush=True)
-    if options.write:
-        write(matrix, commands, ends)
+    for part in options.parts:
+        table = PARTS[part](out)
+        if options.write:
+            write(part, table)
 
 
 if __name__ == "__main__":
