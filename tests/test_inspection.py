@@ -41,3 +41,7 @@ def test_only_steps_that_are_done_after_the_first_can_be_traced(text):
     with pytest.raises(UserError, match=rf"--profile={text}: (must be START:STOP|.*START must be at least 3)"):
         Inspection(inspection.parse_profile(text)).check(2, 20)
     return None
+
+
+def test_a_finished_run_traces_nothing():
+    Inspection(profile=(1, 2)).check(20, 20)

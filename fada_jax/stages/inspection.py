@@ -30,12 +30,12 @@ class Inspection:
     dump_hlo: bool = False
 
     def check(self, start: int, total: int) -> None:
-        """Refuses steps that a run will not do, or that would be traced while they are compiled.
+        """Refuses steps that a run will not do, or that would be traced while they are compiled; not of a finished run.
 
         Raises:
           UserError: see above.
         """
-        if self.profile and not start < self.profile[0] < self.profile[1] <= total:
+        if self.profile and start < total and not start < self.profile[0] < self.profile[1] <= total:
             raise UserError(
                 f"--profile={self.profile[0]}:{self.profile[1]}: this run goes from step {start} to {total}, and its "
                 f"first step compiles: START must be at least {start + 1}, and STOP greater and at most {total}"

@@ -90,6 +90,7 @@ def train(
 
     # ---- What can be refused is refused before anything is written
     begun = beginning.check(config, workdir, data_sets=batches is None)
+    inspection.check((begun.meta and begun.meta.next_batch) or 0, config.total_steps)
     run = _Run(config, workdir, make_mesh(config), log, batches is None, inspection, account)
     models, states = {}, None
     if not begun.meta:
@@ -107,7 +108,6 @@ def train(
         if start >= config.total_steps:
             log(f"{config.stage}: finished, {start} steps in {workdir}")
             return states
-        inspection.check(start, config.total_steps)
 
         # ---- Workdir, labels and what a checkpoint says of itself
         _announce(run, begun.meta, begins=last is None)
