@@ -128,6 +128,7 @@ def _say_end(run: _Run, done: int) -> None:
     total = run.config.total_steps
     run.log(f"{run.config.stage}: {goodput.summary(run.account.plain()['seconds'], run.account.starts)}")
     if done < total:
+        multihost_utils.sync_global_devices("saved")  # Whoever is done earlier must not end before the last is.
         raise UserError(f"stopped at step {done} of {total}, saved: run the same command again to go on")
 
 
