@@ -47,6 +47,9 @@ STAGES = {
     "NaN skipped": ("source", "--config.on_non_finite=skip", "--config.generator_optimizer.learning_rate=1e25"),
 }
 LIMIT = 1e-5
+# Gradients of live batch norms' scales and shifts are small differences of large sums: where a batch is split, in one
+# process as in many, the optimizer's momentum of them moves by this. Losses and gradient norms stay within 1e-6.
+LIMITS = {"self-distillation, live batch norm": 5e-5}
 
 
 def command(data_dir, workdir, stage, *options):
