@@ -23,7 +23,7 @@ import jax
 from absl import flags, logging
 from ml_collections import config_flags
 
-from fada_jax import config_arguments, distributed, endings, files
+from fada_jax import config_arguments, distributed, endings, files, peers
 from fada_jax.errors import UserError, storage_fault
 from fada_jax.models import DTYPES
 from fada_jax.storage import caches
@@ -52,7 +52,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     Errors print one line on stderr; anything else is a defect and keeps its traceback. ``--debug`` or FADA_JAX_DEBUG=1
     shows the traceback of every error.
     """
-    debug = "--debug" in sys.argv or os.environ.get("FADA_JAX_DEBUG") == "1"
+    debug = _debugging()
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     logging.set_verbosity(logging.FATAL)  # Errors are raised; tracebacks that libraries log would bury them.
     _read_utf8()
@@ -66,11 +66,15 @@ def run(main: Callable[[list[str]], None]) -> None:
             main(_arguments())
         if sys.stdout:
             sys.stdout.flush()
+        peers.leave(0)
     except SystemExit:
         raise
     except BaseException as error:
         answer = _answer(error)
         if not answer:
+            if peers.together():
+                traceback.print_exc()
+                peers.leave(1)
             raise
         if debug:
             traceback.print_exc()
@@ -78,9 +82,16 @@ def run(main: Callable[[list[str]], None]) -> None:
             traceback.clear_frames(error.__traceback__)
             endings.silence()
         endings.say(answer[1])
+        peers.leave(answer[0], at_once=peers.broken(error))
         sys.exit(answer[0])
     finally:
         endings.ignore_signals()
+
+
+def _debugging() -> bool:
+    """Whether the user asked for tracebacks, on the command line or in the environment."""
+    # ``run`` takes the flag out of sys.argv.
+    return "--debug" in (*sys.argv, *sys.orig_argv) or os.environ.get("FADA_JAX_DEBUG") == "1"
 
 
 def _read_utf8() -> None:
@@ -131,6 +142,8 @@ def _answer(error: BaseException) -> tuple[int, str] | None:
         return endings.interrupted()
     if isinstance(error, _WrongFlag):
         return 2, f"error: {error}"
+    if peers.broken(error):
+        return 1, f"error: {peers.ENDED}"
     reason = _of_the_machine(error)
     return (1, f"error: {reason}") if reason else None
 
@@ -280,6 +293,7 @@ def join_processes() -> None:
         options.process_id,
         deterministic=options.deterministic,
         timeout=options.join_timeout,
+        debug=_debugging(),
         log=functools.partial(print, file=sys.stderr),
     )
     if jax.process_index():

@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fada_jax import endings
+from fada_jax import endings, peers
 from fada_jax.errors import UserError
 from fada_jax.models.convolution import BATCH_AXES
 
@@ -61,16 +61,17 @@ def _shared_by_processes(devices: Sequence[jax.Device], count: int, spatial: int
     """``count`` devices, the same number of each process.
 
     Raises:
-      UserError: they cannot be shared, or ``spatial`` would let processes share the rows of an image.
+      UserError: they cannot be shared, or some processes would share rows of an image and others not.
     """
     processes = jax.process_count()
     share = count // processes
     by_process = [[d for d in devices if d.process_index == i][:share] for i in range(processes)]
     if count % processes or any(len(group) < share for group in by_process):
         raise UserError(f"config.num_devices={count} must take as many devices of each of the {processes} processes")
-    if share % spatial:
-        # Each process reads whole images, so it must hold all rows of its share of the batch.
-        raise UserError(f"config.mesh.spatial={spatial} must divide the {share} device(s) of each process")
+    if share % spatial and spatial % share:
+        raise UserError(
+            f"config.mesh.spatial={spatial} must divide the {share} device(s) of each process, or be a multiple of them"
+        )
     return [device for group in by_process for device in group]
 
 
@@ -147,23 +148,50 @@ def check_height(key: str, height: int, mesh: Mesh) -> None:
         raise UserError(f"{key}: {height} rows cannot be split over config.mesh.spatial={mesh.shape['spatial']}")
 
 
+def readers(mesh: Mesh) -> tuple[int, int]:
+    """Which share of a batch this process reads, and how many there are.
+
+    Every process reads whole images; those that share the rows of an image read the same.
+    """
+    processes = len({device.process_index for device in mesh.devices.flat})
+    sharing = max(1, mesh.shape["spatial"] * processes // mesh.size)
+    return jax.process_index() // sharing, processes // sharing
+
+
 def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's share of a batch as global arrays split over the mesh; what is no number is left out.
 
-    Every process holds as many whole images; together they are the global batch.
+    The shares of all ``readers``, as many whole images in each, are the global batch. Each device gets its part of it
+    by its place in the global array. Rows that cannot be split evenly, of labels at their own size, are replicated.
     """
     arrays = {key: np.asarray(value) for key, value in batch.items()}
-    processes = len({device.process_index for device in mesh.devices.flat})
-    return {
-        key: jax.make_array_from_process_local_data(
-            # Without a shape JAX would take images whose rows are shared for parts of larger images.
-            by_batch(mesh, value.ndim),
-            value,
-            (value.shape[0] * processes, *value.shape[1:]),
-        )
-        for key, value in arrays.items()
-        if value.dtype.kind in "biuf"
-    }
+    reader, count = readers(mesh)
+
+    def put(value: np.ndarray) -> jax.Array:
+        share = value.shape[0]
+        sharding = by_batch(mesh, value.ndim if value.ndim > 2 and value.shape[1] % mesh.shape["spatial"] == 0 else 1)
+
+        def part(index: Any) -> np.ndarray:
+            first, last, _ = index[0].indices(share * count)
+            return value[(slice(first - reader * share, last - reader * share), *index[1:])]
+
+        return jax.make_array_from_callback((share * count, *value.shape[1:]), sharding, part)
+
+    return {key: put(value) for key, value in arrays.items() if value.dtype.kind in "biuf"}
+
+
+def share(count: int) -> slice:
+    """This process's share of so many things: neighbours, of which all processes have as many, but for one."""
+    index, processes = jax.process_index(), jax.process_count()
+    return slice(index * count // processes, (index + 1) * count // processes)
+
+
+def gather(text: str) -> list[str]:
+    """The texts of all processes, in their order, in every process."""
+    data = np.frombuffer(text.encode(), np.uint8)
+    lengths = np.ravel(multihost_utils.process_allgather(np.int32(len(data))))
+    texts = multihost_utils.process_allgather(np.pad(data, (0, int(lengths.max()) - len(data))))
+    return [bytes(x[:n]).decode() for x, n in zip(np.reshape(texts, (len(lengths), -1)), lengths, strict=True)]
 
 
 def join(
@@ -173,6 +201,7 @@ def join(
     *,
     deterministic: bool = False,
     timeout: int = 300,
+    debug: bool = False,
     log: Callable[[str], None] = print,
 ) -> None:
     """Joins the other processes of the run, before anything touches a device.
@@ -182,6 +211,7 @@ def join(
       num_processes, process_id: with a coordinator.
       deterministic: the same run gives the same bits on GPUs, too.
       timeout: seconds to wait for the others.
+      debug: see ``peers.watch``.
       log: receives what is waited for.
 
     Raises:
@@ -202,14 +232,20 @@ def join(
         "with the address of process 0, which each must reach"
     )
     late = timeout + 60  # JAX aborts with a stack trace when its own time is up.
+    limits: dict[str, Any] = {
+        "initialization_timeout": late,
+        "heartbeat_timeout_seconds": peers.HEARTBEAT,
+        "shutdown_timeout_seconds": peers.FINISHING,
+    }
     try:
         with endings.limited(timeout, given_up):
             if coordinator:
-                jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=late)
+                jax.distributed.initialize(coordinator, num_processes, process_id, **limits)
             else:
-                jax.distributed.initialize(initialization_timeout=late)
+                jax.distributed.initialize(**limits)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"cannot join the other processes: {error}") from error
+    peers.watch(debug=debug)
     # An early meeting: on CPUs the first one fails when a process is 30 seconds late.
     multihost_utils.sync_global_devices("joined")
 

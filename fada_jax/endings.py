@@ -19,12 +19,14 @@ import threading
 import time
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 from fada_jax.errors import missing_extra
 
+# When the process began, but for Python's own start: in seconds since 1970.
+BEGAN = time.time()
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 INTERRUPTED = "interrupted; run the same command again to continue"
 # Seconds from a signal to the end, where nothing is being saved.
@@ -44,6 +46,7 @@ class _State:
       output_fault: why the standard output could not be written; '' while it can.
       saving: how many parts of the program ask for the time that they need after a signal.
       said: the last line is printed.
+      on_last_line: told that it is about to be.
     """
 
     def __init__(self) -> None:
@@ -52,6 +55,7 @@ class _State:
         self.output_fault = ""
         self.saving = 0
         self.said = False
+        self.on_last_line: Callable[[], None] = lambda: None
 
 
 state = _State()
@@ -294,5 +298,6 @@ def say(line: str) -> None:
     """Prints the last line of a command on stderr, unless one was printed."""
     if not state.said and sys.stderr:
         state.said = True
+        state.on_last_line()
         with contextlib.suppress(OSError, ValueError):  # Full, or closed.
             print(line, file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ that this command did not make is never overwritten.
 --workdir may be anything that fada_jax.load takes. Every image is opened, and every output is looked at, before the
 first image is segmented: what cannot be read or written then ends the command with nothing written. An image whose
 pixels turn out to be damaged ends it after the images before it. With --on_error=skip such images are left out and
-named.
+named. Several processes, each with a call of its own, segment and write a share of the images each.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import contextlib
 import csv
 import glob
 import io
+import json
 import re
 import statistics
 import sys
@@ -35,7 +36,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from fada_jax import classes, cli, files, images, loading, progress
+from fada_jax import classes, cli, distributed, files, images, loading, progress
 from fada_jax.errors import UserError
 from fada_jax.evaluation.predictions import Outputs
 from fada_jax.evaluation.predictor import MOST_OVERLAP, Predictor
@@ -237,25 +238,27 @@ def say_stage(workdir: Path) -> None:
             print(f"reading stage {stage.name} of {workdir}", flush=True)
 
 
-def main(arguments: list[str]) -> None:
+def predict(
+    segmenter: Predictor, inputs: Mapping[Path, Path], outputs: Outputs, tile: tuple[int, int] | None
+) -> tuple[list[tuple[str, int, int, str]], list[str]]:
+    """Segments this process's share of the images and writes what the flags ask for.
+
+    Returns:
+      path, width, height and seconds of each image, and the messages about those that were skipped.
+    """
     options = flags.FLAGS
-    tile, outputs = checked(options)
-    skip = options.on_error == "skip"
-    inputs, own = find_images(arguments)
-    if options.submission:
-        inputs = submission_names(inputs)
-    inputs, skipped = readable(inputs, skip=skip)
-    outputs.check(inputs)
-    segmenter = loading.load(options.workdir, checkpoint=options.checkpoint, dtype=options.dtype)
-    say_stage(files.place(options.workdir))
-    class_set = segmenter.class_set
+    class_set, processes = segmenter.class_set, jax.process_count()
     ids = classes.raw_ids(class_set) if options.ids == "raw" or options.submission else np.arange(256, dtype=np.uint8)
     want = outputs.probabilities or outputs.confidence
-    rows = []
-    with progress.shown("", len(inputs)) as show:
-        for names, batch in batches(inputs, options.batch_size, skipped if skip else None):
+    rows: list[tuple[str, int, int, str]] = []
+    skipped: list[str] = []
+    mine = dict(list(inputs.items())[distributed.share(len(inputs))])
+    reading = batches(mine, options.batch_size * segmenter.devices, skipped if options.on_error == "skip" else None)
+    with contextlib.ExitStack() as stack:
+        show = stack.enter_context(progress.shown("", len(inputs))) if not jax.process_index() else lambda done: None
+        for names, batch in reading:
             began = time.perf_counter()
-            with within_memory(inputs[names[0]], batch.shape, bool(tile)):
+            with within_memory(mine[names[0]], batch.shape, bool(tile)):
                 labels, probabilities = segment(
                     segmenter,
                     batch,
@@ -266,10 +269,31 @@ def main(arguments: list[str]) -> None:
                 )
                 seconds = (time.perf_counter() - began) / len(batch)
                 for i, (name, image) in enumerate(zip(names, batch, strict=True)):
-                    rows.append((inputs[name], image.shape[1], image.shape[0], f"{seconds:.4f}"))
+                    rows.append((str(mine[name]), image.shape[1], image.shape[0], f"{seconds:.4f}"))
                     own_probabilities = None if probabilities is None else probabilities[i]
                     outputs.write_all(name, image, labels[i], own_probabilities, class_set, ids)
-            show(len(rows))
+            show(min(len(rows) * processes, len(inputs)))
+    return rows, skipped
+
+
+def main(arguments: list[str]) -> None:
+    options = flags.FLAGS
+    tile, outputs = checked(options)
+    cli.join_processes()
+    inputs, own = find_images(arguments)
+    if options.submission:
+        inputs = submission_names(inputs)
+    inputs, unread = readable(inputs, skip=options.on_error == "skip")
+    outputs.check(inputs)
+    segmenter = loading.load(options.workdir, checkpoint=options.checkpoint, dtype=options.dtype)
+    say_stage(files.place(options.workdir))
+    shares = [json.loads(text) for text in distributed.gather(json.dumps(predict(segmenter, inputs, outputs, tile)))]
+    if jax.process_index():
+        return
+    rows, skipped = (
+        [row for share, _ in shares for row in share],
+        unread + [text for _, share in shares for text in share],
+    )
     for message in skipped:
         print(f"skipped: {message}", file=sys.stderr)
     if not rows:
@@ -281,13 +305,14 @@ def main(arguments: list[str]) -> None:
     left_out = f", {len(skipped)} skipped" if skipped else ""
     left_out += f", {own} of earlier predictions left out" if own else ""
     print(
-        f"{len(rows)} image(s){left_out}, {class_set.num_classes} classes ({class_set.name}), "
+        f"{len(rows)} image(s){left_out}, {segmenter.class_set.num_classes} classes ({segmenter.class_set.name}), "
         f"{statistics.median(float(row[3]) for row in rows):.3f} s an image (median, {segmenter.dtype}), written to "
         f"{outputs.folder}"
     )
 
 
 if __name__ == "__main__":
+    cli.define_processes()
     flags.DEFINE_string("workdir", None, "Workdir, checkpoint, weight file or exported artifact.")
     flags.DEFINE_string("out", None, "Folder for the predictions.")
     flags.DEFINE_string("checkpoint", "last", "last, best or a step.")
@@ -299,7 +324,7 @@ if __name__ == "__main__":
     flags.DEFINE_bool("submission", False, "Write raw ids under the names that the Cityscapes server takes.")
     flags.DEFINE_string("tile", "", "WIDTHxHEIGHT of overlapping windows, for images too large to take whole.")
     flags.DEFINE_float("overlap", 0.25, "Share of a window that its neighbours see too.", 0.0, 0.9)
-    flags.DEFINE_integer("batch_size", 1, "Images of one size that are segmented together.", lower_bound=1)
+    flags.DEFINE_integer("batch_size", 1, "Images of one size that a device segments together.", lower_bound=1)
     flags.DEFINE_enum("on_error", "fail", ["fail", "skip"], "Unreadable images: end, or leave out and name them.")
     flags.DEFINE_string("timing", "", "CSV file to write: seconds each image took (the first of a size compiles).")
     flags.mark_flags_as_required(["workdir", "out"])

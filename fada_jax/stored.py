@@ -185,10 +185,20 @@ class StageConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class Spent:
+    """Where the wall time of a stage went, over all starts of its command; kinds are ``training.goodput``'s."""
+
+    at: Finite  # When it was written, in seconds since 1970.
+    starts: Positive
+    seconds: dict[str, NonNegative]
+
+
+@dataclasses.dataclass(frozen=True)
 class LogLine:
     """A line of ``metrics.jsonl``; its losses are numbers of any name."""
 
     step: Step
+    time: Spent | None = None  # Earlier versions wrote none.
 
 
 @dataclasses.dataclass(frozen=True)

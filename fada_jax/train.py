@@ -14,31 +14,35 @@ from __future__ import annotations
 
 from absl import flags
 
-from fada_jax import cli
+from fada_jax import cli, endings
 from fada_jax import config as schema
 from fada_jax.errors import UserError
 from fada_jax.stages import run
 from fada_jax.stages.dry_run import dry_run
+from fada_jax.stages.inspection import Inspection, parse_profile
 
 
 def main(arguments: list[str]) -> None:
     if arguments:
         raise UserError(f"unexpected argument {arguments[0]!r}: this command takes flags only")
-    config = schema.read(cli.config()[0])
+    config, options = schema.read(cli.config()[0]), flags.FLAGS
+    inspection = Inspection(parse_profile(options.profile), options.dump_hlo)
     cli.join_processes()
-    if flags.FLAGS.dry_run:
+    if options.dry_run:
         dry_run(config)
         return
-    if not flags.FLAGS.workdir:
+    if not options.workdir:
         raise UserError("--workdir is missing: the folder that receives the checkpoints")
-    run.train(config, flags.FLAGS.workdir)
-    print(f"done: {flags.FLAGS.workdir}")
+    run.train(config, options.workdir, inspection=inspection, began=endings.BEGAN)
+    print(f"done: {options.workdir}")
 
 
 if __name__ == "__main__":
     cli.define_config()
     cli.define_processes()
     flags.DEFINE_string("workdir", "", "Folder of this stage: checkpoints, metrics, TensorBoard events.")
+    flags.DEFINE_string("profile", "", "START:STOP: an XLA trace of the steps after START up to STOP, in profile/.")
+    flags.DEFINE_bool("dump_hlo", False, "Write the optimised HLO of the step to hlo/step.txt.")
     flags.DEFINE_bool("dry_run", False, "Compile the step from shapes, print what it takes, train nothing.")
     cli.define_cache()
     cli.run(main)

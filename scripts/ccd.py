@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from absl import flags
 
-from fada_jax import cli, files, images
+from fada_jax import cli, distributed, files, images
 from fada_jax import config as schema
 from fada_jax.classes import ClassSet
 from fada_jax.config import Config
@@ -34,15 +35,24 @@ STAGES = ("source", "binary", "adaptation", "self_distillation")
 
 def labelled_examples(
     config: Config, domain: str, data_dir: str, class_set: ClassSet, count: int, seed: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Random images of a domain at the network's input size, with their labels."""
+) -> tuple[int, Iterator[tuple[np.ndarray, np.ndarray]]]:
+    """This process's share of random images of a domain at the network's input size, with their labels.
+
+    Returns:
+      position of the first, and the images.
+    """
     stream = getattr(config, domain).stream(augment=False)
     total = streams.num_examples(data_dir, stream)
     numbers = np.random.default_rng(seed).permutation(total)[:count]
-    for image, label in streams.examples(data_dir, stream, class_set, numbers):
-        if label is None:
-            raise UserError(f"{stream.dataset}/{stream.split} has no labels to tell classes by")
-        yield images.resize_image(image, stream.size), label
+    share = distributed.share(len(numbers))
+
+    def examples() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for image, label in streams.examples(data_dir, stream, class_set, numbers[share]):
+            if label is None:
+                raise UserError(f"{stream.dataset}/{stream.split} has no labels to tell classes by")
+            yield images.resize_image(image, stream.size), label
+
+    return share.start, examples()
 
 
 def distances(stage: Path, data_dir: str, count: int, per_class: int, seed: int) -> dict[str, Any]:
@@ -53,8 +63,9 @@ def distances(stage: Path, data_dir: str, count: int, per_class: int, seed: int)
     config = schema.stored(model.config, model.spec.num_classes)
     moments = {}
     for name, domain in (("source", "source"), ("target", "eval")):
-        examples = labelled_examples(config, domain, data_dir or config.data_dir, model.class_set, count, seed)
-        moments[name] = ccd.measure(model, examples, per_class=per_class, seed=seed)
+        first, examples = labelled_examples(config, domain, data_dir or config.data_dir, model.class_set, count, seed)
+        own = ccd.measure(model, examples, per_class=per_class, seed=seed, first=first)
+        moments[name] = ccd.merged(map(ccd.from_text, distributed.gather(ccd.as_text(own))))
     moments["both"] = ccd.merge(moments["source"], moments["target"])
     result: dict[str, Any] = {"stage": str(stage), "checkpoint_step": model.step}
     for name, value in moments.items():
@@ -78,6 +89,7 @@ def stage_names(stages: list[Path]) -> list[str]:
 
 def main(arguments: list[str]) -> None:
     options = flags.FLAGS
+    cli.join_processes()
     workdir = files.place(options.workdir)
     stages = [files.place(a) for a in arguments] or [
         folder
@@ -96,6 +108,8 @@ def main(arguments: list[str]) -> None:
             raise UserError(f"{stage} has other classes than the stages before it: compare stages of one task")
         means = ", ".join(f"{part} {mean(measured[name][part])}" for part in ("both", "source", "target"))
         print(f"{name}: mean CCD {means}", flush=True)
+    if jax.process_index():
+        return
     summary = {"images": options.images, "per_class": options.per_class, "seed": options.seed, "stages": measured}
     named = bool(options.output)
     files.write_text(paths[0], results.text(summary), ours=results.is_ours if named else files.anything)
@@ -129,6 +143,7 @@ def outputs(output: str, workdir: Path) -> tuple[Path, Path]:
 
 
 if __name__ == "__main__":
+    cli.define_processes()
     flags.DEFINE_string("workdir", None, "Folder of a recipe.")
     flags.DEFINE_string("output", "", "Files to write, without their ending.")
     flags.DEFINE_string("data_dir", "", "TFRecords; default: the config's data_dir.")

@@ -70,6 +70,8 @@ def main(arguments: list[str]) -> None:
     cli.join_processes()
     workdir = files.place(flags.FLAGS.workdir, "--workdir").absolute()
     _, paths = run(path, overrides, workdir)
+    if jax.process_index():  # Process 0 speaks for all, and may be writing still.
+        return
     print("\n" + files.read_text(workdir / "results.md").split("\n\n| class")[0])
     print(f"\nmade in {(time.perf_counter() - began) / 60:.1f} minutes:")
     for produced in paths:

@@ -14,6 +14,8 @@ PREDICT = ("-m", "fada_jax.predict", "--out={new}/out", "{photo}")
 ROWS = {
     "values that nothing can be built with": {
         "infinite brightness": ((*SOURCE, "--config.source.brightness=inf"), 1, "source.brightness=inf must be a fin"),
+        "steps to trace that are none": ((*SOURCE, "--profile=first"), 1, "--profile=first: must be START:STOP, for insta"),
+        "a trace of what compiles": ((*SOURCE, "--profile=0:5"), 1, "--profile=0:5: this run goes from step 0 to 1000"),
         "infinite temperature": (
             (*ADAPTATION, "--config.knowledge.temperature=inf"), 1, "knowledge.temperature=inf must be a finite number",
         ),

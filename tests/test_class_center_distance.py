@@ -3,12 +3,14 @@
 import jax
 import numpy as np
 import pytest
+from commands import on_devices
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_steps import SPEC
 
 from fada_jax import classes
 from fada_jax.evaluation import class_center_distance as ccd
+from fada_jax.evaluation import predictor
 from fada_jax.models import Segmenter
 from fada_jax.preprocessing import IMAGENET, normalise
 from fada_jax.training import checkpoints
@@ -77,17 +79,44 @@ def test_labels_are_read_where_the_feature_pixels_lie():
     np.testing.assert_array_equal(ccd.at_features(columns, (3, 4)), [[0, 4, 8, 12]] * 3)
 
 
-def test_the_features_measured_are_those_of_the_network():
-    """With every pixel drawn, the result is that of all features of all images."""
-    rng = np.random.default_rng(0)
+def model_of_five(rng):
+    """A network with random weights."""
     shapes = jax.eval_shape(Segmenter(SPEC).init, jax.random.key(0), np.zeros((1, 32, 32, 3)))["params"]
     params = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), shapes)
     class_set = classes.ClassSet("five", tuple("abcde"), ((0, 0, 0),) * 5)
-    model = checkpoints.Model(SPEC, IMAGENET, class_set, params, {}, {}, 1)
-    examples = [
-        (rng.integers(0, 256, (32, 48, 3), dtype=np.uint8), rng.integers(0, 4, (16, 24), dtype=np.uint8))
-        for _ in range(3)
-    ]
+    config = {"eval": {"size": (48, 32)}, "multi_scale": (1.0,)}
+    return checkpoints.Model(SPEC, IMAGENET, class_set, params, {}, config, 1)
+
+
+def measured_on_all_devices():
+    """Probabilities of five images, also in windows, and scatters of classes: sums by image, and of all."""
+    rng = np.random.default_rng(0)
+    model = model_of_five(rng)
+    images = rng.integers(0, 256, (5, 32, 48, 3), dtype=np.uint8)
+    segmenter = predictor.from_model(model)
+    whole, windows = segmenter.probabilities(images), segmenter.probabilities(images[0], tile=(20, 20))
+    labels = rng.integers(0, 5, (5, 16, 24), dtype=np.uint8)
+    moments = ccd.measure(model, zip(images, labels, strict=True), per_class=7)
+    return [whole[:, ::5, ::7].tolist(), windows[::5, ::7].tolist(), moments.scatter.tolist()]
+
+
+def test_images_and_windows_are_shared_by_devices():
+    one, three = (on_devices(count, "test_class_center_distance", "measured_on_all_devices()") for count in (1, 3))
+    for a, b in zip(one, three, strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
+
+
+def test_the_features_measured_are_those_of_the_network():
+    """With every pixel drawn, the result is that of all features of all images."""
+    rng = np.random.default_rng(0)
+    model = model_of_five(rng)
+    params, examples = (
+        model.params,
+        [
+            (rng.integers(0, 256, (32, 48, 3), dtype=np.uint8), rng.integers(0, 4, (16, 24), dtype=np.uint8))
+            for _ in range(3)
+        ],
+    )
     moments = ccd.measure(model, examples, per_class=10_000)
     features, labels = [], []
     for image, label in examples:
@@ -99,4 +128,9 @@ def test_the_features_measured_are_those_of_the_network():
     few = ccd.measure(model, examples, per_class=7, seed=3)
     assert few.count.tolist() == [21, 21, 21, 21, 0]
     with pytest.raises(ValueError, match="no image"):
-        ccd.measure(model, [])
+        ccd.merged([ccd.measure(model, [])])
+    # What processes measure of neighbouring images is what one measures.
+    parts = [ccd.measure(model, examples[i:j], per_class=7, seed=3, first=i) for i, j in ((0, 1), (1, 1), (1, 3))]
+    together = ccd.merged(ccd.from_text(ccd.as_text(part)) for part in parts)
+    np.testing.assert_array_equal(together.count, few.count)
+    np.testing.assert_allclose(together.scatter, few.scatter, rtol=1e-12)

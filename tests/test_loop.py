@@ -1,7 +1,10 @@
 """The training loop over plain iterators: what it reports, when it saves, what it refuses."""
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from commands import on_devices
 
 from fada_jax.errors import UserError
 from fada_jax.training import loop
@@ -74,3 +77,34 @@ def test_rates_are_those_of_steps_alone(monkeypatch):
         on_checkpoint=lambda step, state: wait(100.0),
     )
     assert rates == {2: 1.0, 4: 1.0, 6: 1.0}
+
+
+def copied_at(kind):
+    """Step at which a loop on all devices refuses a copy of a kind that a step makes; 0: it makes none."""
+    mesh = jax.make_mesh((jax.device_count(),), ("data",))
+    split, whole = jax.NamedSharding(mesh, jax.P("data")), jax.NamedSharding(mesh, jax.P())
+    add = jax.jit(lambda state, batch: (state + batch.sum(), {"loss": batch.sum()}))
+    done = []
+
+    def step(state, batch):
+        if kind == "host" and len(done) == 3:
+            batch = np.ones(8, np.float32)  # As a batch that was never put on the device.
+        result = add(state, batch)
+        done.append(batch)
+        return result
+
+    batches = (jax.device_put(np.full(8, i, np.float32), split) for i in range(6))
+    ignored = {"on_log": lambda step, metrics: None, "on_checkpoint": lambda step, state: None}
+    state = jax.device_put(np.float32(0), whole)
+    try:
+        loop.fit(state, step, batches, loop.Plan(0, 6, 2, 2), **ignored)
+    except (RuntimeError, ValueError) as error:
+        assert "Disallowed" in str(error), error
+        return len(done) + 1
+    return 0
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_step_that_copies_from_the_host_is_refused(devices):
+    calls = [f"copied_at({kind!r})" for kind in ("", "host")]
+    assert on_devices(devices, "test_loop", f"[{', '.join(calls)}]") == [0, 4]

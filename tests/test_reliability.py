@@ -252,7 +252,8 @@ def test_a_checkpoint_between_a_nan_and_its_notice_is_not_written():
 
 
 def test_states_that_break_under_finite_metrics_are_noticed():
-    run, saved, noted, _ = _poisoned([1, 1, 1, 1], step=lambda state, batch: (state * 1e20 + batch, {"loss": batch}))
+    step = jax.jit(lambda state, batch: (state * 1e20 + batch, {"loss": batch}))
+    run, saved, noted, _ = _poisoned([1, 1, 1, 1], step=step)
     with pytest.raises(UserError, match="the parameters became NaN or infinite at step 3"):
         run()
     assert saved == [] and noted == [(3, [])]

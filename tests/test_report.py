@@ -46,6 +46,8 @@ def make_workdir(root, task="gta5_to_cityscapes", seed=0, city=""):
         (root / stage / "config.json").write_text(json.dumps(config | {"target": {"city": city}}))
         lines = [{"step": s, "loss_seg": 3.0 / s, "loss_adv": 1.0, "steps_per_second": 2.0} for s in (2, 4, 6)]
         lines.insert(1, {"step": 3, "skipped": "NaN"})
+        if stage == "source":  # The others are of an earlier version.
+            lines[-1]["time"] = {"at": 1e9, "starts": 2, "seconds": {"steps": 90.0, "compile": 20.0, "repeated": 10.0}}
         (root / stage / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for i in range(2):
         for column in ("image", "source", "adaptation", "label"):
@@ -81,6 +83,12 @@ def test_the_class_table_puts_a_run_beside_the_papers_rows(tmp_path):
         about = ", ".join(found.values()).split(", ")
         assert all((row["label"] in about) == bool(row["note"]) for row in rows)
     assert rows[-1]["label"] == "FADA (Rio)" and rows[-1]["iou"][0] == 80.6 and rows[-1]["miou"] == 54.7
+
+
+def test_a_stage_says_where_its_time_went(workdirs):
+    shown = {stage["name"]: stage["time"] for stage in report.section(report.read_run(workdirs[0], "run"))["stages"]}
+    assert shown["source"] == "75.0% of 2.0 minutes in steps, 2 starts; compile 16.7%, repeated 8.3%"
+    assert shown["control"] == ""
 
 
 def test_wrong_workdirs_end_with_one_line(workdirs, tmp_path):

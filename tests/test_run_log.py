@@ -50,6 +50,7 @@ def test_metrics_images_and_hyperparameters_reach_their_files(tmp_path):
     assert kept == {"step": 10}
     assert new["step"] == 20 and new["images_per_second"] == 4.0 * 8
     assert 0.01 < new["host_memory"] < 1000
+    assert set(new["time"]) == {"at", "starts", "seconds"} and new["goodput"] == 0
     tags = _tags(_events(tmp_path))
     step, loss = tags["loss_seg"]
     assert (step, loss.simple_value) == (20, 1.5) and "data_wait" in tags

@@ -8,6 +8,9 @@ number of pixels.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
+import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -112,31 +115,74 @@ def at_features(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def measure(
-    model: Model, examples: Iterable[tuple[np.ndarray, np.ndarray]], *, per_class: int = 20, seed: int = 0
+    model: Model,
+    examples: Iterable[tuple[np.ndarray, np.ndarray]],
+    *,
+    per_class: int = 20,
+    seed: int = 0,
+    first: int = 0,
 ) -> ClassMoments:
-    """Moments of the features of a model over labelled images.
+    """Moments of the features of a model over labelled images; all devices of the process share them.
 
     Args:
       model: of ``checkpoints.load_model``.
       examples: images at the network's input size, uint8 [H, W, 3], and labels in the model's class set, uint8 [h, w].
       per_class: pixels of each class and image.
       seed: with the position of an image it determines its pixels.
+      first: position of the first image, where other processes have those before it.
+
+    Returns:
+      the moments; of no class and no channel where there is no image.
     """
     apply: Callable[..., Any] = Segmenter(model.spec).apply
-    num_classes = model.classes.num_classes
-    variables = jax.device_put(model.variables)
+    num_classes, devices = model.classes.num_classes, jax.local_devices()
+    mesh = jax.sharding.Mesh(np.array(devices), ("data",))
+    split = jax.NamedSharding(mesh, jax.P("data"))
+    variables = jax.device_put(model.variables, jax.NamedSharding(mesh, jax.P()))
 
     @jax.jit
-    def extract(variables: Any, image: jax.Array, index: jax.Array) -> jax.Array:
-        _, features = apply(variables, normalise(image[None], model.preprocessing))
-        return features.reshape(-1, features.shape[-1])[index].astype(jnp.float32)
+    def extract(variables: Any, images: jax.Array, index: jax.Array) -> jax.Array:
+        _, features = apply(variables, normalise(images, model.preprocessing))
+        chosen = jax.vmap(lambda x, i: x.reshape(-1, x.shape[-1])[i])(features, index)
+        return chosen.astype(jnp.float32)
 
-    moments = None
-    for i, (image, label) in enumerate(examples):
-        shape = jax.eval_shape(apply, variables, jax.ShapeDtypeStruct((1, *image.shape), jnp.float32))[1].shape
-        index, classes = sample_pixels(at_features(label, shape[1:3]), num_classes, per_class, [seed, i])
-        block = class_moments(np.asarray(extract(variables, image, index)), classes, num_classes)
-        moments = merge(moments or empty_moments(num_classes, shape[-1]), block)
-    if moments is None:
-        raise ValueError("no image to take features from")
+    moments, iterator, position = empty_moments(0, 0), iter(examples), first
+    while block := list(itertools.islice(iterator, len(devices))):
+        images = np.stack([image for image, _ in block])
+        shape = jax.eval_shape(apply, variables, jax.ShapeDtypeStruct(images.shape, jnp.float32))[1].shape
+        chosen = [
+            sample_pixels(at_features(label, shape[1:3]), num_classes, per_class, [seed, i])
+            for i, (_, label) in enumerate(block, start=position)
+        ]
+        fill = [(0, len(devices) - len(block))]
+        index = np.pad(np.stack([index for index, _ in chosen]), [*fill, (0, 0)])
+        images = np.pad(images, [*fill, (0, 0), (0, 0), (0, 0)])
+        features = np.asarray(extract(variables, *jax.device_put((images, index), split)))
+        moments = moments if len(moments.count) else empty_moments(num_classes, shape[-1])
+        for x, (_, classes) in zip(features, chosen, strict=False):
+            moments = merge(moments, class_moments(x, classes, num_classes))
+        position += len(block)
     return moments
+
+
+def merged(parts: Iterable[ClassMoments]) -> ClassMoments:
+    """Moments of the features of all processes, in their order.
+
+    Raises:
+      ValueError: none of them had an image.
+    """
+    moments = [part for part in parts if len(part.count)]
+    if not moments:
+        raise ValueError("no image to take features from")
+    return functools.reduce(merge, moments)
+
+
+def as_text(moments: ClassMoments) -> str:
+    """For another process, to the last bit."""
+    return json.dumps([moments.count.tolist(), moments.center.tolist(), moments.scatter.tolist()])
+
+
+def from_text(text: str) -> ClassMoments:
+    """What ``as_text`` was given."""
+    count, center, scatter = json.loads(text)
+    return ClassMoments(np.array(count, np.int64), np.array(center, np.float64), np.array(scatter, np.float64))

@@ -51,6 +51,7 @@ class Predictor:
       dtype: compute type.
       run_probabilities: (uint8 [N, H, W, 3], multi_scale) -> float32 [N, H, W, K], on the device.
       run_features: uint8 [N, H, W, 3] -> [N, h, w, C], on the device.
+      devices: that share a batch of several images, or the windows of an image.
     """
 
     class_set: ClassSet
@@ -60,6 +61,7 @@ class Predictor:
     dtype: str
     run_probabilities: Callable[[np.ndarray, bool], jax.Array] = dataclasses.field(repr=False)
     run_features: Callable[[np.ndarray], jax.Array] = dataclasses.field(repr=False)
+    devices: int = 1
 
     def __call__(
         self, image: Image, *, multi_scale: bool = False, tile: tuple[int, int] | None = None, overlap: float = 0.25
@@ -132,7 +134,9 @@ class Predictor:
     def _strips(
         self, image: np.ndarray, multi_scale: bool, tile: tuple[int, int], overlap: float
     ) -> Iterator[np.ndarray]:
-        return tiled_strips(lambda window: self.run_probabilities(window, multi_scale), image, tile, overlap)
+        return tiled_strips(
+            lambda windows: self.run_probabilities(windows, multi_scale), image, tile, overlap, together=self.devices
+        )
 
 
 def checked_options(multi_scale: Any, tile: Any, overlap: Any) -> tuple[int, int] | None:
@@ -207,15 +211,16 @@ def _fade(size: int) -> np.ndarray:
 
 
 def tiled_strips(
-    run: Callable[[np.ndarray], Any], image: np.ndarray, tile: tuple[int, int], overlap: float
+    run: Callable[[np.ndarray], Any], image: np.ndarray, tile: tuple[int, int], overlap: float, *, together: int = 1
 ) -> Iterator[np.ndarray]:
     """Probabilities of an image from overlapping windows, top to bottom, a strip of finished rows at a time.
 
     Args:
-      run: uint8 [1, h, w, 3] -> float32 [1, h, w, K].
+      run: uint8 [n, h, w, 3] -> float32 [n, h, w, K].
       image: uint8 [H, W, 3]; it may be a memory map.
       tile: (width, height) of the windows, see ``checked_options``; larger than the image, the image is one window.
       overlap: see ``Predictor``.
+      together: windows that ``run`` gets at once, at most.
 
     Yields:
       float32 [rows, W, K]; the rows of all strips are those of the image.
@@ -225,9 +230,7 @@ def tiled_strips(
     weight = _fade(height)[:, None] * _fade(width)
     total: Any = None
     for top, following in zip(tops, [*tops[1:], image.shape[0]], strict=True):
-        for left in lefts:
-            window = np.ascontiguousarray(image[top : top + height, left : left + width])
-            probabilities = np.asarray(run(window[None]))[0]
+        for left, probabilities in _at_windows(run, image[top : top + height], lefts, width, together):
             if total is None:
                 total = np.zeros((height, image.shape[1], probabilities.shape[-1]), np.float32)
                 weights = np.zeros((height, image.shape[1], 1), np.float32)
@@ -241,8 +244,17 @@ def tiled_strips(
             array[height - done :] = 0
 
 
+def _at_windows(
+    run: Callable[[np.ndarray], Any], rows: np.ndarray, lefts: list[int], width: int, together: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The starts of a row's windows, each with its probabilities [h, width, K]."""
+    for i in range(0, len(lefts), together):
+        starts = lefts[i : i + together]
+        yield from zip(starts, np.asarray(run(np.stack([rows[:, x : x + width] for x in starts]))), strict=True)
+
+
 def from_model(model: checkpoints.Model, dtype: ComputeType = "auto") -> Predictor:
-    """A predictor that runs a checkpoint's weights on the default device.
+    """A predictor that runs a checkpoint's weights on this process's devices: one image on the first, several on all.
 
     Args:
       model: the checkpoint.
@@ -256,7 +268,7 @@ def from_model(model: checkpoints.Model, dtype: ComputeType = "auto") -> Predict
         raise UserError("these weights have no classifier to predict with")
     apply_fn: Callable[..., Any] = Segmenter(model.spec).apply
     input_size, scales = tuple(model.config["eval"]["size"]), tuple(model.config["multi_scale"])
-    variables = jax.device_put(model.variables)
+    spread = _spreader(model.variables)
 
     # The network is compiled once; only this last part again for every size of image.
     upsample = jax.jit(inference.mean_probabilities, static_argnames="size")
@@ -277,8 +289,8 @@ def from_model(model: checkpoints.Model, dtype: ComputeType = "auto") -> Predict
         return result
 
     def run_probabilities(batch: np.ndarray, multi_scale: bool) -> jax.Array:
-        views = logits(variables, resized(batch), scales if multi_scale else inference.SINGLE_SCALE, multi_scale)
-        return upsample(views, batch.shape[1:3])
+        views = logits(*spread(resized(batch)), scales if multi_scale else inference.SINGLE_SCALE, multi_scale)
+        return upsample(views, batch.shape[1:3])[: len(batch)]
 
     return Predictor(
         model.class_set,
@@ -287,5 +299,25 @@ def from_model(model: checkpoints.Model, dtype: ComputeType = "auto") -> Predict
         model.step,
         compute_dtype(model.spec.dtype),
         run_probabilities,
-        lambda batch: features(variables, resized(batch)),
+        lambda batch: features(*spread(resized(batch)))[: len(batch)],
+        len(jax.local_devices()),
     )
+
+
+def _spreader(variables: Any) -> Callable[[np.ndarray], tuple[Any, Any]]:
+    """A function from a batch to the weights and the batch where they meet: filled with black up to all devices."""
+    devices = jax.local_devices()
+    mesh = jax.sharding.Mesh(np.array(devices), ("data",))
+    single = jax.device_put(variables, devices[0])
+
+    @functools.cache
+    def everywhere() -> Any:
+        return jax.device_put(single, jax.NamedSharding(mesh, jax.P()))
+
+    def spread(batch: np.ndarray) -> tuple[Any, Any]:
+        if min(len(batch), len(devices)) == 1:
+            return single, batch
+        filled = np.pad(batch, [(0, -len(batch) % len(devices)), (0, 0), (0, 0), (0, 0)])
+        return everywhere(), jax.device_put(filled, jax.NamedSharding(mesh, jax.P("data")))
+
+    return spread

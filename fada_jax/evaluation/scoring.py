@@ -135,8 +135,8 @@ def evaluate_stage(
     config = dataclasses.replace(config, data_dir=data_dir or config.data_dir)
     scored = dataclasses.replace(config.eval, dataset=dataset or config.eval.dataset, split=split or config.eval.split)
     stream = scored.stream(augment=False)
-    total = streams.num_examples(config.data_dir, stream)
-    images: Iterable[Mapping[str, Any]] = eval_batches(config, stream, model.class_set, len(jax.devices()))
+    total, mesh = streams.num_examples(config.data_dir, stream), distributed.make_mesh()
+    images: Iterable[Mapping[str, Any]] = eval_batches(config, stream, model.class_set, mesh)
     if colour:
         images = map(_colour_matcher(config, model.class_set, colour), images)
     result = evaluate(
@@ -144,7 +144,8 @@ def evaluate_stage(
         images,
         scales=config.multi_scale if multi_scale else inference.SINGLE_SCALE,
         flip=multi_scale,
-        progress=lambda done: progress(min(done * jax.process_count(), total), total),
+        mesh=mesh,
+        progress=lambda done: progress(min(done * distributed.readers(mesh)[1], total), total),
     )
     return {
         **result,
@@ -156,15 +157,18 @@ def evaluate_stage(
     }
 
 
-def eval_batches(config: schema.Config, stream: Stream, class_set: ClassSet, devices: int) -> Iterator[dict[str, Any]]:
-    """This process's share of the batches of a split for so many devices."""
+def eval_batches(
+    config: schema.Config, stream: Stream, class_set: ClassSet, mesh: jax.sharding.Mesh
+) -> Iterator[dict[str, Any]]:
+    """This process's share of the batches of a split for the devices of a mesh."""
+    reader, readers = distributed.readers(mesh)
     return streams.eval_batches(
         config.data_dir,
         stream,
         class_set=class_set,
-        batch_size=config.eval_batch_size * devices,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        batch_size=config.eval_batch_size * mesh.size,
+        process_index=reader,
+        process_count=readers,
         damaged_records=config.damaged_records,
     )
 
@@ -196,5 +200,5 @@ def validate(config: schema.Config, generator: TrainState, step: int, mesh: jax.
       UserError: missing data, or a split without labels.
     """
     model = checkpoints.Model(config.model, config.preprocessing, config.classes, None, None, config.plain(), step)
-    batches = eval_batches(config, config.eval.stream(augment=False), config.classes, mesh.size)
+    batches = eval_batches(config, config.eval.stream(augment=False), config.classes, mesh)
     return evaluate(model, batches, mesh=mesh, variables=generator.variables)

@@ -23,6 +23,7 @@ from fada_jax.reporting.panels import COLUMNS
 from fada_jax.reporting.rows import LABELS, label
 from fada_jax.stages import workdirs
 from fada_jax.storage import lines
+from fada_jax.training import goodput
 
 TEMPLATE = Path(__file__).with_name("page.html")
 STAGES = ("source", "control", "adaptation", "self_distillation")
@@ -42,6 +43,7 @@ class Run:
       results: of results.json.
       configs: config of each stage.
       metrics: steps and losses of metrics.jsonl by stage.
+      spent: where the time of each stage went, of the last line of metrics.jsonl; None where it does not say.
       confusions: confusion matrix by row name; may be empty.
       ccd: of ccd.json; None where it was not measured.
       panels: rows of PNG files by column of ``panels.COLUMNS``.
@@ -51,6 +53,7 @@ class Run:
     results: Mapping[str, Any]
     configs: Mapping[str, Mapping[str, Any]]
     metrics: Mapping[str, Sequence[Mapping[str, float]]]
+    spent: Mapping[str, stored.Spent | None]
     confusions: Mapping[str, Any]
     ccd: Mapping[str, Any] | None
     panels: Sequence[Mapping[str, Path]]
@@ -86,6 +89,7 @@ def read_run(workdir: Path, name: str) -> Run:
         results,
         {stage: read_checked(folder / "config.json", stored.StageConfig) for stage, folder in folders.items()},
         {stage: read_metrics(folder / "metrics.jsonl") for stage, folder in folders.items()},
+        {stage: read_spent(folder / "metrics.jsonl") for stage, folder in folders.items()},
         read_confusions(workdir / "confusion.json", len(classes)),
         read_distances(workdir / "ccd.json"),
         read_panels(workdir),
@@ -168,6 +172,12 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return found
 
 
+def read_spent(path: Path) -> stored.Spent | None:
+    """Where the time of a stage went, of the last line of its log; None in those of earlier versions."""
+    found = lines.read(path)
+    return documents.check(documents.parse(found[-1], f"{path}"), stored.LogLine, path).time if found else None
+
+
 def read_panels(workdir: Path) -> list[dict[str, Path]]:
     """Rows of a recipe's panels that are complete; earlier versions called a column by the old name of its stage."""
     rows = []
@@ -247,7 +257,13 @@ def section(run: Run) -> dict[str, Any]:
         "overrides": dict(sorted(run.results.get("overrides", {}).items())),
         "scored": f"{scored}, {first['class_set']}, scored at the label's size {first['scored_at']}, last checkpoints",
         "stages": [
-            {"name": stage, "steps": config["total_steps"], "batch": config["batch_size"], "method": config["method"]}
+            {
+                "name": stage,
+                "steps": config["total_steps"],
+                "batch": config["batch_size"],
+                "method": config["method"],
+                "time": goodput.summary(spent.seconds, spent.starts) if (spent := run.spent[stage]) else "",
+            }
             for stage, config in run.configs.items()
         ],
         "rows": [

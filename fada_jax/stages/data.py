@@ -67,16 +67,17 @@ def _order(config: Config) -> dict[str, Any]:
     return {"class_set": config.classes, "batch_size": stream_batch_size(config), "seed": config.seed}
 
 
-def read_batches(config: Config, pseudo_labels: str, start: int) -> Iterator[dict[str, Any]]:
+def read_batches(config: Config, pseudo_labels: str, start: int, mesh: jax.sharding.Mesh) -> Iterator[dict[str, Any]]:
     """This process's share of the stage's batches from step ``start`` on."""
+    reader, readers = distributed.readers(mesh)
     iterators = {
         name: pipeline.train_batches(
             config.data_dir,
             stream,
             **_order(config),
             start_step=start,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=reader,
+            process_count=readers,
             damaged_records=config.damaged_records,
         )
         for name, stream in streams(config, pseudo_labels).items()
@@ -96,12 +97,15 @@ def batch_names(config: Config, pseudo_labels: str, step: int) -> dict[str, list
     }
 
 
-def checked_batches(config: Config, batches: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+def checked_batches(
+    config: Config, batches: Iterable[Mapping[str, Any]], readers: int = 1
+) -> Iterator[Mapping[str, Any]]:
     """A caller's batches, each refused where a step would train on something else than it says.
 
     Args:
       config: of the stage; the height and width of its streams need not be those of the batches.
       batches: this process's shares, as ``fada_jax.train_stage`` takes them.
+      readers: shares of a batch, of ``distributed.readers``.
 
     Raises:
       UserError: a stream that is missing, another type, number or size of images, or a label that is no class.
@@ -116,7 +120,7 @@ def checked_batches(config: Config, batches: Iterable[Mapping[str, Any]]) -> Ite
                     raise UserError(f"{name} is missing")
                 array = np.asarray(batch[stream][key])
                 size = sizes.setdefault(stream, array.shape[1:3])
-                shape = (wanted.shape[0] // jax.process_count(), *size, *wanted.shape[3:])
+                shape = (wanted.shape[0] // readers, *size, *wanted.shape[3:])
                 if (array.dtype, array.shape) != (wanted.dtype, shape):
                     given = f"{array.dtype}{list(array.shape)}"
                     raise UserError(f"{name} is {given}, must be {wanted.dtype}{list(shape)}")

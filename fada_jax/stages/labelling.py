@@ -139,7 +139,7 @@ def make_pseudo_labels(
     teacher = checkpoints.in_dtype(teacher, "auto")
     labelled = pseudo_labels(
         teacher,
-        functools.partial(scoring.eval_batches, config, stream, teacher.classes, mesh.size),
+        functools.partial(scoring.eval_batches, config, stream, teacher.classes, mesh),
         streams.names(config.data_dir, stream),
         size=config.target.size[::-1],
         mesh=mesh,

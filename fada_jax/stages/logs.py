@@ -36,7 +36,7 @@ from fada_jax.input_pipeline import streams
 from fada_jax.models import Segmenter, height_width
 from fada_jax.storage import caches, lines
 from fada_jax.stored import LogLine
-from fada_jax.training import loop
+from fada_jax.training import goodput, loop
 
 # Seconds between two times that events of TensorBoard go to a bucket.
 _SENT_EVERY = 60.0
@@ -118,6 +118,7 @@ def open_log(
     log: Callable[[str], None],
     *,
     images_per_step: int,
+    account: goodput.Account | None = None,
 ) -> Iterator[RunLog]:
     """Opens the logs of a stage; what they hold beyond the step that the run goes on from is dropped.
 
@@ -127,13 +128,16 @@ def open_log(
       config: the stage's, as a plain dict.
       log: receives the progress lines.
       images_per_step: of all streams, which images_per_second is made of.
+      account: of where time goes; it learns what earlier starts spent.
     """
     if jax.process_index():
         yield RunLog(lambda step, values: None, lambda step, picture: None)
         return
     path = workdir / "metrics.jsonl"
-    lines.replace(path, [line for line in lines.read(path) if _step_of(line) <= plan.start])
-    began = time.perf_counter()
+    kept = lines.read(path)
+    lines.replace(path, [line for line in kept if _step_of(line) <= plan.start])
+    account, began = account or goodput.Account(), time.perf_counter()
+    account.resume(kept, plan.start)
     with contextlib.ExitStack() as stack:
         # Neither library appends to what is in a bucket.
         mirror = caches.Mirror(workdir) if files.is_object(workdir) else None
@@ -147,7 +151,9 @@ def open_log(
 
         def metrics(step: int, values: dict[str, float]) -> None:
             values = {**values, "images_per_second": values["steps_per_second"] * images_per_step, **memory()}
-            file.add(json.dumps({"step": step, **values}) + "\n")
+            spent = account.plain()
+            values["goodput"] = goodput.share(spent["seconds"])
+            file.add(json.dumps({"step": step, **values, "time": spent}) + "\n")
             for key, value in values.items():
                 board.add_scalar(key, value, step)
             if online:

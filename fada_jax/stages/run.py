@@ -22,9 +22,10 @@ from fada_jax.methods import States
 from fada_jax.models import compute_dtype
 from fada_jax.stages import beginning, data, labelling, logs, parents, program, workdirs
 from fada_jax.stages.beginning import Begun
+from fada_jax.stages.inspection import Inspection, inspected
 from fada_jax.storage import lines
 from fada_jax.stored import Meta
-from fada_jax.training import checkpoints, loop, saving
+from fada_jax.training import checkpoints, goodput, loop, saving
 
 Log = Callable[[str], None]
 
@@ -41,6 +42,8 @@ class _Run:
     Attributes:
       config, workdir, mesh, log: of the stage.
       data_sets: batches come from the config's data sets.
+      inspection: what is written about its steps.
+      account: of where time goes.
     """
 
     config: Config
@@ -48,6 +51,8 @@ class _Run:
     mesh: jax.sharding.Mesh
     log: Log
     data_sets: bool
+    inspection: Inspection = dataclasses.field(default_factory=Inspection)
+    account: goodput.Account = dataclasses.field(default_factory=goodput.Account)
 
     @property
     def pseudo_labels(self) -> str:
@@ -60,6 +65,8 @@ def train(
     *,
     batches: Iterable[Mapping[str, Any]] | None = None,
     log: Log = print,
+    inspection: Inspection | None = None,
+    began: float | None = None,
 ) -> States:
     """Trains a stage to ``config.total_steps`` in ``workdir``, from its last good checkpoint where there is one.
 
@@ -70,6 +77,8 @@ def train(
       batches: one batch a step from step 0 on, shaped like ``data.batch_shapes``, instead of the config's data sets;
         those that a resumed run has used already are passed over. Self-distillation finds its pseudo labels in them.
       log: receives the progress lines.
+      inspection: what is written about the steps, besides.
+      began: when the command began, in seconds since 1970; None: now.
 
     Returns:
       the final states.
@@ -77,11 +86,14 @@ def train(
     Raises:
       UserError: anything the user can mend; the last checkpoint is kept.
     """
+    account, inspection = goodput.Account(began), inspection or Inspection()
     workdir = files.place(workdir, "--workdir").absolute()
 
     # ---- What can be refused is refused before anything is written
     begun = beginning.check(config, workdir, data_sets=batches is None)
-    run, models, states = _Run(config, workdir, make_mesh(config), log, batches is None), {}, None
+    inspection.check((begun.meta and begun.meta.next_batch) or 0, config.total_steps)
+    run = _Run(config, workdir, make_mesh(config), log, batches is None, inspection, account)
+    models, states = {}, None
     if not begun.meta:
         models = parents.load_parents(config, needs_teacher=run.data_sets and config.kind.pseudo_labels)
         states = parents.initial_states(config, run.mesh, models.get("init_from"))
@@ -92,10 +104,7 @@ def train(
 
         # ---- States
         last = checkpoints.last_good(workdir, log)
-        if last is not None:
-            states = _restored(run, last)
-        elif states is None:
-            states = parents.initial_states(config, run.mesh)
+        states = _restored(run, last) if last is not None else states or parents.initial_states(config, run.mesh)
         start = last or 0
         if start >= config.total_steps:
             log(f"{config.stage}: finished, {start} steps in {workdir}")
@@ -106,14 +115,33 @@ def train(
         meta = _own(run, begun, models, begins=last is None)
 
         # ---- Data, step and loop
-        own = data.read_batches(config, run.pseudo_labels, start)
-        read = own if batches is None else itertools.islice(data.checked_batches(config, batches), start, None)
-        put = functools.partial(distributed.put_batch, mesh=run.mesh)
-        placed = loop.prefetch(read, lambda batch: {name: put(part) for name, part in batch.items()})
-        states, done = _fit(run, states, placed, start, meta)
-    if done < config.total_steps:
-        raise UserError(f"stopped at step {done} of {config.total_steps}, saved: run the same command again to go on")
+        states, done = _fit(run, states, _placed_batches(run, batches, start), start, meta)
+    _say_end(run, done)
     return states
+
+
+def _say_end(run: _Run, done: int) -> None:
+    """Says where the time went.
+
+    Raises:
+      UserError: a signal has stopped the run before its last step.
+    """
+    total = run.config.total_steps
+    run.log(f"{run.config.stage}: {goodput.summary(run.account.plain()['seconds'], run.account.starts)}")
+    if done < total:
+        multihost_utils.sync_global_devices("saved")  # Whoever is done earlier must not end before the last is.
+        raise UserError(f"stopped at step {done} of {total}, saved: run the same command again to go on")
+
+
+def _placed_batches(run: _Run, batches: Iterable[Mapping[str, Any]] | None, start: int) -> Iterable[Any]:
+    """Batches from step ``start`` on, on the devices."""
+    if batches is None:
+        read: Iterable[Mapping[str, Any]] = data.read_batches(run.config, run.pseudo_labels, start, run.mesh)
+    else:
+        given = data.checked_batches(run.config, batches, distributed.readers(run.mesh)[1])
+        read = itertools.islice(given, start, None)
+    put = functools.partial(distributed.put_batch, mesh=run.mesh)
+    return loop.prefetch(read, lambda batch: {name: put(part) for name, part in batch.items()})
 
 
 def _restored(run: _Run, step: int) -> States:
@@ -144,9 +172,10 @@ def _own(run: _Run, begun: Begun, models: Mapping[str, checkpoints.Model], *, be
     config = run.config
     origin: dict[str, Any] = {"parents": beginning.own(config, run.workdir, begun, models)}
     if run.data_sets and config.kind.pseudo_labels:
-        origin["pseudo_labels"] = labelling.ensure_pseudo_labels(
-            config, run.workdir, None if begins else begun.meta, models.get("teacher_from"), run.mesh, run.log
-        )
+        with run.account.spent("labelling"):
+            origin["pseudo_labels"] = labelling.ensure_pseudo_labels(
+                config, run.workdir, None if begins else begun.meta, models.get("teacher_from"), run.mesh, run.log
+            )
     multihost_utils.sync_global_devices("workdir")
     return saving.make_meta(config.plain(), config.model, config.preprocessing, config.classes, begun.images, **origin)
 
@@ -163,8 +192,11 @@ def _fit(run: _Run, states: States, batches: Iterable[Any], start: int, meta: Me
         f"{mesh.size} {jax.default_backend()} device(s) in {compute_dtype(config.model.dtype)}"
     )
     with contextlib.ExitStack() as stack:
+        stack.enter_context(run.account.spent("checkpoint"))  # The last are written when the others are closed.
         should_stop = stack.enter_context(distributed.stop_signals())
-        written = stack.enter_context(logs.open_log(workdir, plan, config.plain(), log, images_per_step=images))
+        opened = logs.open_log(workdir, plan, config.plain(), log, images_per_step=images, account=run.account)
+        written = stack.enter_context(opened)
+        step = stack.enter_context(inspected(run.inspection, jitted, start, workdir))
         kept, every, scored = config.keep_checkpoints, config.keep_every, bool(config.eval_every)
         writing = saving.writing(workdir, meta, keep=kept, keep_every=every, scored=scored)
         save = stack.enter_context(writing)
@@ -172,22 +204,26 @@ def _fit(run: _Run, states: States, batches: Iterable[Any], start: int, meta: Me
         def on_checkpoint(number: int, states: States) -> None:
             scores = None
             if config.eval_every and (number % config.eval_every == 0 or number == config.total_steps):
-                scores = {"miou": scoring.validate(config, states["generator"], number, mesh)["miou"]}
+                with run.account.spent("evaluation"):
+                    scores = {"miou": scoring.validate(config, states["generator"], number, mesh)["miou"]}
                 name = f"{config.eval.dataset}/{config.eval.split}"
                 log(f"{config.stage} {number:>6}/{plan.total}  mIoU {scores['miou']:.2f} on {name}")
             save(number, states, scores)
             if picture:
-                written.picture(number, picture(states["generator"].variables))
+                with run.account.spent("evaluation"):
+                    written.picture(number, picture(states["generator"].variables))
 
+        stack.enter_context(run.account.spent("steps"))
         return loop.fit(
             states,
-            distributed.on_mesh(mesh, jitted),
+            distributed.on_mesh(mesh, step),
             batches,
             plan,
             on_log=written.metrics,
             on_checkpoint=on_checkpoint,
             on_non_finite=functools.partial(_note_non_finite, run),
             should_stop=should_stop,
+            spent=run.account.spent,
         )
 
 

@@ -81,6 +81,7 @@ def fit(
     on_checkpoint: Callable[[int, Any], None],
     on_non_finite: Callable[[int, list[str]], None] = lambda step, names: None,
     should_stop: Callable[[int], bool] = lambda step: False,
+    spent: Callable[[str], contextlib.AbstractContextManager[None]] = lambda kind: contextlib.nullcontext(),
 ) -> tuple[Any, int]:
     """Runs ``step_fn(states, batch) -> (states, metrics)`` from ``plan.start`` to ``plan.total``.
 
@@ -94,6 +95,7 @@ def fit(
       on_checkpoint: called with the step and the states; the states must be copied before it returns. States that
         hold a NaN or an infinity never get there.
       on_non_finite: called with each step that made a NaN or an infinity, and the names of the metrics that are.
+      spent: opened around what is no step, with its kind of ``goodput.KINDS``.
       should_stop: asked after each step, with its number; when true a checkpoint is made and the loop ends early.
 
     Returns:
@@ -105,12 +107,13 @@ def fit(
     iterator, window = iter(batches), _Window(plan.start)
     step = plan.start
     while step < plan.total:
-        asked = time.perf_counter()
-        batch = next(iterator, None)
+        with window.waiting(), spent("input"):
+            batch = next(iterator, None)
         if batch is None:
             raise UserError(f"the input ended after {step} of {plan.total} steps")
-        window.waited += time.perf_counter() - asked
-        states, metrics = step_fn(states, batch)
+        # What a step takes is on the device already: a copy that nobody asked for is a mistake, and slow.
+        with jax.transfer_guard("disallow"), spent("compile" if step == plan.start else "steps"):
+            states, metrics = step_fn(states, batch)
         window.pending.append(metrics)
         step += 1
         if len(window.pending) > IN_FLIGHT:
@@ -118,14 +121,11 @@ def fit(
         ending = should_stop(step) or step == plan.total
         logging, saving = ending or step % plan.log_every == 0, ending or step % plan.checkpoint_every == 0
         if logging or saving:
-            window.check(step, on_non_finite)
-            if not all_finite(jax.tree.leaves(states)):
-                on_non_finite(step, [])
-                raise UserError(_advice("the parameters", step))
+            window.check(step, states, on_non_finite)
         if logging:
             on_log(step, window.means())
         if saving:
-            with window.paused():
+            with window.paused(), spent("checkpoint"):
                 on_checkpoint(step, states)
         if ending:
             break
@@ -149,13 +149,23 @@ class _Window:
     waited: float = 0.0
     skipped: int = 0
 
-    def check(self, step: int, on_non_finite: Callable[[int, list[str]], None]) -> None:
-        """Fetches the metrics up to ``step`` and refuses those that are not finite."""
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While open, time counts as spent waiting for batches."""
+        began = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - began
+
+    def check(self, step: int, states: Any, on_non_finite: Callable[[int, list[str]], None]) -> None:
+        """Fetches the metrics up to ``step`` and refuses those, and states, that are not finite."""
         self.pending = jax.device_get(self.pending)
         for offset, values in enumerate(self.pending[self.checked - step :], start=self.checked + 1):
             self.skipped = self.skipped + 1 if values.get("skipped") else 0
             _check(offset, values, self.skipped, on_non_finite)
         self.checked = step
+        if not jax.device_get(all_finite(jax.tree.leaves(states))):
+            on_non_finite(step, [])
+            raise UserError(_advice("the parameters", step))
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
