@@ -13,6 +13,7 @@ import jax
 
 from fada_jax import files
 from fada_jax.errors import UserError
+from fada_jax.storage import caches
 
 StepFn = Callable[[Any, Any], tuple[Any, Any]]
 
@@ -72,18 +73,26 @@ def inspected(inspection: Inspection, jitted: Any, start: int, workdir: Path) ->
         return
     first, last = inspection.profile
     done, tracing = start, False
+    # The profiler writes files, which go to a bucket when they are complete.
+    mirror = caches.Mirror(workdir / "profile") if files.is_object(workdir) else None
+    folder = mirror.local if mirror else workdir / "profile"
+
+    def stop() -> None:
+        jax.profiler.stop_trace()
+        if mirror:
+            mirror.sync()
 
     def traced(states: Any, batch: Any) -> tuple[Any, Any]:
         nonlocal done, tracing
         if done == first:
-            jax.profiler.start_trace(str(workdir / "profile"))
+            jax.profiler.start_trace(str(folder))
             tracing = True
         with jax.profiler.StepTraceAnnotation("step", step_num=done + 1) if tracing else contextlib.nullcontext():
             result = step(states, batch)
         done += 1
         if done == last:
             jax.block_until_ready(result)
-            jax.profiler.stop_trace()
+            stop()
             tracing = False
         return result
 
@@ -91,7 +100,7 @@ def inspected(inspection: Inspection, jitted: Any, start: int, workdir: Path) ->
         yield traced
     finally:
         if tracing:  # The run was stopped in between.
-            jax.profiler.stop_trace()
+            stop()
 
 
 def _dumping(jitted: Any, path: Path) -> StepFn:
