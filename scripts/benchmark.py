@@ -32,7 +32,7 @@ from fada_jax.errors import UserError
 from fada_jax.evaluation import inference
 from fada_jax.models import BACKBONES
 from fada_jax.reporting import results
-from fada_jax.scripts.benchmarks import compilation, frameworks, programs
+from fada_jax.scripts.benchmarks import compilation, devices, frameworks, programs
 from fada_jax.scripts.benchmarks.work import Work
 
 COMMANDS = ("step", "infer", "compile", "input")
@@ -105,8 +105,8 @@ def define_flags() -> None:
     flags.DEFINE_enum("only", "", ["", "jax", "torch"], "step, infer: measure this one in this process.")
     flags.DEFINE_multi_enum("formulations", ["ours"], list(programs.STEPS), "compile: what to compile.")
     flags.DEFINE_enum("written_for", "", ["", "cpu", "gpu", "tpu"], "compile: the platform's convolutions; ours here.")
-    flags.DEFINE_enum("on", "", ["", "h100"], "compile: for such GPUs, which need not be here.")
-    flags.DEFINE_integer("devices", 1, "compile: devices; several are simulated.", lower_bound=1)
+    flags.DEFINE_enum("on", "", ["", *devices.TARGETS], "compile: for such devices, which need not be here.")
+    flags.DEFINE_integer("devices", 0, "compile: devices; several are simulated. 0: one, or the slice.", lower_bound=0)
     flags.DEFINE_integer("fsdp", 1, "compile: devices that share each parameter.", lower_bound=1)
     flags.DEFINE_integer("spatial", 1, "compile: devices that share the rows of an image.", lower_bound=1)
     flags.DEFINE_bool("cache", True, "compile: take what is compiled already from the cache.")
