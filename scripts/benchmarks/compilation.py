@@ -17,15 +17,19 @@ from absl import flags
 from fada_jax import distributed
 from fada_jax.scripts.benchmarks import traffic
 from fada_jax.scripts.benchmarks.devices import CHIPS, TARGETS, Chip, absent, roofline
-from fada_jax.scripts.benchmarks.flops import least_flops
+from fada_jax.scripts.benchmarks.flops import inference_flops, least_flops
 from fada_jax.scripts.benchmarks.formulations import written_for
-from fada_jax.scripts.benchmarks.programs import STEPS
+from fada_jax.scripts.benchmarks.programs import STEPS, our_inference
 from fada_jax.scripts.benchmarks.traffic import BYTES
-from fada_jax.scripts.benchmarks.work import Work, batch_shapes, create_states
+from fada_jax.scripts.benchmarks.work import Work, batch_shapes, create_states, inference_shapes
 
 # XLA cannot time kernels without a GPU, and its Triton matrix products need that.
 WITHOUT_A_GPU = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 
+
+# What ``--formulations`` names: steps, and inference at all scales.
+INFERENCE = "infer"
+PROGRAMS = (*STEPS, INFERENCE)
 
 # Kind of collective -> bytes that a device sends for one byte of its result, on n devices in a ring.
 _SENT: dict[str, Callable[[int], float]] = {
@@ -107,6 +111,26 @@ def _members(line: str, devices: int) -> int:
     return devices
 
 
+def _lowered(work: Work, formulation: str, mesh: Any, form: str) -> Any:
+    """A program of ``PROGRAMS`` for shapes on a mesh, traced as the platform ``form`` runs it."""
+    if formulation == INFERENCE:
+        variables, images = inference_shapes(work)
+        program = jax.jit(functools.partial(our_inference, work))
+        whole = distributed.placed(variables, distributed.by_size(mesh, variables))
+        shapes: tuple[Any, ...] = (whole, distributed.placed_batch(mesh, images))
+    else:
+        states = jax.eval_shape(lambda: create_states(work))
+        shardings = distributed.by_size(mesh, states)
+        program = jax.jit(
+            functools.partial(STEPS[formulation], work),
+            donate_argnums=(0, 1),
+            out_shardings=(*shardings, distributed.replicated(mesh)),
+        )
+        shapes = (*distributed.placed(states, shardings), *distributed.placed_batch(mesh, batch_shapes(work)))
+    with written_for({"gpu": "cuda"}.get(form, form)):
+        return distributed.on_mesh(mesh, program.lower)(*shapes)
+
+
 def compile_once(
     work: Work,
     formulation: str,
@@ -115,17 +139,17 @@ def compile_once(
     options: dict[str, Any] | None = None,
     chip: Chip | None = None,
 ) -> dict[str, Any]:
-    """Compiles one step from shapes and reads its cost off the result; nothing is run or allocated."""
-    states = jax.eval_shape(lambda: create_states(work))
-    shardings = distributed.by_size(mesh, states)
-    step = jax.jit(
-        functools.partial(STEPS[formulation], work),
-        donate_argnums=(0, 1),
-        out_shardings=(*shardings, distributed.replicated(mesh)),
-    )
-    with written_for({"gpu": "cuda"}.get(form, form)):
-        shapes = (*distributed.placed(states, shardings), *distributed.placed_batch(mesh, batch_shapes(work)))
-        lowered = distributed.on_mesh(mesh, step.lower)(*shapes)
+    """Compiles one program from shapes and reads its cost off the result; nothing is run or allocated.
+
+    Args:
+      work: its size.
+      formulation: of ``PROGRAMS``.
+      mesh: devices to compile for.
+      form: platform whose formulation of layers it is traced in: 'cpu', 'gpu' or 'tpu'.
+      options: of the compiler.
+      chip: the devices' figures, if they are known.
+    """
+    lowered = _lowered(work, formulation, mesh, form)
     began = time.perf_counter()
     try:
         compiled = lowered.compile(options)
@@ -138,14 +162,25 @@ def compile_once(
     return {
         "compile_seconds": seconds,
         # XLA's GPU compiler counts none.
-        "flops": cost["flops"] if cost else math.nan,
+        "flops": cost["flops"] if cost else None,
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
         "held_bytes": memory.argument_size_in_bytes + results + memory.temp_size_in_bytes + code_bytes(memory, form),
-        "moved_bytes": sum(mover.size for mover in traffic.movers(hlo)),
+        **_moved(hlo),
         "sent_bytes": communication(hlo, mesh.size),
         **({"link_bytes": by_link(chip, hlo, mesh.size)} if chip else {}),
     }
+
+
+def _moved(hlo: str) -> dict[str, Any]:
+    """Bytes that a program moves in all, and what moves most of them; the blocks of a stage are counted as one."""
+    sizes: dict[str, float] = {}
+    for mover in traffic.movers(hlo):
+        source = re.sub(r"(layer[0-9])_[0-9]+", r"\1", mover.source)[-120:]
+        name = f"{mover.kind}: {source}"
+        sizes[name] = sizes.get(name, 0.0) + mover.size
+    largest = sorted(sizes.items(), key=lambda item: -item[1])[:10]
+    return {"moved_bytes": sum(sizes.values()), "largest_movers": dict(largest)}
 
 
 def code_bytes(memory: Any, form: str) -> float:
@@ -153,11 +188,10 @@ def code_bytes(memory: Any, form: str) -> float:
     return memory.generated_code_size_in_bytes if form == "tpu" else 0
 
 
-def _estimate(chip: Chip, row: dict[str, Any], least: float) -> dict[str, Any]:
+def _estimate(chip: Chip, row: dict[str, Any]) -> dict[str, Any]:
     """Whether a program fits its device, and the time that it takes at least."""
     # Where the compiler counts no FLOPs, those that the networks need.
-    flops = least if math.isnan(row["flops"]) else row["flops"]
-    seconds = roofline(chip, flops, row["moved_bytes"], row["link_bytes"])
+    seconds = roofline(chip, row["flops"] or row["least_flops"], row["moved_bytes"], row["link_bytes"])
     return {
         "fits": row["held_bytes"] <= chip.memory,
         "estimated_seconds": seconds,
@@ -165,14 +199,15 @@ def _estimate(chip: Chip, row: dict[str, Any], least: float) -> dict[str, Any]:
     }
 
 
-def _print_row(name: str, row: dict[str, Any], least: float) -> None:
+def _print_row(name: str, row: dict[str, Any]) -> None:
     if "refused" in row:
         print(f"{name:<8}refused by the compiler: {row['refused']}", flush=True)
         return
     sent = ", ".join(f"{kind} {size / 2**20:.1f}" for kind, size in row["sent_bytes"].items()) or "nothing"
     sizes = "".join(f"{row[key] / 2**30:>15.2f}" for key in ("temporary_bytes", "held_bytes", "moved_bytes"))
-    flops = f"{row['flops'] / 1e12:>9.4f}{row['flops'] / least:>9.3f}"
-    print(f"{name:<8}{row['compile_seconds']:>14.1f}{flops}{sizes}  {sent}", flush=True)
+    flops = math.nan if row["flops"] is None else row["flops"]
+    arithmetic = f"{flops / 1e12:>9.4f}{flops / row['least_flops']:>9.3f}"
+    print(f"{name:<8}{row['compile_seconds']:>14.1f}{arithmetic}{sizes}  {sent}", flush=True)
     if "fits" in row:
         times = ", ".join(f"{what} {1000 * seconds:.1f}" for what, seconds in row["estimated_seconds"].items())
         print(f"{'':<8}{'fits' if row['fits'] else 'does NOT fit'}; estimated ms at the published figures: {times}")
@@ -193,24 +228,22 @@ def run(work: Work, options: flags.FlagValues) -> dict[str, Any]:
     if options.on and work.batch < distributed.batch_parts(mesh):
         work = dataclasses.replace(work, batch=distributed.batch_parts(mesh))
     distributed.check_batch("--batch", work.batch, mesh)
-    least = least_flops(work) / mesh.size
+    least = {name: (inference_flops if name == INFERENCE else least_flops)(work) for name in options.formulations}
     form = options.written_for or (chosen[0].platform if chosen else jax.default_backend())
-    result: dict[str, Any] = {"devices": mesh.size, "batch": work.batch, "least_flops": least}
+    result: dict[str, Any] = {"devices": mesh.size, "batch": work.batch}
     axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    print(
-        f"{mesh.size} device(s): {axes}; {work.batch} images of each domain; as {form} runs it; on each device "
-        f"{least / 1e12:.4f} TFLOP at least"
-    )
+    print(f"{mesh.size} device(s): {axes}; {work.batch} images of each domain; as {form} runs it; on each device:")
     print(
         f"{'':<8}{'compiled in s':>14}{'TFLOP':>9}{'/ least':>9}{'temporary GiB':>15}{'held GiB':>15}{'moved GiB':>15}"
         "  sent MiB"
     )
     for name in options.formulations:
         row = compile_once(work, name, mesh, form, WITHOUT_A_GPU if form == "gpu" and chosen else None, chip)
+        row["least_flops"] = least[name] / mesh.size
         if chip and "refused" not in row:
-            row |= _estimate(chip, row, least)
+            row |= _estimate(chip, row)
         result[name] = row
-        _print_row(name, row, least)
+        _print_row(name, row)
     if options.on:
         installed = {package.name: package.version for package in importlib.metadata.distributions()}
         names = ("jax", "jaxlib", "libtpu" if form == "tpu" else "jax-cuda13-pjrt")

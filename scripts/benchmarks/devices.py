@@ -111,8 +111,9 @@ def absent(name: str, count: int) -> list[Any]:
             raise UserError(f"--on={name} needs JAX's compiler for GPUs: pip install 'fada-jax[cuda]'") from error
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(f"--on={name} needs XLA's compiler for TPUs: pip install 'fada-jax[tpu]'")
-    # Else libtpu waits for the metadata server of a cloud machine.
+    # Else libtpu waits for the metadata server of a cloud machine, and lets one process at a time compile.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     devices = topologies.get_topology_desc(
         target.topology, "tpu", chip_config_name=target.mode, chips_per_host_bounds=(2, 2, 1), num_slices=1
     ).devices
