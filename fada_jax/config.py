@@ -41,6 +41,7 @@ from fada_jax.ranges import (
 )
 from fada_jax.storage import paths
 from fada_jax.training.optimizers import OptimizerSpec
+from fada_jax.training.reduction import ReduceType
 from fada_jax.training.selection import Selection
 
 
@@ -124,6 +125,7 @@ class Config:
     total_steps: Positive = 20_000  # Steps of the stage.
     batch_size: Positive = 8  # Global; adaptation stage: half source, half target.
     accumulate_steps: Positive = 1  # Micro-batches that a batch is worked through in, where it does not fit at once.
+    reduce_dtype: ReduceType = "float32"  # Devices sum their gradients in it; 'bfloat16' sends half.
     loss_block_rows: Whole = 32  # Rows of full-resolution pixels that a loss holds at a time; 0: all.
     checkpoint_every: Positive = 2_000  # Steps between checkpoints.
     keep_checkpoints: Positive = 5  # The last ones that are kept.
@@ -190,6 +192,7 @@ class Config:
             self.accumulate_steps,
             # Where devices share the rows of an image, each holds a block of them already.
             self.loss_block_rows if self.mesh.spatial == 1 else 0,
+            self.reduce_dtype,
         )
 
     def plain(self) -> dict[str, Any]:
@@ -272,7 +275,7 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
 # Keys that earlier versions did not have.
 _ADDED = (
     *("accumulate_steps", "damaged_records", "eval_every", "keep_every", "log_images", "loss_block_rows", "mesh"),
-    *("on_non_finite", "options", "pseudo_labels", "student_from", "wandb", "model.remat"),
+    *("on_non_finite", "options", "pseudo_labels", "reduce_dtype", "student_from", "wandb", "model.remat"),
     *(f"{name}.{key}" for name in _STREAMS for key in ("jitter_first", "sampling", "sampling_temperature")),
 )
 
@@ -298,7 +301,6 @@ def _checked(values: dict[str, Any], num_classes: int) -> Config:
     values = {**values, **{key: current_name(name) for key, name in named.items()}}
     values["model"] = {**values["model"], "num_classes": num_classes}
     try:
-        # JSON, in which a list serves as a tuple and nothing else serves as anything else.
         config = _schema().validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         raise UserError(documents.describe(error.errors()[0], values, "config")) from error

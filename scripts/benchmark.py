@@ -6,13 +6,15 @@ r"""Measures the adversarial step, inference, compilation and the input, beside 
   python scripts/benchmark.py infer --dtype=bfloat16
   python scripts/benchmark.py compile --devices=64 --target_size=1280x720    # needs no such devices
   python scripts/benchmark.py compile --on=h100                              # needs no GPU, but jax[cuda13]
+  python scripts/benchmark.py compile --on=v5e-8                             # needs no TPU, but libtpu
   python scripts/benchmark.py input --compare=torch
   python scripts/benchmark.py input --memory_batches=2000
   python scripts/benchmark.py input --resume_step=1000
 
 step and infer run each framework in processes of its own, one after the other in turns, and print the median time, its
 quartiles, images/s, TFLOP/s and the share of a matrix product's on the same device. compile runs nothing: it prints
-FLOPs against the least that the networks need, memory against the plain formulation, and communication. step, infer
+FLOPs against the least that the networks need, memory and what is moved to and from it, communication and, for devices
+that --on names, a roofline. --batch grows to as many images as --on has devices. step, infer
 and compile need jax, flax and optax, and for the comparison torch; neither data nor anything else. input generates
 images at GTA5's size, 1914x1052, as PNGs of about 2.5 MB; the DataLoader reads those files, or PNGs of 1280x720, and
 fada-jax what it converts them to. Rates divide by CPU time.
@@ -32,7 +34,7 @@ from fada_jax.errors import UserError
 from fada_jax.evaluation import inference
 from fada_jax.models import BACKBONES
 from fada_jax.reporting import results
-from fada_jax.scripts.benchmarks import compilation, frameworks, programs
+from fada_jax.scripts.benchmarks import compilation, devices, frameworks
 from fada_jax.scripts.benchmarks.work import Work
 
 COMMANDS = ("step", "infer", "compile", "input")
@@ -103,10 +105,10 @@ def define_flags() -> None:
     flags.DEFINE_list("scales", [str(scale) for scale in inference.MULTI_SCALE], "infer: scales.")
     flags.DEFINE_bool("flip", True, "infer: flip each scale too.")
     flags.DEFINE_enum("only", "", ["", "jax", "torch"], "step, infer: measure this one in this process.")
-    flags.DEFINE_multi_enum("formulations", ["ours"], list(programs.STEPS), "compile: what to compile.")
+    flags.DEFINE_multi_enum("formulations", ["ours"], compilation.PROGRAMS, "compile: what to compile.")
     flags.DEFINE_enum("written_for", "", ["", "cpu", "gpu", "tpu"], "compile: the platform's convolutions; ours here.")
-    flags.DEFINE_enum("on", "", ["", "h100"], "compile: for such GPUs, which need not be here.")
-    flags.DEFINE_integer("devices", 1, "compile: devices; several are simulated.", lower_bound=1)
+    flags.DEFINE_enum("on", "", ["", *devices.TARGETS], "compile: for such devices, which need not be here.")
+    flags.DEFINE_integer("devices", 0, "compile: devices; several are simulated. 0: one, or the slice.", lower_bound=0)
     flags.DEFINE_integer("fsdp", 1, "compile: devices that share each parameter.", lower_bound=1)
     flags.DEFINE_integer("spatial", 1, "compile: devices that share the rows of an image.", lower_bound=1)
     flags.DEFINE_bool("cache", True, "compile: take what is compiled already from the cache.")

@@ -14,9 +14,10 @@ import pytest
 from commands import ROOT, command, environment
 from test_steps import SPEC
 
+from fada_jax import distributed
 from fada_jax.models import resize_align_corners
 from fada_jax.models.convolution import convolve
-from fada_jax.scripts.benchmarks import compilation, flops, programs
+from fada_jax.scripts.benchmarks import compilation, devices, flops, programs, traffic
 from fada_jax.scripts.benchmarks.work import METHOD, Work, batch_shapes, create_states, random_batch
 from fada_jax.training import losses, steps
 
@@ -93,6 +94,66 @@ def test_communication_is_read_off_the_program():
       %c = bf16[100]{0} all-reduce-done(%a)
     """
     assert compilation.communication(hlo, 8) == {"all-reduce": 200 * 2 * 3 / 4, "all-gather": 80 / 2}
+
+
+def test_communication_between_nodes_is_a_share_of_that_within_them():
+    hlo = "%a = f32[1000] all-reduce(%x), replica_groups=[1,64]<=[64], to_apply=%add"
+    sent = compilation.by_link(devices.CHIPS["h100"], hlo, 64)
+    assert sent == {"NVLink": 4000 * 2 * 7 / 8, "network": 500 * 2 * 7 / 8}
+    assert compilation.by_link(devices.CHIPS["v5e"], hlo, 64) == {"ICI": 4000 * 2 * 63 / 64}
+    assert compilation.by_link(devices.CHIPS["h100"], hlo.replace("[1,64]", "[8,8]"), 64) == {"NVLink": 7000}
+
+
+def test_bytes_moved_are_read_off_the_program():
+    hlo = """
+%body (p: (s32[], f32[8,100])) -> (s32[], f32[8,100]) {
+  %p = (s32[], f32[8,100]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %all = f32[8,100]{1,0} get-tuple-element(%p), index=1
+  %row = f32[1,100]{1,0} dynamic-slice(%all, %i, %i), dynamic_slice_sizes={1,100}
+  ROOT %out = (s32[], f32[8,100]{1,0}) tuple(%i, %all)
+}
+
+%fused (a: f32[8,100], b: f32[100]) -> bf16[100] {
+  %a = f32[8,100]{1,0} parameter(0)
+  %b = f32[100]{0} parameter(1)
+  %first = f32[1,100]{1,0} slice(%a), slice={[0:1], [0:100]}
+  %flat = f32[100]{0} bitcast(%first)
+  %sum = f32[100]{0} add(%flat, %b)
+  ROOT %half = bf16[100]{0} convert(%sum)
+}
+
+ENTRY %main (x: f32[8,100], y: f32[100]) -> bf16[100] {
+  %x = f32[8,100]{1,0} parameter(0)
+  %y = f32[100]{0} parameter(1)
+  %near = (f32[100]{0:T(128)S(1)}, f32[100]{0:T(128)}, u32[]{:S(2)}) copy-start(%y)
+  %y_near = f32[100]{0:T(128)S(1)} copy-done(%near)
+  %start = (s32[], f32[8,100]{1,0}) tuple(%zero, %x)
+  %loop = (s32[], f32[8,100]{1,0}) while(%start), body=%body, backend_config={"known_trip_count":{"n":"8"}}
+  %product = (f32[8,8]{1,0}, s8[4096]{0}) custom-call(%x, %x), custom_call_target="__cublas$lt$matmul"
+  ROOT %result = bf16[100]{0} fusion(%x, %y_near), kind=kLoop, calls=%fused, metadata={op_name="jit(f)/add"}
+}
+"""
+    assert [(mover.kind, mover.source, mover.size) for mover in traffic.movers(hlo)] == [
+        ("copy-start", "", 400),
+        ("dynamic-slice", "", 8 * 800),
+        ("__cublas$lt$matmul", "", 2 * 3200 + 256),
+        ("fusion", "jit(f)/add", 400 + 200),
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["v5e-8", "v5p-64"])
+def test_a_small_network_compiles_for_a_tpu_slice_that_is_not_here(name):
+    pytest.importorskip("libtpu", reason="needs XLA's compiler for TPUs: pip install 'fada-jax[tpu]'")
+    chosen, chip = devices.absent(name, 0), devices.CHIPS[devices.TARGETS[name].chip]
+    work = Narrow(**dataclasses.asdict(WORK) | {"batch": len(chosen), "dtype": "bfloat16"})
+    row = compilation.compile_once(work, "ours", distributed.make_mesh(devices=chosen), "tpu", chip=chip)
+    assert row["flops"] > flops.least_flops(work) / len(chosen)
+    assert 0 < row["held_bytes"] < chip.memory
+    # No less than the parameters, and the gradients that each device sends.
+    assert row["moved_bytes"] > row["argument_bytes"] > 0
+    assert row["link_bytes"]["ICI"] == row["sent_bytes"]["all-reduce"] > 0
 
 
 @pytest.mark.slow

@@ -133,6 +133,25 @@ def split_over_rows():
     return errors
 
 
+def split_over_rows_on_tpus():
+    """Errors of the convolutions that TPUs compute in a form of their own, where devices share the rows."""
+    errors = []
+    for case in ("image", "to few channels"):
+        channels, features, k, stride, dilation = CASES[case]
+        x, kernel, weight = arrays(channels, features, k, stride, (24, 20))
+        expected = run("", x, kernel, weight, stride, dilation)
+        for spatial in (2, 4):
+            mesh = distributed.make_mesh(4, 1, spatial)
+            put = [jax.device_put(a, distributed.by_batch(mesh, 4)) for a in (x, weight)]
+            values = run("tpu", put[0], kernel, put[1], stride, dilation)
+            errors += [float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in zip(values, expected, strict=True)]
+    return errors
+
+
+def test_devices_that_share_rows_get_the_same_convolutions_on_tpus():
+    assert max(on_devices(4, "test_convolution", "split_over_rows_on_tpus()")) < 1e-6
+
+
 def test_devices_that_share_rows_get_the_same_gradients_on_gpus():
     errors = on_devices(4, "test_convolution", "split_over_rows()")
     assert len(errors) == 8 and max(errors) < 1e-5

@@ -15,6 +15,7 @@ from fada_jax.errors import UserError
 from fada_jax.methods import OutputSpace, SoftLabels
 from fada_jax.models import ModelSpec, convolution, resize_align_corners
 from fada_jax.preprocessing import IMAGENET, normalise
+from fada_jax.scripts.benchmarks import compilation
 from fada_jax.training import losses, optimizers, steps
 from fada_jax.training import states as train_states
 
@@ -162,7 +163,7 @@ def two_steps(norm, num_devices, fsdp, spatial):
     placed = distributed.by_size(mesh, jax.eval_shape(states))
     states = jax.device_put(states(), placed)
     whole = distributed.replicated(mesh)
-    step = quick_jit(adversarial(0.1), out_shardings=(*placed, whole), donate_argnums=(0, 1))
+    step = distributed.on_mesh(mesh, quick_jit(adversarial(0.1), out_shardings=(*placed, whole), donate_argnums=(0, 1)))
     for i in range(2):
         source, target = (distributed.put_batch(make_batch(seed), mesh) for seed in (i, 10 + i))
         *states, metrics = step(*states, source, target)
@@ -191,7 +192,7 @@ def test_every_mesh_computes_what_one_device_does(norm, sharded):
             assert error < 1e-5, (name, error)
 
 
-def bfloat16_gradient(num_devices, fsdp, spatial):
+def bfloat16_gradient(num_devices, fsdp, spatial, reduce_dtype="float32"):
     """What a bfloat16 step moves the parameters by, as one flat list, and the types that its devices sum in."""
     mesh = distributed.make_mesh(num_devices, fsdp, spatial)
     spec = ModelSpec("resnet18", 5, "live", (1, 1, 1, 1), (16, 16, 32, 64), 16, True, 4, (2, 24), "bfloat16")
@@ -200,11 +201,13 @@ def bfloat16_gradient(num_devices, fsdp, spatial):
     placed = distributed.by_size(mesh, states)
     states = jax.device_put(states, placed)
     step = quick_jit(
-        functools.partial(steps.supervised_step, preprocessing=IMAGENET),
+        functools.partial(steps.supervised_step, preprocessing=IMAGENET, reduce_dtype=reduce_dtype),
         out_shardings=(placed, distributed.replicated(mesh)),
     )
     batch = distributed.put_batch(make_batch(0), mesh)
-    text = distributed.on_mesh(mesh, step.lower)(states, batch).as_text()
+    text = distributed.on_mesh(mesh, lambda *shapes: step.trace(*shapes).lower(lowering_platforms=("tpu",)))(
+        states, batch
+    ).as_text()
     summed = re.findall(r"stablehlo\.all_reduce.*?->\s*tensor<(?:\d+x)*(\w+)>", text, re.DOTALL)
     after = distributed.on_mesh(mesh, step)(states, batch)[0].params
     moved = jax.tree.map(lambda x, y: np.asarray(x, np.float64) - np.asarray(y, np.float64), after, states.params)
@@ -212,12 +215,35 @@ def bfloat16_gradient(num_devices, fsdp, spatial):
 
 
 def test_devices_sum_bfloat16_gradients_in_float32():
-    meshes = [(1, 1, 1), (4, 2, 1), (8, 1, 4)]
+    meshes = [(1, 1, 1), (4, 2, 1), (8, 1, 4), (4, 1, 1, "bfloat16")]
     (one, _), *others = on_devices(8, "test_steps", f"[bfloat16_gradient(*mesh) for mesh in {meshes}]")
-    for moved, summed in others:
-        assert summed and set(summed) == {"f32"}
+    for (*_, last), (moved, summed) in zip(meshes[1:], others, strict=True):
+        # Losses and batch statistics are summed in float32 in any case, and pixels are counted.
+        assert set(summed) == {"f32", "i32"} | ({"bf16"} if last == "bfloat16" else set())
         # The parts of a sum are rounded to 8 bits as the whole is on one device.
         assert np.linalg.norm(np.subtract(moved, one)) / np.linalg.norm(one) < 2**-7
+
+
+def sums_of_a_step(fsdp, accumulate_steps):
+    """Bytes of all sums over four devices in one compiled step, and of the parameters."""
+    mesh = distributed.make_mesh(4, fsdp)
+    states = jax.eval_shape(make_states)
+    placed = distributed.by_size(mesh, states)
+    step = quick_jit(
+        functools.partial(adversarial(0.1), accumulate_steps=accumulate_steps),
+        out_shardings=(*placed, distributed.replicated(mesh)),
+    )
+    batches = [distributed.put_batch(make_batch(seed), mesh) for seed in (0, 10)]
+    hlo = distributed.on_mesh(mesh, step.lower)(*distributed.placed(states, placed), *batches).compile().as_text()
+    found = [x.size for x in compilation.collectives(hlo, 4) if x.kind in ("all-reduce", "reduce-scatter")]
+    return sum(found), sum(4 * x.size for state in states for x in jax.tree.leaves(state.params))
+
+
+def test_devices_sum_gradients_once_a_step():
+    cases = [(1, 1), (1, 2), (2, 1)]
+    for summed, parameters in on_devices(4, "test_steps", f"[sums_of_a_step(*case) for case in {cases}]"):
+        # The sums and counts of the losses are little beside them.
+        assert 0.99 * parameters < summed < 1.01 * parameters
 
 
 def kernel_gradient_of_many_devices():

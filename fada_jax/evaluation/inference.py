@@ -57,13 +57,20 @@ def view_logits(
 ) -> list[jax.Array]:
     """Logits at feature resolution of every scale, each also flipped (and flipped back), float32 [N, h, w, K]."""
     x = normalise(images, preprocessing)
-    views = []
+    views: list[jax.Array] = []
+
+    def logits_of(view: jax.Array) -> jax.Array:
+        if views:
+            # One view after the other: XLA's GPU compiler else joins products of views of one size, in copies of both.
+            view, _ = jax.lax.optimization_barrier((view, views[-1]))
+        return apply_fn(variables, view, train=False)[0]
+
     for scale in scales:
         scaled = resize_align_corners(x, (int(x.shape[1] * scale), int(x.shape[2] * scale)))
         handovers.note("view", scale=scale, before=handovers.size(x.shape[1:]), after=handovers.size(scaled.shape[1:]))
-        views.append(apply_fn(variables, scaled, train=False)[0])
+        views.append(logits_of(scaled))
         if flip:
-            views.append(apply_fn(variables, scaled[:, :, ::-1], train=False)[0][:, :, ::-1])
+            views.append(logits_of(scaled[:, :, ::-1])[:, :, ::-1])
     return views
 
 

@@ -84,5 +84,6 @@ class Adversarial:
             lambda_adv=self.lambda_adv,
             accumulate_steps=spec.accumulate_steps,
             block_rows=spec.block_rows,
+            reduce_dtype=spec.reduce_dtype,
         )
         return {"generator": generator, "discriminator": discriminator}, metrics

@@ -11,6 +11,7 @@ import jax
 from fada_jax.models import ModelSpec
 from fada_jax.preprocessing import Preprocessing
 from fada_jax.training.optimizers import OptimizerSpec
+from fada_jax.training.reduction import ReduceType
 
 # ``{"source": {"image": uint8 [N, H, W, 3], "label": uint8 [N, H, W]}, "target": {"image": ...}}``
 Batch = Mapping[str, Mapping[str, jax.Array]]
@@ -30,6 +31,7 @@ class TrainingSpec:
       discriminator_widths: hidden channels of a discriminator.
       accumulate_steps: micro-batches that a batch is worked through in.
       block_rows: rows of full-resolution pixels that a loss holds at a time, see ``training.pixels``; 0: all.
+      reduce_dtype: of gradients while devices sum them.
     """
 
     model: ModelSpec
@@ -39,6 +41,7 @@ class TrainingSpec:
     discriminator_widths: tuple[int, ...] = (256, 128)
     accumulate_steps: int = 1
     block_rows: int = 0
+    reduce_dtype: ReduceType = "float32"
 
 
 class Method(Protocol):

@@ -38,5 +38,6 @@ class Supervised:
             temperature=self.temperature,
             accumulate_steps=spec.accumulate_steps,
             block_rows=spec.block_rows,
+            reduce_dtype=spec.reduce_dtype,
         )
         return {"generator": generator}, metrics

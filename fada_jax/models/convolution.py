@@ -1,6 +1,7 @@
 """Square convolutions with PyTorch's padding, for each platform in the formulation that is fastest there.
 
-- TPUs: XLA's own convolution and gradients.
+- TPUs: XLA's own, except where few channels leave most lanes empty: the classifier, from many channels to few, is a
+  product with all taps at once, forward and backward, and the image's convolution sees 2 x 2 pixels as one.
 - GPUs: XLA's own, except for the kernel gradient of a dilated convolution, which XLA hands to cuDNN as a convolution
   with a kernel as large as the image. Here it is the gradient of plain convolutions over the d * d interleaved images.
 - CPUs: XLA takes two to three times as long for a kernel gradient as for the convolution. Here the kernel gradient is a
@@ -24,6 +25,12 @@ from fada_jax.models.spec import ComputeType
 
 # Mesh axes that split a batch; see ``fada_jax.distributed``.
 BATCH_AXES = ("data", "fsdp")
+
+
+def axes_by_hand() -> tuple[str, ...]:
+    """Mesh axes over which each device works on images of its own here, see ``training.reduction``."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return tuple(axis for axis in BATCH_AXES if axis in mesh.manual_axes)
 
 
 def by_platform(*arguments: Any, default: Callable[..., Any], **own: Callable[..., Any]) -> Any:
@@ -102,7 +109,7 @@ def _rounded_backward(stride: int, dilation: int, residuals: tuple, gradient: ja
     mesh = jax.sharding.get_abstract_mesh()
     axes = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names and mesh.shape[axis] > 1)
     parts = math.prod(mesh.shape[axis] for axis in axes)
-    if parts == 1 or x.shape[0] % parts:
+    if axes_by_hand() or parts == 1 or x.shape[0] % parts:
         return d_x, kernel_gradient(x, gradient)
     # XLA by itself sums the devices' parts in the type of x. The 8 bits of bfloat16 lose small parts among hundreds
     # (tests/test_steps.py, test_small_parts_of_a_gradient_survive_the_sum_over_devices).
@@ -137,10 +144,18 @@ def _convolve(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> ja
     def projected(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return _project_and_shift(x, kernel, dilation)
 
+    def projected_exactly(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        # Taps that were rounded to bfloat16 before they are summed would lose what XLA's convolution keeps.
+        return _project_and_shift(x, kernel, dilation, jnp.float32).astype(x.dtype)
+
     if kernel.shape[0] == 1:
         # XLA's GPU compiler pads products whose number of rows is no multiple of 8, in copies of both sides.
         return by_platform(x, kernel, default=by_product, cuda=plain if x.size // x.shape[-1] % 8 else by_product)
-    return by_platform(x, kernel, default=plain, cpu=projected if _to_few_channels(kernel, stride) else plain)
+    if _to_few_channels(kernel, stride):
+        return by_platform(x, kernel, default=plain, cpu=projected, tpu=projected_exactly)
+    return by_platform(
+        x, kernel, default=plain, tpu=_pixels_folded if _of_an_image(kernel, stride, dilation) else plain
+    )
 
 
 def _plain(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
@@ -163,10 +178,14 @@ def _backward(stride: int, dilation: int, residuals: tuple, gradient: jax.Array)
     x, kernel = residuals
     rows_fit = kernel.shape[0] == 1 and x.size // x.shape[-1] % 8 == 0
 
-    def transposed(x: jax.Array, kernel: jax.Array, gradient: jax.Array, product: bool) -> tuple[jax.Array, jax.Array]:
+    def transposed(
+        x: jax.Array, kernel: jax.Array, gradient: jax.Array, product: bool, folded: bool = False
+    ) -> tuple[jax.Array, jax.Array]:
         """XLA's own gradients."""
         if product:
             convolve = lambda x, kernel: jnp.einsum("nhwc,cd->nhwd", x, kernel[0, 0])  # noqa: E731
+        elif folded:
+            convolve = _pixels_folded
         else:
             convolve = lambda x, kernel: _plain(x, kernel, stride, dilation)  # noqa: E731
         (d_x,) = jax.linear_transpose(lambda x: convolve(x, kernel), x)(gradient)
@@ -180,7 +199,12 @@ def _backward(stride: int, dilation: int, residuals: tuple, gradient: jax.Array)
     elif rows_fit == (kernel.shape[0] == 1):
         cuda = default
     cpu = functools.partial(_cpu_backward, stride=stride, dilation=dilation)
-    return by_platform(x, kernel, gradient, default=default, cpu=cpu, cuda=cuda)
+    tpu = default
+    if _to_few_channels(kernel, stride):
+        tpu = functools.partial(_projected_backward, dilation=dilation)
+    elif _of_an_image(kernel, stride, dilation):
+        tpu = functools.partial(transposed, product=False, folded=True)
+    return by_platform(x, kernel, gradient, default=default, cpu=cpu, cuda=cuda, tpu=tpu)
 
 
 _convolve.defvjp(_forward, _backward)
@@ -221,10 +245,11 @@ def _to_few_channels(kernel: jax.Array, stride: int) -> bool:
     return k > 1 and stride == 1 and k * k * features <= channels
 
 
-def _project_and_shift(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
-    """The convolution as one product with all taps, whose results are shifted and summed."""
+def _project_and_shift(x: jax.Array, kernel: jax.Array, dilation: int, dtype: Any = None) -> jax.Array:
+    """The convolution as one product with all taps, of type ``dtype``, whose results are shifted and summed."""
     k, _, channels, features = kernel.shape
-    projected = jnp.einsum("nhwc,cd->nhwd", x, kernel.transpose(2, 0, 1, 3).reshape(channels, -1))
+    every_tap = kernel.transpose(2, 0, 1, 3).reshape(channels, -1)
+    projected = jnp.einsum("nhwc,cd->nhwd", x, every_tap, preferred_element_type=dtype)
     taps = projected.reshape(*x.shape[:3], k, k, features)
     pad = dilation * (k - 1) // 2
     taps = jnp.pad(taps, ((0, 0), (pad, pad), (pad, pad), (0, 0), (0, 0), (0, 0)))
@@ -235,6 +260,38 @@ def _project_and_shift(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Ar
         for j in range(k)
     )
     return total
+
+
+def _projected_backward(
+    x: jax.Array, kernel: jax.Array, gradient: jax.Array, dilation: int
+) -> tuple[jax.Array, jax.Array]:
+    """Both gradients as one product each with all shifted taps of the gradient, which are narrower than the input."""
+    k, _, channels, features = kernel.shape
+    taps = _shifted(gradient, k, 1, dilation)
+    mirrored = kernel[::-1, ::-1].transpose(0, 1, 3, 2).reshape(-1, channels)
+    d_x = jnp.einsum("nhwd,dc->nhwc", jnp.concatenate(taps, axis=-1), mirrored)
+    product = jnp.einsum("nhwc,nhwd->cd", x, jnp.concatenate(taps[::-1], axis=-1))
+    return d_x, product.reshape(channels, k, k, features).transpose(1, 2, 0, 3)
+
+
+def _of_an_image(kernel: jax.Array, stride: int, dilation: int) -> bool:
+    """Whether it is the first convolution, with stride 2 over the three colours."""
+    return kernel.shape[0] > 1 and kernel.shape[2] < 8 and stride == 2 and dilation == 1
+
+
+def _pixels_folded(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A convolution with stride 2 as one with stride 1 over blocks of 2 x 2 pixels, which have four times the channels.
+
+    The kernel of k taps becomes one of (k + 1) / 2 blocks, with zeros in the tap that it has too few.
+    """
+    k, _, channels, features = kernel.shape
+    pad, blocks = (k - 1) // 2, (k + 1) // 2
+    (top, bottom), (left, right) = ((pad, pad + n % 2) for n in x.shape[1:3])
+    x = jnp.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    x = jnp.concatenate([x[:, i::2, j::2] for i in range(2) for j in range(2)], axis=-1)
+    kernel = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0))).reshape(blocks, 2, blocks, 2, channels, features)
+    kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(blocks, blocks, 4 * channels, features)
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def _cpu_backward(

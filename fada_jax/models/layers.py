@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fada_jax.models.convolution import by_platform, convolve
+from fada_jax.models.convolution import axes_by_hand, by_platform, convolve
 
 Dtype = Any
 
@@ -144,7 +144,7 @@ class FrozenBatchNorm(nn.Module):
 class LiveBatchNorm(nn.Module):
     """Trainable batch norm with PyTorch's running statistics (momentum 0.1, unbiased running variance).
 
-    Statistics are taken over the global batch: under ``jax.jit`` with a sharded batch the mean is over all devices.
+    Statistics are taken over the global batch, also where each device works on images of its own.
     """
 
     dtype: Dtype = jnp.float32
@@ -160,10 +160,10 @@ class LiveBatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         if train:
             x32 = x.astype(jnp.float32)
-            mean = jnp.mean(x32, axis=(0, 1, 2))
-            var = jnp.mean(jnp.square(x32 - mean), axis=(0, 1, 2))
+            mean = _mean_over_batch(x32)
+            var = _mean_over_batch(jnp.square(x32 - mean))
             if not self.is_initializing():
-                count = x.size // x.shape[-1]
+                count = x.size // x.shape[-1] * jax.lax.axis_size(axes_by_hand())
                 unbiased = var * (count / max(count - 1, 1))
                 running_mean.value += self.momentum * (mean - running_mean.value)
                 running_var.value += self.momentum * (unbiased - running_var.value)
@@ -172,6 +172,13 @@ class LiveBatchNorm(nn.Module):
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
         # In float32, so that the gradients of scale and bias are summed in float32 too.
         return (x.astype(jnp.float32) * factor + (bias - mean * factor)).astype(self.dtype)
+
+
+def _mean_over_batch(x: jax.Array) -> jax.Array:
+    """[N, H, W, C] -> [C], over the images of all devices."""
+    axes = axes_by_hand()
+    mean = jnp.mean(x, axis=(0, 1, 2))
+    return jax.lax.pmean(mean, axes) if axes else mean
 
 
 class GroupNorm(nn.Module):

@@ -18,7 +18,7 @@ import optax
 from fada_jax.classes import IGNORE
 from fada_jax.models import height_width
 from fada_jax.preprocessing import Preprocessing, normalise
-from fada_jax.training import losses
+from fada_jax.training import losses, reduction
 from fada_jax.training.pixels import pixel_sums
 from fada_jax.training.states import TrainState
 
@@ -118,6 +118,7 @@ def supervised_step(
     temperature: float = 1.0,
     accumulate_steps: int = 1,
     block_rows: int = 0,
+    reduce_dtype: reduction.ReduceType = "float32",
 ) -> tuple[TrainState, Metrics]:
     """One step of G on L_seg (equation 3).
 
@@ -128,26 +129,34 @@ def supervised_step(
       temperature: divides the logits; T in the control that shares the adversarial stage's settings.
       accumulate_steps: micro-batches that N is worked through in; without live batch norm the result is the same.
       block_rows: rows of full-resolution pixels that a loss holds at a time, see ``pixels.pixel_sums``; 0: all.
+      reduce_dtype: of the gradient while devices sum it.
 
     Returns:
       the updated state, and ``loss_seg``, ``grad_norm``.
     """
 
-    def part(collections: Any, batch: Batch) -> tuple[Any, Any]:
-        images = normalise(batch["image"], preprocessing)
+    def sums(variables: Any, batch: Batch) -> tuple[Any, jax.Array, Any]:
+        params, collections = variables
 
-        def loss_fn(params: Any) -> tuple[jax.Array, Any]:
-            logits, _, updated = forward(state, params, collections, images)
-            total, count = segmentation_sums(logits, batch["label"], temperature, block_rows)
-            return total, (count, updated)
+        def part(collections: Any, batch: Batch) -> tuple[Any, Any]:
+            images = normalise(batch["image"], preprocessing)
 
-        (total, (count, updated)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        return (total, count, grads), updated
+            def loss_fn(params: Any) -> tuple[jax.Array, Any]:
+                logits, _, updated = forward(state, params, collections, images)
+                total, count = segmentation_sums(logits, batch["label"], temperature, block_rows)
+                return total, (count, updated)
 
-    (total, count, grads), collections = accumulate(part, state.collections, batch, accumulate_steps)
-    grads = jax.tree.map(lambda g: losses.mean(g, count), grads)
+            (total, (count, updated)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+            return (total, count, grads), updated
+
+        (total, count, grads), collections = accumulate(part, collections, batch, accumulate_steps)
+        total, count = reduction.total((total, count))
+        grads = jax.tree.map(lambda g: losses.mean(g, count), grads)
+        return reduction.total(grads, reduce_dtype), losses.mean(total, count), collections
+
+    grads, loss, collections = reduction.over_devices(sums, (state.params, state.collections), batch)
     state = state.apply_gradients(grads=grads, collections=collections)
-    return state, {"loss_seg": losses.mean(total, count), "grad_norm": optax.tree.norm(grads)}
+    return state, {"loss_seg": loss, "grad_norm": optax.tree.norm(grads)}
 
 
 class _Alternation(NamedTuple):
@@ -158,6 +167,9 @@ class _Alternation(NamedTuple):
     preprocessing: Preprocessing
     method: Alignment
     block_rows: int
+    lambda_adv: float
+    accumulate_steps: int
+    reduce_dtype: reduction.ReduceType
 
     def domain_sums(
         self, d_params: Any, d_input: jax.Array, logits: jax.Array, domains: tuple[int, ...], size: tuple[int, int]
@@ -214,6 +226,24 @@ class _Alternation(NamedTuple):
         target_sums, collections = self.target_sums(collections, _after(target["image"], source_grads))
         return {**sums, **target_sums}, collections
 
+    def gradients(self, variables: Any, batch: tuple[Batch, Batch]) -> tuple[Any, Any, dict[str, jax.Array], Any]:
+        """Gradients of G and of D, the means of the losses by name, and the updated collections."""
+        params, collections, d_params = variables
+        networks = self.generator.replace(params=params), self.discriminator.replace(params=d_params)
+        here = self._replace(generator=networks[0], discriminator=networks[1])
+        sums, collections = accumulate(here.sums, collections, batch, self.accumulate_steps)
+        # With all counts known first, each device weighs the domains itself, and one sum serves both.
+        counts = reduction.total({name: count for name, (_, _, count) in sums.items()})
+        totals = reduction.total({name: total for name, (total, _, _) in sums.items()})
+        grads = {
+            name: jax.tree.map(functools.partial(losses.mean, count=counts[name]), total_grads)
+            for name, (_, total_grads, _) in sums.items()
+        }
+        g_grads = jax.tree.map(lambda seg, adv: seg + self.lambda_adv * adv, grads["seg"], grads["adv"])
+        d_grads = jax.tree.map(lambda s, t: 0.5 * s + 0.5 * t, grads["d_source"], grads["d_target"])
+        g_grads, d_grads = reduction.total((g_grads, d_grads), self.reduce_dtype)
+        return g_grads, d_grads, {name: losses.mean(totals[name], counts[name]) for name in sums}, collections
+
 
 def adversarial_step(
     generator: TrainState,
@@ -226,6 +256,7 @@ def adversarial_step(
     lambda_adv: float,
     accumulate_steps: int = 1,
     block_rows: int = 0,
+    reduce_dtype: reduction.ReduceType = "float32",
 ) -> tuple[TrainState, TrainState, Metrics]:
     """One alternating iteration of FADA (section 3.2, order of the released code).
 
@@ -241,19 +272,16 @@ def adversarial_step(
       preprocessing: input normalisation.
       method: what D reads and the class knowledge a; its temperature also divides the logits of L_seg.
       lambda_adv: weight of L_adv.
-      accumulate_steps, block_rows: see ``supervised_step``.
+      accumulate_steps, block_rows, reduce_dtype: see ``supervised_step``.
 
     Returns:
       updated G and D, and ``loss_seg``, ``loss_adv``, ``loss_d``, ``grad_norm``.
     """
-    alternation = _Alternation(generator, discriminator, preprocessing, method, block_rows)
-    sums, collections = accumulate(alternation.sums, generator.collections, (source, target), accumulate_steps)
-    value, grads = {}, {}
-    for name, (total, total_grads, count) in sums.items():
-        value[name] = losses.mean(total, count)
-        grads[name] = jax.tree.map(functools.partial(losses.mean, count=count), total_grads)
-    g_grads = jax.tree.map(lambda seg, adv: seg + lambda_adv * adv, grads["seg"], grads["adv"])
-    d_grads = jax.tree.map(lambda s, t: 0.5 * s + 0.5 * t, grads["d_source"], grads["d_target"])
+    alternation = _Alternation(
+        generator, discriminator, preprocessing, method, block_rows, lambda_adv, accumulate_steps, reduce_dtype
+    )
+    variables = generator.params, generator.collections, discriminator.params
+    g_grads, d_grads, value, collections = reduction.over_devices(alternation.gradients, variables, (source, target))
     metrics = {
         "loss_seg": value["seg"],
         "loss_adv": value["adv"],

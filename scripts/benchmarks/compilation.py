@@ -2,43 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import importlib.metadata
 import math
 import re
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 from absl import flags
-from jax.experimental import topologies
 
 from fada_jax import distributed
-from fada_jax.errors import UserError
-from fada_jax.scripts.benchmarks.flops import least_flops
+from fada_jax.scripts.benchmarks import traffic
+from fada_jax.scripts.benchmarks.devices import CHIPS, TARGETS, Chip, absent, roofline
+from fada_jax.scripts.benchmarks.flops import inference_flops, least_flops
 from fada_jax.scripts.benchmarks.formulations import written_for
-from fada_jax.scripts.benchmarks.programs import STEPS
-from fada_jax.scripts.benchmarks.work import Work, batch_shapes, create_states
+from fada_jax.scripts.benchmarks.programs import STEPS, our_inference
+from fada_jax.scripts.benchmarks.traffic import BYTES
+from fada_jax.scripts.benchmarks.work import Work, batch_shapes, create_states, inference_shapes
 
-# Description of an H100; XLA's GPU compiler asks the device for it if the machine has a GPU.
-H100 = """
-gpu_device_info {
-  cuda_compute_capability { major: 9 }
-  core_count: 132 fpus_per_core: 128 threads_per_warp: 32 clock_rate_ghz: 1.98
-  threads_per_block_limit: 1024 threads_per_core_limit: 2048
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-  shared_memory_per_block: 49152 shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448
-  l2_cache_size: 52428800 memory_bandwidth: 3352320000000 device_memory_size: 84942979072
-}
-platform_name: "CUDA"
-runtime_version { major: 12 minor: 8 }
-dnn_version_info { major: 9 minor: 10 }
-device_description_str: "NVIDIA H100 80GB HBM3"
-"""
 # XLA cannot time kernels without a GPU, and its Triton matrix products need that.
 WITHOUT_A_GPU = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 
+
+# What ``--formulations`` names: steps, and inference at all scales.
+INFERENCE = "infer"
+PROGRAMS = (*STEPS, INFERENCE)
 
 # Kind of collective -> bytes that a device sends for one byte of its result, on n devices in a ring.
 _SENT: dict[str, Callable[[int], float]] = {
@@ -49,15 +40,29 @@ _SENT: dict[str, Callable[[int], float]] = {
     "collective-permute": lambda n: 1,
 }
 _COLLECTIVE = re.compile(rf"= (\(?.*?\)?) ({'|'.join(_SENT)})(-start)?\(")
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "s64": 8, "f64": 8}
 
 
-def communication(hlo: str, devices: int) -> dict[str, float]:
-    """Bytes that each device sends in one step, by kind of collective, read off the compiled program.
+class Collective(NamedTuple):
+    """One collective of a program.
 
-    An instruction within a loop counts once.
+    Attributes:
+      kind: as in ``_SENT``.
+      size: bytes of its result.
+      members: devices that take part.
     """
-    sent: dict[str, float] = {}
+
+    kind: str
+    size: float
+    members: int
+
+    @property
+    def sent(self) -> float:
+        """Bytes that each device sends in a ring."""
+        return self.size * _SENT[self.kind](self.members)
+
+
+def collectives(hlo: str, devices: int) -> Iterator[Collective]:
+    """The collectives of a compiled program; one within a loop comes once."""
     for line in hlo.splitlines():
         if match := _COLLECTIVE.search(line):
             shapes, kind, started = match.groups()
@@ -65,9 +70,33 @@ def communication(hlo: str, devices: int) -> dict[str, float]:
             if started and kind != "all-reduce":
                 # Their tuple names the operands, too.
                 arrays = arrays[len(arrays) // 2 :]
-            total = sum(_BYTES[dtype] * math.prod(map(int, filter(None, dims.split(",")))) for dtype, dims in arrays)
-            sent[kind] = sent.get(kind, 0.0) + total * _SENT[kind](_members(line, devices))
+            total = sum(BYTES[dtype] * math.prod(map(int, filter(None, dims.split(",")))) for dtype, dims in arrays)
+            yield Collective(kind, total, _members(line, devices))
+
+
+def communication(hlo: str, devices: int) -> dict[str, float]:
+    """Bytes that each device sends in one step, by kind of collective, read off the compiled program."""
+    sent: dict[str, float] = {}
+    for collective in collectives(hlo, devices):
+        sent[collective.kind] = sent.get(collective.kind, 0.0) + collective.sent
     return sent
+
+
+def by_link(chip: Chip, hlo: str, devices: int) -> dict[str, float]:
+    """Bytes that each device sends in one step, by kind of link.
+
+    Where a collective spans nodes, each node first sums or gathers among its own, and the members of each rank then
+    exchange their share between the nodes.
+    """
+    sent = dict.fromkeys(chip.links, 0.0)
+    within, *between = chip.links
+    for collective in collectives(hlo, devices):
+        node = chip.node or devices
+        sent[within] += collective._replace(members=min(collective.members, node)).sent
+        if between and collective.members > node:
+            share = collective._replace(size=collective.size / node, members=collective.members // node)
+            sent[between[0]] += share.sent
+    return {link: size for link, size in sent.items() if size}
 
 
 def _members(line: str, devices: int) -> int:
@@ -82,44 +111,106 @@ def _members(line: str, devices: int) -> int:
     return devices
 
 
-def absent_h100s(count: int) -> list[Any]:
-    """GPUs to compile for, whatever is here.
-
-    Raises:
-      UserError: JAX's GPU compiler is not installed.
-    """
-    try:
-        return topologies.get_topology_desc("h100", "cuda", target_config=H100, topology=f"1x1x{count}").devices
-    except NotImplementedError as error:
-        raise UserError("--on=h100 needs JAX's compiler for GPUs: pip install 'fada-jax[cuda]'") from error
+def _lowered(work: Work, formulation: str, mesh: Any, form: str) -> Any:
+    """A program of ``PROGRAMS`` for shapes on a mesh, traced as the platform ``form`` runs it."""
+    if formulation == INFERENCE:
+        variables, images = inference_shapes(work)
+        program = jax.jit(functools.partial(our_inference, work))
+        whole = distributed.placed(variables, distributed.by_size(mesh, variables))
+        shapes: tuple[Any, ...] = (whole, distributed.placed_batch(mesh, images))
+    else:
+        states = jax.eval_shape(lambda: create_states(work))
+        shardings = distributed.by_size(mesh, states)
+        program = jax.jit(
+            functools.partial(STEPS[formulation], work),
+            donate_argnums=(0, 1),
+            out_shardings=(*shardings, distributed.replicated(mesh)),
+        )
+        shapes = (*distributed.placed(states, shardings), *distributed.placed_batch(mesh, batch_shapes(work)))
+    with written_for({"gpu": "cuda"}.get(form, form)):
+        return distributed.on_mesh(mesh, program.lower)(*shapes)
 
 
 def compile_once(
-    work: Work, formulation: str, mesh: Any, form: str, options: dict[str, Any] | None = None
+    work: Work,
+    formulation: str,
+    mesh: Any,
+    form: str,
+    options: dict[str, Any] | None = None,
+    chip: Chip | None = None,
 ) -> dict[str, Any]:
-    """Compiles one step from shapes and reads its cost off the result; nothing is run or allocated."""
-    states = jax.eval_shape(lambda: create_states(work))
-    shardings = distributed.by_size(mesh, states)
-    step = jax.jit(
-        functools.partial(STEPS[formulation], work),
-        donate_argnums=(0, 1),
-        out_shardings=(*shardings, distributed.replicated(mesh)),
-    )
-    with written_for({"gpu": "cuda"}.get(form, form)):
-        shapes = (*distributed.placed(states, shardings), *distributed.placed_batch(mesh, batch_shapes(work)))
-        lowered = distributed.on_mesh(mesh, step.lower)(*shapes)
+    """Compiles one program from shapes and reads its cost off the result; nothing is run or allocated.
+
+    Args:
+      work: its size.
+      formulation: of ``PROGRAMS``.
+      mesh: devices to compile for.
+      form: platform whose formulation of layers it is traced in: 'cpu', 'gpu' or 'tpu'.
+      options: of the compiler.
+      chip: the devices' figures, if they are known.
+    """
+    lowered = _lowered(work, formulation, mesh, form)
     began = time.perf_counter()
-    compiled = lowered.compile(options)
+    try:
+        compiled = lowered.compile(options)
+    except jax.errors.JaxRuntimeError as error:
+        # The compilers for accelerators refuse programs that do not fit the memory.
+        return {"refused": " ".join(str(error).split())[:300]}
     seconds = time.perf_counter() - began
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    memory, cost, hlo = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return {
         "compile_seconds": seconds,
         # XLA's GPU compiler counts none.
-        "flops": cost["flops"] if cost else math.nan,
+        "flops": cost["flops"] if cost else None,
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
-        "sent_bytes": communication(compiled.as_text(), mesh.size),
+        "held_bytes": memory.argument_size_in_bytes + results + memory.temp_size_in_bytes + code_bytes(memory, form),
+        **_moved(hlo),
+        "sent_bytes": communication(hlo, mesh.size),
+        **({"link_bytes": by_link(chip, hlo, mesh.size)} if chip else {}),
     }
+
+
+def _moved(hlo: str) -> dict[str, Any]:
+    """Bytes that a program moves in all, and what moves most of them; the blocks of a stage are counted as one."""
+    sizes: dict[str, float] = {}
+    for mover in traffic.movers(hlo):
+        source = re.sub(r"(layer[0-9])_[0-9]+", r"\1", mover.source)[-120:]
+        name = f"{mover.kind}: {source}"
+        sizes[name] = sizes.get(name, 0.0) + mover.size
+    largest = sorted(sizes.items(), key=lambda item: -item[1])[:10]
+    return {"moved_bytes": sum(sizes.values()), "largest_movers": dict(largest)}
+
+
+def code_bytes(memory: Any, form: str) -> float:
+    """Bytes of the program itself, which TPUs hold beside the arrays."""
+    return memory.generated_code_size_in_bytes if form == "tpu" else 0
+
+
+def _estimate(chip: Chip, row: dict[str, Any]) -> dict[str, Any]:
+    """Whether a program fits its device, and the time that it takes at least."""
+    # Where the compiler counts no FLOPs, those that the networks need.
+    seconds = roofline(chip, row["flops"] or row["least_flops"], row["moved_bytes"], row["link_bytes"])
+    return {
+        "fits": row["held_bytes"] <= chip.memory,
+        "estimated_seconds": seconds,
+        "roofline_seconds": max(seconds.values()),
+    }
+
+
+def _print_row(name: str, row: dict[str, Any]) -> None:
+    if "refused" in row:
+        print(f"{name:<8}refused by the compiler: {row['refused']}", flush=True)
+        return
+    sent = ", ".join(f"{kind} {size / 2**20:.1f}" for kind, size in row["sent_bytes"].items()) or "nothing"
+    sizes = "".join(f"{row[key] / 2**30:>15.2f}" for key in ("temporary_bytes", "held_bytes", "moved_bytes"))
+    flops = math.nan if row["flops"] is None else row["flops"]
+    arithmetic = f"{flops / 1e12:>9.4f}{flops / row['least_flops']:>9.3f}"
+    print(f"{name:<8}{row['compile_seconds']:>14.1f}{arithmetic}{sizes}  {sent}", flush=True)
+    if "fits" in row:
+        times = ", ".join(f"{what} {1000 * seconds:.1f}" for what, seconds in row["estimated_seconds"].items())
+        print(f"{'':<8}{'fits' if row['fits'] else 'does NOT fit'}; estimated ms at the published figures: {times}")
 
 
 def run(work: Work, options: flags.FlagValues) -> dict[str, Any]:
@@ -131,21 +222,30 @@ def run(work: Work, options: flags.FlagValues) -> dict[str, Any]:
         jax.config.update("jax_platforms", "cpu")
     if not options.cache:
         jax.config.update("jax_enable_compilation_cache", False)
-    devices = absent_h100s(options.devices) if options.on else None
-    mesh = distributed.make_mesh(options.devices, options.fsdp, options.spatial, devices)
+    chosen = absent(options.on, options.devices) if options.on else None
+    chip = CHIPS[TARGETS[options.on].chip] if options.on else None
+    mesh = distributed.make_mesh(options.devices or len(chosen or [0]), options.fsdp, options.spatial, chosen)
+    if options.on and work.batch < distributed.batch_parts(mesh):
+        work = dataclasses.replace(work, batch=distributed.batch_parts(mesh))
     distributed.check_batch("--batch", work.batch, mesh)
-    least = least_flops(work) / mesh.size
-    form = options.written_for or ("gpu" if options.on else jax.default_backend())
-    result: dict[str, Any] = {"least_flops": least}
+    least = {name: (inference_flops if name == INFERENCE else least_flops)(work) for name in options.formulations}
+    form = options.written_for or (chosen[0].platform if chosen else jax.default_backend())
+    result: dict[str, Any] = {"devices": mesh.size, "batch": work.batch}
     axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    print(f"{mesh.size} device(s): {axes}; as {form} runs it; on each device {least / 1e12:.4f} TFLOP at least")
-    print(f"{'':<8}{'compiled in s':>14}{'TFLOP':>9}{'/ least':>9}{'temporary GiB':>15}{'held GiB':>10}  sent MiB")
+    print(f"{mesh.size} device(s): {axes}; {work.batch} images of each domain; as {form} runs it; on each device:")
+    print(
+        f"{'':<8}{'compiled in s':>14}{'TFLOP':>9}{'/ least':>9}{'temporary GiB':>15}{'held GiB':>15}{'moved GiB':>15}"
+        "  sent MiB"
+    )
     for name in options.formulations:
-        row = result[name] = compile_once(work, name, mesh, form, WITHOUT_A_GPU if options.on else None)
-        sent = ", ".join(f"{kind} {size / 2**20:.1f}" for kind, size in row["sent_bytes"].items()) or "nothing"
-        print(
-            f"{name:<8}{row['compile_seconds']:>14.1f}{row['flops'] / 1e12:>9.4f}{row['flops'] / least:>9.3f}"
-            f"{row['temporary_bytes'] / 2**30:>15.2f}{row['argument_bytes'] / 2**30:>10.2f}  {sent}",
-            flush=True,
-        )
+        row = compile_once(work, name, mesh, form, WITHOUT_A_GPU if form == "gpu" and chosen else None, chip)
+        row["least_flops"] = least[name] / mesh.size
+        if chip and "refused" not in row:
+            row |= _estimate(chip, row)
+        result[name] = row
+        _print_row(name, row)
+    if options.on:
+        installed = {package.name: package.version for package in importlib.metadata.distributions()}
+        names = ("jax", "jaxlib", "libtpu" if form == "tpu" else "jax-cuda13-pjrt")
+        result["versions"] = {name: installed[name] for name in names if name in installed}
     return result
