@@ -47,6 +47,11 @@ ROWS = {
     },
     "where a stage starts from": {
         "a weight file": ((*SOURCE, "--config.init_from={bad}/weights.pth"), 1, "convert_weights import makes a workdir"),
+        "a store that nothing serves": ((*SOURCE, "--config.init_from=hdfs://host/w"), 1, "hdfs:// is not supported, only"),
+        "a bucket that a shell has made a folder of": (
+            (*SOURCE, "--config.data_dir=gs:/bucket/data"), 1, "config.data_dir=gs:/bucket/data: write gs://BUCKET/NAME",
+        ),
+        "a cache in a bucket": ((*SOURCE, "--cache_dir=gs://bucket/cache"), 1, "--cache_dir=gs://bucket/cache: a local f"),
         "a recipe": ((*SOURCE, "--config.init_from={recipe}"), 1, "it is a recipe's: name one of its stages, {recipe}/so"),
         "a workdir that holds another config and no checkpoint yet": (
             (*SOURCE[:-4], "--workdir={begun}", CONFIG, *SIZES, "--config.seed=5"), 1, "seed: 0 there, 5 now",

@@ -340,7 +340,7 @@ def test_what_lies_at_a_path_is_looked_at_first(tmp_path):
         (tmp_path, "no checkpoint in"),
         ("a\0b", "cannot be read"),
         ("x" * 5000, "cannot be read"),
-        ("gs://bucket/x.pth", "object storage"),
+        ("hdfs://host/x.pth", "is not supported"),
     ):
         with pytest.raises(UserError, match=message):
             fada_jax.load(path)

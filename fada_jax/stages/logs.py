@@ -139,10 +139,7 @@ def open_log(
     account, began = account or goodput.Account(), time.perf_counter()
     account.resume(kept, plan.start)
     with contextlib.ExitStack() as stack:
-        # Neither library appends to what is in a bucket.
-        mirror = caches.Mirror(workdir) if files.is_object(workdir) else None
-        own = mirror.local if mirror else workdir
-        send = _sender(mirror)
+        own, send = _mirrored(workdir)
         stack.callback(send, 0.0)
         board = stack.enter_context(SummaryWriter(str(own), purge_step=plan.start + 1))
         _write_hyperparameters(board, config)
@@ -176,8 +173,9 @@ def open_log(
         yield RunLog(metrics, picture)
 
 
-def _sender(mirror: caches.Mirror | None) -> Callable[[float], None]:
-    """A function that writes to the bucket what is not there yet, if it last did so many seconds ago."""
+def _mirrored(workdir: Path) -> tuple[Path, Callable[[float], None]]:
+    """Where libraries write that append to files, and what sends that to a bucket if it last did some seconds ago."""
+    mirror = caches.Mirror(workdir) if files.is_object(workdir) else None
     last = [time.monotonic()]
 
     def send(seconds: float) -> None:
@@ -185,7 +183,7 @@ def _sender(mirror: caches.Mirror | None) -> Callable[[float], None]:
             mirror.sync()
             last[0] = time.monotonic()
 
-    return send
+    return (mirror.local if mirror else workdir), send
 
 
 def _step_of(line: str) -> float:
