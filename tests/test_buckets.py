@@ -22,7 +22,7 @@ OPTIONS = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["gs", "s3"])
+@pytest.fixture(scope="module", params=["gs", pytest.param("s3", marks=pytest.mark.slow)])
 def store(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, buckets.store(request.param) as running:
         for key, value in running.variables.items():
