@@ -443,8 +443,10 @@ def test_a_domain_of_one_class_has_no_mean_distance(tmp_path, monkeypatch):
     monkeypatch.setattr(ccd_command.checkpoints, "load_model", lambda stage: model)
     monkeypatch.setattr(ccd_command.checkpoints, "in_dtype", lambda model, dtype: model)
     monkeypatch.setattr(ccd_command.checkpoints, "available_steps", lambda stage: [3])
-    monkeypatch.setattr(ccd_command.schema, "stored", lambda *_: type("Config", (), {"data_dir": ""}))
-    monkeypatch.setattr(ccd_command, "labelled_examples", lambda *_: [])
+    domain = type("Domain", (), {"stream": staticmethod(lambda augment: None)})
+    config = type("Config", (), {"data_dir": "", "source": domain, "eval": domain})
+    monkeypatch.setattr(ccd_command.schema, "stored", lambda *_: config)
+    monkeypatch.setattr(ccd_command.streams, "num_examples", lambda *_: 0)
     monkeypatch.setattr(ccd_command.ccd, "measure", lambda *_, **__: next(moments))
     for _ in range(2):  # The second replaces what the first wrote.
         status, out, errors = command_here(
