@@ -1,8 +1,11 @@
 """Traces of steps and the program of a step, as a run writes them."""
 
+import pathlib  # noqa: F401  (for the process that traces)
+
 import jax
 import jax.numpy as jnp
 import pytest
+from commands import on_devices
 
 from fada_jax.errors import UserError
 from fada_jax.stages import inspection
@@ -21,7 +24,9 @@ def run(tmp_path, asked, steps=6, start=2):
 
 @pytest.mark.parametrize("stop", [5, 50])
 def test_a_trace_holds_the_steps_asked_for_also_of_a_run_that_ends_before(tmp_path, stop):
-    assert run(tmp_path, Inspection(profile=(3, stop))) == sum(range(2, 8))
+    # In a process of its own: the profiler may crash in one that has loaded all libraries of the tests.
+    asked = f"run(pathlib.Path({str(tmp_path)!r}), Inspection(profile=(3, {stop})))"
+    assert on_devices(1, "test_inspection", asked) == sum(range(2, 8))
     (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
     data = trace.read_bytes()
     assert data.count(b"jit_") and b"step" in data
