@@ -132,6 +132,8 @@ def _dilations(spec: ModelSpec) -> list[int]:
     def walk(jaxpr):
         for equation in jaxpr.eqns:
             for value in equation.params.values():
+                if isinstance(value, tuple) and value and hasattr(value[-1], "jaxpr"):
+                    value = value[-1]  # Of the forms for several platforms, the one that all others take.
                 if hasattr(value, "jaxpr"):
                     walk(value.jaxpr)
             if equation.primitive.name == "conv_general_dilated" and equation.invars[1].aval.shape[:2] == (3, 3):
