@@ -63,7 +63,8 @@ def test_a_path_that_nothing_serves_is_refused_at_once(path, problem):
 def test_a_missing_client_names_its_extra(monkeypatch, scheme, library):
     objects._system.cache_clear()
     monkeypatch.setitem(sys.modules, library, None)
-    monkeypatch.setattr(sys.modules["fsspec.registry"], "_registry", {})
+    for name in ("gcs", "gs", "s3"):  # As if none had been used in this process.
+        monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, name, raising=False)
     with pytest.raises(UserError, match=rf"needs {library}: pip install 'fada-jax\[{objects.SCHEMES[scheme][2]}\]'"):
         files.place(f"{scheme}://bucket/data")
     objects._system.cache_clear()
