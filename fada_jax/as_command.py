@@ -13,7 +13,7 @@ logging.getLogger("matplotlib").setLevel(logging.ERROR)
 # One of several processes says in one line that another has ended (fada_jax.peers): libraries read this once, when they
 # are loaded, and would add a stack trace.
 _several = any(argument.lstrip("-").startswith(("coordinator", "distributed")) for argument in sys.argv[1:])
-if _several and "--debug" not in sys.argv and os.environ.get("FADA_JAX_DEBUG") != "1":
+if _several and not endings.debugging():
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "4"
 
 with contextlib.suppress(ValueError):  # Not in the main thread: whoever imports a command is none.

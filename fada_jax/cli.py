@@ -52,7 +52,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     Errors print one line on stderr; anything else is a defect and keeps its traceback. ``--debug`` or FADA_JAX_DEBUG=1
     shows the traceback of every error.
     """
-    debug = _debugging()
+    debug = endings.debugging()
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     logging.set_verbosity(logging.FATAL)  # Errors are raised; tracebacks that libraries log would bury them.
     _read_utf8()
@@ -86,12 +86,6 @@ def run(main: Callable[[list[str]], None]) -> None:
         sys.exit(answer[0])
     finally:
         endings.ignore_signals()
-
-
-def _debugging() -> bool:
-    """Whether the user asked for tracebacks, on the command line or in the environment."""
-    # ``run`` takes the flag out of sys.argv.
-    return "--debug" in (*sys.argv, *sys.orig_argv) or os.environ.get("FADA_JAX_DEBUG") == "1"
 
 
 def _read_utf8() -> None:
@@ -293,7 +287,7 @@ def join_processes() -> None:
         options.process_id,
         deterministic=options.deterministic,
         timeout=options.join_timeout,
-        debug=_debugging(),
+        debug=endings.debugging(),
         log=functools.partial(print, file=sys.stderr),
     )
     if jax.process_index():

@@ -294,6 +294,12 @@ def output_error() -> str:
     return f"error: the standard output cannot be written: {fault}" if fault else ""
 
 
+def debugging() -> bool:
+    """Whether the user asked for tracebacks, on the command line or in the environment."""
+    # ``cli.run`` takes the flag out of sys.argv.
+    return "--debug" in (*sys.argv, *sys.orig_argv) or os.environ.get("FADA_JAX_DEBUG") == "1"
+
+
 def say(line: str) -> None:
     """Prints the last line of a command on stderr, unless one was printed."""
     if not state.said and sys.stderr:

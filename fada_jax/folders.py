@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -10,9 +11,8 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-from fada_jax import files
+from fada_jax import documents, files
 from fada_jax.errors import UserError
 from fada_jax.storage import caches, leases
 from fada_jax.storage.paths import is_object, place
@@ -21,6 +21,14 @@ from fada_jax.storage.paths import is_object, place
 MARKER = ".made_by_fada_jax"
 # In a folder of a bucket: the name of the folder in it that holds what was published last.
 PUBLISHED = "published.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Published:
+    """What ``PUBLISHED`` holds; both are texts."""
+
+    made_by: str
+    folder: str
 
 
 @contextlib.contextmanager
@@ -126,7 +134,9 @@ def _making_objects(folder: Path, ours: Callable[[Path], bool]) -> Iterator[Path
             yield partial
             made = f"made-{uuid.uuid4().hex[:12]}"
             caches.uploaded(partial, folder / made)
-            files.write_text(folder / PUBLISHED, json.dumps({"made_by": files.MARK.decode(), "folder": made}) + "\n")
+            files.write_text(
+                folder / PUBLISHED, json.dumps(dataclasses.asdict(_Published(files.MARK.decode(), made))) + "\n"
+            )
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         # A run that reads the old one ends with an error that names it, as on a disk.
@@ -141,12 +151,8 @@ def published(folder: Path) -> Path:
     """
     if not is_object(folder) or not (folder / PUBLISHED).is_file():
         return folder
-    text = files.read_text(folder / PUBLISHED, 2**16)
-    try:
-        values: Any = json.loads(text)
-        return folder / str(values["folder"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / PUBLISHED} does not name a folder: make {folder.name} again") from error
+    path = folder / PUBLISHED
+    return folder / documents.check(documents.read(path), _Published, path, advice=f"make {folder.name} again").folder
 
 
 def _put_back(replaced: Path, folder: Path) -> None:

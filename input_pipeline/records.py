@@ -20,7 +20,7 @@ from fada_jax.classes import ENCODINGS, IGNORE, LabelEncoding, parse_class_map
 from fada_jax.errors import UserError
 from fada_jax.input_pipeline import decoding, indexes, layouts, load_tensorflow
 from fada_jax.storage import caches
-from fada_jax.storage.paths import is_object
+from fada_jax.storage.paths import is_object, listed
 from fada_jax.stored import ConversionNote
 
 tf = load_tensorflow()
@@ -265,7 +265,8 @@ def open_split(data_dir: str | Path, dataset: str, split: str, city: str = "") -
             f"{place} is not there: make it with python scripts/convert_dataset.py {which} --raw_dir=RAW "
             f"--data_dir={data_dir}" + (f" (ours are {', '.join(ENCODINGS)})" if own else "")
         )
-    index = indexes.read(place, split)
+    with listed(place):  # Instead of two requests for every shard.
+        index = indexes.read(place, split)
     encoding = label_encoding(place, dataset)
     return Records(place, split, index.shards, index.records, index.names, index.counts.sum(1), encoding)
 

@@ -65,23 +65,22 @@ def test_what_collectives_say_of_a_lost_process_is_known(monkeypatch):
     assert peers.broken(lost) and not peers.broken(UserError(str(lost))) and not peers.broken(ValueError("shapes"))
 
 
-@pytest.fixture(scope="module")
-def out(tmp_path_factory):
-    """References of the slow tests."""
-    root = tmp_path_factory.mktemp("hosts")
-    with pytest.MonkeyPatch.context() as patch:
-        interruptions.cache_compiled(root, patch.setenv)
-        hosts.make_references(root)
-        yield root
+def made_by(make):
+    """A fixture: a folder that ``make`` fills, with a cache of what is compiled."""
+
+    @pytest.fixture(scope="module")
+    def root(tmp_path_factory):
+        root = tmp_path_factory.mktemp("hosts")
+        with pytest.MonkeyPatch.context() as patch:
+            interruptions.cache_compiled(root, patch.setenv)
+            make(root)
+            yield root
+
+    return root
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    root = tmp_path_factory.mktemp("few_hosts")
-    with pytest.MonkeyPatch.context() as patch:
-        interruptions.cache_compiled(root, patch.setenv)
-        interruptions.make_data(root)
-        yield root
+out = made_by(hosts.make_references)  # Of the slow tests.
+small = made_by(interruptions.make_data)
 
 
 def test_two_processes_share_rows_and_end_together(small):

@@ -74,13 +74,11 @@ def inspected(inspection: Inspection, jitted: Any, start: int, workdir: Path) ->
     first, last = inspection.profile
     done, tracing = start, False
     # The profiler writes files, which go to a bucket when they are complete.
-    mirror = caches.Mirror(workdir / "profile") if files.is_object(workdir) else None
-    folder = mirror.local if mirror else workdir / "profile"
+    folder, send = caches.mirrored(workdir / "profile")
 
     def stop() -> None:
         jax.profiler.stop_trace()
-        if mirror:
-            mirror.sync()
+        send()
 
     def traced(states: Any, batch: Any) -> tuple[Any, Any]:
         nonlocal done, tracing

@@ -28,7 +28,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tensorboardX.summary import hparams
 
-from fada_jax import distributed, documents, files, images
+from fada_jax import distributed, documents, images
 from fada_jax.config import Config, flat
 from fada_jax.errors import UserError
 from fada_jax.evaluation import inference
@@ -175,15 +175,15 @@ def open_log(
 
 def _mirrored(workdir: Path) -> tuple[Path, Callable[[float], None]]:
     """Where libraries write that append to files, and what sends that to a bucket if it last did some seconds ago."""
-    mirror = caches.Mirror(workdir) if files.is_object(workdir) else None
+    own, sync = caches.mirrored(workdir)
     last = [time.monotonic()]
 
     def send(seconds: float) -> None:
-        if mirror and time.monotonic() - last[0] >= seconds:
-            mirror.sync()
+        if time.monotonic() - last[0] >= seconds:
+            sync()
             last[0] = time.monotonic()
 
-    return (mirror.local if mirror else workdir), send
+    return own, send
 
 
 def _step_of(line: str) -> float:

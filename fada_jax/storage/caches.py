@@ -138,12 +138,16 @@ def uploaded(local: Path, folder: Path) -> None:
     in_parallel(lambda name: objects.upload(local / name, f"{folder}/{name}"), names)
 
 
-class Mirror:
-    """A local folder whose files go to one in a bucket now and then.
+def mirrored(folder: Path) -> tuple[Path, Callable[[], None]]:
+    """Where libraries write that append to files, and what has that written to ``folder``; a local folder is both."""
+    if not is_object(folder):
+        return folder, lambda: None
+    mirror = _Mirror(folder)
+    return mirror.local, mirror.sync
 
-    Args:
-      folder: in the bucket.
-    """
+
+class _Mirror:
+    """A local folder whose files go to one in a bucket now and then."""
 
     def __init__(self, folder: Path) -> None:
         self.local, self._folder, self._sent = scratch(), folder, {}  # type: tuple[Path, Path, dict[str, tuple[int, int]]]

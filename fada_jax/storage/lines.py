@@ -43,12 +43,15 @@ def read(path: Path) -> list[str]:
 
 
 def _objects(path: Path) -> list[str]:
-    parts = [f"{_folder(path)}/{name}" for name in objects.tree(_folder(path))]
-    return [str(path), *parts] if path.is_file() else parts
+    return [str(path), *_parts(path)] if path.is_file() else _parts(path)
 
 
 def _folder(path: Path) -> str:
     return f"{path}.parts"
+
+
+def _parts(path: Path) -> list[str]:
+    return [f"{_folder(path)}/{name}" for name in objects.tree(_folder(path))]
 
 
 @contextlib.contextmanager
@@ -102,17 +105,12 @@ class _Parts:
     def merge(self) -> None:
         """One object of all parts."""
         self.flush()
-        leases.check()
-        names = [f"{_folder(self._path)}/{name}" for name in objects.tree(_folder(self._path))]
-        if names:
-            objects.write(str(self._path), "".join(read(self._path)).encode())
-            caches.in_parallel(objects.remove, names)
+        if _parts(self._path):
+            replace(self._path, read(self._path))
 
 
 def replace(path: Path, lines: list[str]) -> None:
     """Makes a file hold these lines alone."""
     files.write_text(path, "".join(lines))
-    if not is_object(path):
-        return
-    names = [f"{_folder(path)}/{name}" for name in objects.tree(_folder(path))]
-    caches.in_parallel(objects.remove, names)
+    if is_object(path):
+        caches.in_parallel(objects.remove, _parts(path))

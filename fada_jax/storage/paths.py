@@ -47,8 +47,8 @@ class ObjectPath(type(epath.Path("gs://bucket"))):  # type: ignore[misc]
         return objects.info(str(self)) is not None
 
     def is_dir(self) -> bool:
-        if (known := self._known()) is not None:
-            return any(name.startswith(f"{known[1]}/" if known[1] else "") for name in known[0])
+        if (below := self._below()) is not None:
+            return bool(below)
         return bool(objects.children(str(self)))
 
     def is_symlink(self) -> bool:
@@ -65,10 +65,8 @@ class ObjectPath(type(epath.Path("gs://bucket"))):  # type: ignore[misc]
         return Status(found.size)
 
     def iterdir(self) -> Iterator[ObjectPath]:
-        if (known := self._known()) is not None:
-            beginning = f"{known[1]}/" if known[1] else ""
-            inside = (name[len(beginning) :] for name in known[0] if name.startswith(beginning))
-            return (self / name for name in sorted({name.partition("/")[0] for name in inside}))
+        if (below := self._below()) is not None:
+            return (self / name for name in sorted({name.partition("/")[0] for name in below}))
         return (self / name for name in objects.children(str(self)))
 
     def tree(self) -> dict[str, int]:
@@ -76,11 +74,8 @@ class ObjectPath(type(epath.Path("gs://bucket"))):  # type: ignore[misc]
         return objects.tree(str(self))
 
     def rglob(self, pattern: str) -> Iterator[ObjectPath]:
-        if (known := self._known()) is not None:
-            beginning = f"{known[1]}/" if known[1] else ""
-            names = [name[len(beginning) :] for name in known[0] if name.startswith(beginning)]
-        else:
-            names = list(self.tree())
+        below = self._below()
+        names = list(self.tree()) if below is None else below
         return (self / name for name in names if fnmatch.fnmatchcase(name.rpartition("/")[2], pattern))
 
     def glob(self, pattern: str) -> Iterator[ObjectPath]:
@@ -125,6 +120,13 @@ class ObjectPath(type(epath.Path("gs://bucket"))):  # type: ignore[misc]
             raise ValueError(f"objects are written whole, not opened with {mode!r}")
         file = io.BytesIO(self.read_bytes())
         return file if mode == "rb" else io.TextIOWrapper(file, encoding="utf-8")
+
+    def _below(self) -> list[str] | None:
+        """What lies below this folder by the listing that holds it; None where there is none."""
+        if (known := self._known()) is None:
+            return None
+        beginning = f"{known[1]}/" if known[1] else ""
+        return [name[len(beginning) :] for name in known[0] if name.startswith(beginning)]
 
     def _known(self) -> tuple[dict[str, int], str] | None:
         """The listing that holds this path, and the path in it; None where there is none."""

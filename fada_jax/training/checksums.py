@@ -51,6 +51,11 @@ class SummedObjects(ocp.path.atomicity.CommitFileTemporaryPath):
         await super().finalize()
 
 
+def in_the_making(folder: Path) -> type[SummedPath] | type[SummedObjects]:
+    """What orbax makes the checkpoints in a folder by."""
+    return SummedObjects if files.is_object(folder) else SummedPath
+
+
 def write(path: Path) -> None:
     """Writes the sums of all files below a folder."""
     digests = _digests(path, _summed(path))

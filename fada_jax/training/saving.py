@@ -115,16 +115,16 @@ def writing(
     Raises:
       UserError: a checkpoint cannot be written; those before it stay.
     """
-    remote = files.is_object(checkpoints.directory(workdir))
     options = ocp.CheckpointManagerOptions(
         best_fn=_miou if scored else None,  # Scores are written because of it; the policy decides what is kept.
         preservation_policy=_preserved(keep, keep_every),
         cleanup_tmp_directories=True,
         enable_async_checkpointing=not wait,
-        temporary_path_class=checksums.SummedObjects if remote else checksums.SummedPath,
+        temporary_path_class=checksums.in_the_making(checkpoints.directory(workdir)),
     )
     with _storage(workdir):
-        clear_unfinished(workdir)
+        if files.is_object(checkpoints.directory(workdir)):  # On a disk orbax does so itself.
+            clear_unfinished(workdir)
         writer = ocp.CheckpointManager(os.fspath(checkpoints.directory(workdir)), options=options)
 
     def save(step: int, states: States, scores: Mapping[str, float] | None = None) -> None:
