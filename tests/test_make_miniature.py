@@ -17,7 +17,7 @@ from PIL import Image
 
 from fada_jax import classes
 from fada_jax.errors import UserError
-from fada_jax.files import MARKER
+from fada_jax.folders import MARKER
 from fada_jax.scripts.miniature import codes, domains, files, generation, layouts
 from fada_jax.scripts.miniature.renderer import render
 from fada_jax.scripts.miniature.scenes import sample_scene
