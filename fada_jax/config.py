@@ -22,7 +22,7 @@ from fada_jax.errors import UserError
 from fada_jax.input_pipeline.stream import Augment, Stream
 from fada_jax.methods import SYSTEMS, Method, Supervised, TrainingSpec, build, options_of
 from fada_jax.methods.stages import STAGES, Stage, current_name
-from fada_jax.models import BACKBONES, ModelSpec
+from fada_jax.models import BACKBONES, ModelSpec, check_spec
 from fada_jax.preprocessing import Preprocessing
 from fada_jax.ranges import (
     Crop,
@@ -40,7 +40,7 @@ from fada_jax.ranges import (
     Whole,
 )
 from fada_jax.storage import paths
-from fada_jax.training.optimizers import OptimizerSpec
+from fada_jax.training.optimizers import OptimizerSpec, check_optimizers
 from fada_jax.training.reduction import ReduceType
 from fada_jax.training.selection import Selection
 
@@ -210,6 +210,7 @@ FREE_ON_RESUME = (
 
 
 _STREAMS = ("source", "target", "eval")
+_NETWORKS = ("generator", "discriminator")
 Experiment: TypeAlias = ConfigDict  # What ``get_config`` of a config file returns.
 
 
@@ -275,7 +276,9 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
 # Keys that earlier versions did not have.
 _ADDED = (
     *("accumulate_steps", "damaged_records", "eval_every", "keep_every", "log_images", "loss_block_rows", "mesh"),
-    *("on_non_finite", "options", "pseudo_labels", "reduce_dtype", "student_from", "wandb", "model.remat"),
+    *("on_non_finite", "options", "pseudo_labels", "reduce_dtype", "student_from", "wandb"),
+    *("model.remat", "model.variant", "model.active_rates"),
+    *(f"{name}_optimizer.{key}" for key in ("warmup_steps", "lineage_repeats") for name in _NETWORKS),
     *(f"{name}.{key}" for name in _STREAMS for key in ("jitter_first", "sampling", "sampling_temperature")),
 )
 
@@ -326,9 +329,7 @@ def _check_together(config: Config) -> None:
     _one_of("method", config.method, SYSTEMS)
     _one_of("model.backbone", config.model.backbone, BACKBONES)
     _one_of("student_from", config.student_from, ("init_from", "source", "adaptation"))
-    backbone = BACKBONES[config.model.backbone]
-    if config.model.remat and not backbone.remat:
-        raise UserError("config.model.remat=True needs a ResNet: other backbones have no blocks to compute again")
+    check_spec(config.model)
     if config.batch_size % config.kind.parts:
         raise UserError(f"config.batch_size={config.batch_size} must be even: half source, half target")
     if config.kind.adapts and config.lambda_adv:
@@ -339,10 +340,6 @@ def _check_together(config: Config) -> None:
             f"config.eval_every={config.eval_every} must be a multiple of config.checkpoint_every="
             f"{config.checkpoint_every}: what is scored is a checkpoint"
         )
-    for key in ("stage_sizes", "widths"):
-        value = getattr(config.model, key)
-        if len(value) not in (0, backbone.widths):
-            raise UserError(f"config.model.{key}={value} must be 0 or {backbone.widths} numbers of at least 1")
     for name in _STREAMS:
         scale = getattr(config, name).scale
         if scale and scale[0] > scale[1]:
@@ -352,13 +349,7 @@ def _check_together(config: Config) -> None:
             f"config.multi_scale={config.multi_scale}: an image of config.eval.size={config.eval.size} would have "
             "fewer than 8 pixels a side"
         )
-    for name in ("generator_optimizer", "discriminator_optimizer"):
-        steps = getattr(config, name).schedule_steps
-        if steps < config.total_steps:
-            raise UserError(
-                f"config.{name}.schedule_steps={steps} is less than config.total_steps={config.total_steps}: the "
-                "learning rate would be 0 before the end"
-            )
+    check_optimizers(config.generator_optimizer, config.discriminator_optimizer, config.model, config.total_steps)
 
 
 def _check_options(config: Config) -> None:
