@@ -21,6 +21,8 @@ from fada_jax.training import checkpoints
 def export_sections(workdir: str | Path, checkpoint: str = "last") -> dict[str, Any]:
     """A checkpoint of ours as the dictionary that the released code saves, NumPy arrays for tensors.
 
+    Further classifiers and discriminators are sections of their own.
+
     Raises:
       UserError: no such checkpoint, or a model that the released layout cannot hold.
     """

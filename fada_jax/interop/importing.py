@@ -16,9 +16,9 @@ from fada_jax import files
 from fada_jax.config import Config
 from fada_jax.errors import UserError
 from fada_jax.interop import reading, torch_files, torch_optimizers, torch_tables
+from fada_jax.interop.entries import CLASSIFIER, DISCRIMINATOR, FEATURE_EXTRACTOR, Report
 from fada_jax.interop.reading import Description, ReleasedModel
 from fada_jax.interop.tensors import first
-from fada_jax.interop.torch_tables import CLASSIFIER, DISCRIMINATOR, FEATURE_EXTRACTOR, Report
 from fada_jax.models import ModelSpec, interchange
 from fada_jax.stages import workdirs
 from fada_jax.stages.program import create_states

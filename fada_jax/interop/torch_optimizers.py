@@ -16,8 +16,8 @@ import optax
 
 from fada_jax.errors import UserError
 from fada_jax.interop import torch_tables
+from fada_jax.interop.entries import Entry
 from fada_jax.interop.tensors import check_tensor, first, printable, shown
-from fada_jax.interop.torch_tables import Entry
 from fada_jax.models import ModelSpec
 from fada_jax.training.optimizers import OptimizerSpec
 
