@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fada_jax.errors import UserError
-from fada_jax.interop.entries import CLASSIFIER, DISCRIMINATOR, FEATURE_EXTRACTOR, Entry, convolution, state_dict
+from fada_jax.interop.entries import CLASSIFIER, DISCRIMINATOR, FEATURE_EXTRACTOR, Entry, convolution
 from fada_jax.models import ModelSpec
 
 # What a file does not tell, layout -> branches of a head that take part (0: all): AdaptSegNet's loop returns early, as
@@ -63,9 +63,9 @@ def is_initial(file: Mapping[str, Any]) -> bool:
 def heads_in(file: Mapping[str, Any]) -> str:
     """Key of ``HEADS``, told by what the heads of a file read: of two, ``layer6`` is on layer4."""
     tensors = {str(key).removeprefix("module."): value for key, value in _plain(file).items()}
-    shapes = [np.shape(tensors.get(f"{top}.conv2d_list.0.weight", ())) for top in _TOPS]
-    if not shapes[1]:
+    if not any(name.startswith(f"{_TOPS[1]}.") for name in tensors):
         return "one"
+    shapes = [np.shape(tensors.get(f"{top}.conv2d_list.0.weight")) for top in _TOPS]
     return "two" if shapes[0][1:2] == shapes[1][1:2] else "levels"
 
 
@@ -130,23 +130,6 @@ def patch_names(tensors: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{layer[int(key[0]) // 2]}{key[1:]}": value for key, value in tensors.items()}
 
 
-def with_discriminators(file: Mapping[str, Any], discriminators: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """``file`` of G with what files of discriminators alone hold, by section.
-
-    Raises:
-      UserError: the file has that section itself, or a discriminator's file holds more than a state dict.
-    """
-    added = {}
-    for section, contents in discriminators.items():
-        if section in file:
-            raise UserError(f"the file holds a discriminator itself, in {section}: name no other one")
-        tensors = state_dict(contents.get("state_dict", contents), section)
-        if not tensors or not all(isinstance(value, np.ndarray) for value in tensors.values()):
-            raise UserError(f"the file for {section} must hold the tensors of a discriminator and nothing else")
-        added[section] = tensors
-    return {**file, **added}
-
-
 @dataclasses.dataclass(frozen=True)
 class DiscriminatorFiles:
     """Files that hold a discriminator each, '' where none is named.
@@ -164,3 +147,6 @@ class DiscriminatorFiles:
         """Named files."""
         both = {DISCRIMINATOR: self.main, AUXILIARY: self.auxiliary}
         return {section: path for section, path in both.items() if path}
+
+
+NONE = DiscriminatorFiles()

@@ -149,6 +149,16 @@ def released_model(file: Mapping[str, Any], path: str | Path, format: str = "") 
     return ReleasedModel(_TASKS[num_classes][0], stage, backbone, norm_of(file), num_classes, network)
 
 
+def told(file: Mapping[str, Any], wanted: ModelSpec, format: str) -> list[tuple[str, Any, Any]]:
+    """What the layout of a file says about its network where no shape would: config key, its value and ``wanted``'s."""
+    foreign = layout_of(file) == "lineage"
+    pairs: list[tuple[str, Any, Any]] = [("model.variant", "caffe" if foreign else "torchvision", wanted.variant)]
+    if torch_tables.is_released(file) or (format in lineage.LAYOUTS and not lineage.is_initial(file)):
+        active = lineage.LAYOUTS.get(format, 0) or len(wanted.aspp_rates)
+        pairs.append(("model.active_rates", active, wanted.active_branches))
+    return pairs
+
+
 def layout_of(file: Mapping[str, Any]) -> str:
     """Layout of a file that does not describe itself: 'fada', 'lineage' or 'torchvision'."""
     if torch_tables.is_released(file):
