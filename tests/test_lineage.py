@@ -245,7 +245,7 @@ def test_which_layer_is_which_head(heads):
         theirs = net(to_torch(x))
     params, batch_stats, report = torch_tables.import_generator(file, spec)
     assert len(report.used) + len(report.dropped) == len(file)
-    main, other = {"one": (theirs, None), "levels": theirs[::-1], "two": theirs}[heads]
+    main, other = (theirs, None) if heads == "one" else theirs[:: -1 if heads == "levels" else 1]
     names = {"one": ["classifier"], "levels": ["classifier", "auxiliary_classifier"]}
     for name, expected in zip(names.get(heads, ["classifier", "second_classifier"]), (main, other), strict=False):
         if name == "auxiliary_classifier":
@@ -270,11 +270,11 @@ def test_discriminators_of_patches_both_ways(numbered):
     net = reference.PatchDiscriminator(K, 4)
     file = arrays(net)
     kernels = [*((4, 4, a, b) for a, b in ((K, 4), (4, 8), (8, 16), (16, 32))), (4, 4, 32, 1)]
-    shape = lambda kernel: {
-        "kernel": jax.ShapeDtypeStruct(kernel, jnp.float32),
-        "bias": jax.ShapeDtypeStruct(kernel[3:], jnp.float32),
+    names = ("conv0", "conv1", "conv2", "conv3", "head")
+    shapes = {
+        name: {key: jax.ShapeDtypeStruct(shape, jnp.float32) for key, shape in (("kernel", k), ("bias", k[3:]))}
+        for name, k in zip(names, kernels, strict=True)
     }
-    shapes = {name: shape(k) for name, k in zip(("conv0", "conv1", "conv2", "conv3", "head"), kernels, strict=True)}
     given = file
     if numbered:
         layers = ("conv1", "conv2", "conv3", "conv4", "classifier")
@@ -287,7 +287,7 @@ def test_discriminators_of_patches_both_ways(numbered):
         np.testing.assert_array_equal(back[key], value, strict=True)
     x = images((70, 97), seed=3)[..., [0, 1, 2, 0, 1]]
     y = x
-    for name in ("conv0", "conv1", "conv2", "conv3", "head"):
+    for name in names:
         y = jax.lax.conv_general_dilated(
             y, params[name]["kernel"], (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
         )

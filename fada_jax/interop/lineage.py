@@ -65,7 +65,7 @@ def heads_in(file: Mapping[str, Any]) -> str:
     tensors = {str(key).removeprefix("module."): value for key, value in _plain(file).items()}
     if not any(name.startswith(f"{_TOPS[1]}.") for name in tensors):
         return "one"
-    shapes = [np.shape(tensors.get(f"{top}.conv2d_list.0.weight")) for top in _TOPS]
+    shapes = [getattr(tensors.get(f"{top}.conv2d_list.0.weight"), "shape", ()) for top in _TOPS]
     return "two" if shapes[0][1:2] == shapes[1][1:2] else "levels"
 
 

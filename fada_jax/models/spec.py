@@ -21,7 +21,7 @@ class ModelSpec:
     backbone: str  # One of BACKBONES of fada_jax/models/segmenter.py.
     num_classes: int  # K.
     # Self-distillation from GTA5 trains batch norm; every other released stage keeps it frozen. 'statistics': scale
-    # and bias frozen, the statistics those of the batch, as in AdaptSegNet.
+    # and bias alone are frozen (AdaptSegNet).
     norm: Norm = "frozen"
     stage_sizes: Widths = ()  # ResNet blocks per stage; empty: the backbone's own.
     widths: Widths = ()  # Channels per stage; empty: the backbone's own.
@@ -32,9 +32,8 @@ class ModelSpec:
     # Compute type; 'auto' is bfloat16 on accelerators and float32 on CPUs. Parameters stay float32.
     dtype: ComputeType = "float32"
     remat: bool = False  # ResNet: compute the insides of blocks again in the backward pass instead of keeping them.
-    # ResNet: 'caffe' strides in a bottleneck's first convolution, pools rounding up, dilates stages from their start.
-    variant: Literal["torchvision", "caffe"] = "torchvision"
-    active_rates: Whole = 0  # The first so many of aspp_rates take part; 0: all. AdaptSegNet: 2 of 4.
+    variant: Literal["torchvision", "caffe"] = "torchvision"  # ResNet: 'caffe' is AdaptSegNet's.
+    active_rates: Whole = 0  # So many of aspp_rates take part; 0: all, AdaptSegNet: 2.
 
     @property
     def active_branches(self) -> int:

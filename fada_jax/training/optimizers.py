@@ -32,10 +32,8 @@ class OptimizerSpec:
     b2: Share = 0.99  # Adam, decay of the variance.
     eps: NonNegative = 1e-8  # Adam.
     classifier_multiplier: NonNegative = 10.0  # The classifiers' rate over the feature extractor's.
-    warmup_steps: Whole = 0  # The rate rises linearly from 0 in these steps, then decays as without them (CLAN).
-    # G, SGD, ResNet: a step moves the feature extractor as often as AdaptSegNet's list names its parameters: the stem
-    # once, convolutions of blocks three times, those of shortcuts four times.
-    lineage_repeats: bool = False
+    warmup_steps: Whole = 0  # The rate rises linearly from 0 first (CLAN).
+    lineage_repeats: bool = False  # F steps once for each time that AdaptSegNet's list names a parameter.
 
 
 def poly_schedule(learning_rate: float, schedule_steps: int, power: float) -> optax.Schedule:
