@@ -1,5 +1,6 @@
 """Flax modules: feature extractors, classifier, discriminator."""
 
+from fada_jax.models.checks import check_spec
 from fada_jax.models.convolution import compute_dtype
 from fada_jax.models.layers import fold_batch_norm, height_width, resize_align_corners
 from fada_jax.models.segmenter import BACKBONES, Discriminator, Outputs, PatchDiscriminator, Segmenter
@@ -16,6 +17,7 @@ __all__ = [
     "Outputs",
     "PatchDiscriminator",
     "Segmenter",
+    "check_spec",
     "compute_dtype",
     "fold_batch_norm",
     "height_width",

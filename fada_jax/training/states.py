@@ -23,7 +23,7 @@ class TrainState(train_state.TrainState):
     """Flax's TrainState plus what the network holds beside its parameters.
 
     Attributes:
-      collections: ``batch_stats`` and ``folded`` of the frozen or live batch norms; empty without them.
+      collections: ``batch_stats`` of the batch norms and ``folded`` of frozen ones; empty without them.
     """
 
     collections: Any = struct.field(default_factory=dict)
@@ -58,9 +58,8 @@ def create_generator(spec: ModelSpec, optimizer: optimizers.OptimizerSpec, rng: 
     # Parameters do not depend on the image size: a small one keeps initialisation cheap.
     variables = dict(model.init(rng, jnp.zeros((1, 32, 32, 3))))
     params = variables.pop("params")
-    return TrainState.create(
-        apply_fn=model.apply, params=params, tx=optimizers.generator_optimizer(optimizer), collections=variables
-    )
+    tx = optimizers.generator_optimizer(optimizer, spec)
+    return TrainState.create(apply_fn=model.apply, params=params, tx=tx, collections=variables)
 
 
 def create_discriminator(
