@@ -123,6 +123,8 @@ class Config:
     stage: str = "source"  # source, adaptation or self_distillation.
     method: str = "fada"  # What is adapted and how, or a baseline without adaptation: of fada_jax/methods.
     size: str = "released"  # 'released' or 'miniature'.
+    # 'equal': every method has FADA's network, batch, schedule and preprocessing; 'released': those of its own release.
+    fidelity: Literal["equal", "released"] = "equal"
     class_set: str = "cityscapes19"  # Classes trained and scored: of fada_jax/classes.py, or a class map (.json).
     total_steps: Positive = 20_000  # Steps of the stage.
     batch_size: Positive = 8  # Global; adaptation stage: half source, half target.
@@ -278,8 +280,17 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
 
 # Keys that earlier versions did not have.
 _ADDED = (
-    *("accumulate_steps", "damaged_records", "eval_every", "keep_every", "log_images", "loss_block_rows", "mesh"),
-    *("on_non_finite", "options", "pseudo_labels", "reduce_dtype", "student_from", "wandb"),
+    *(
+        "accumulate_steps",
+        "damaged_records",
+        "eval_every",
+        "fidelity",
+        "keep_every",
+        "log_images",
+        "loss_block_rows",
+        "mesh",
+    ),
+    *("loss_block_rows", "on_non_finite", "options", "pseudo_labels", "reduce_dtype", "student_from", "wandb"),
     *("model.remat", "model.variant", "model.active_rates", "model.heads", "discriminator.patch_width"),
     *(f"{name}_optimizer.{key}" for key in ("warmup_steps", "lineage_repeats") for name in _NETWORKS),
     *(f"{name}.{key}" for name in _STREAMS for key in ("jitter_first", "sampling", "sampling_temperature")),
@@ -333,10 +344,8 @@ def _check_together(config: Config) -> None:
     _one_of("model.backbone", config.model.backbone, BACKBONES)
     _one_of("student_from", config.student_from, ("init_from", "source", "adaptation"))
     check_spec(config.model)
-    adapts = config.kind.adapts
-    check_heads(
-        config.training_method, config.model.heads, f"method={config.method}" if adapts else f"stage={config.stage}"
-    )
+    what = f"method={config.method}" if config.kind.adapts else f"stage={config.stage}"
+    check_heads(config.training_method, config.model.heads, what)
     if config.batch_size % config.kind.parts:
         raise UserError(f"config.batch_size={config.batch_size} must be even: half source, half target")
     if config.kind.adapts and config.lambda_adv:
