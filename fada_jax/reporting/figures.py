@@ -52,7 +52,9 @@ def _grouped_bars(
     axes.set_xticks(range(len(names)), names, rotation=60, ha="right", parse_math=False)
     axes.set_ylabel(ylabel)
     axes.margins(x=0.01)
-    legend = figure.legend(loc="outside upper center", ncols=min(len(rows), 4), frameon=False)
+    # About so many inches has an entry of the legend in its font.
+    columns = int(figure.get_figwidth() / (0.8 + 0.08 * max(map(len, rows))))
+    legend = figure.legend(loc="outside upper center", ncols=min(len(rows), max(columns, 1)), frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)
     return figure
