@@ -193,11 +193,13 @@ def run_row(file: str, task: Task, name: str, seed: int) -> None:
       UserError: the file was made with other settings.
     """
     stages, folder = stages_of(task, seed), task.workdir / f"seed{seed}"
-    trained = {"control": stages.get("control"), "oracle": stages_of(task, seed, "oracle")["source"]}
     variant = ablation.TABLES["systems"].get(name)
-    config = stages_of(task, seed, variant.method)[variant.stage] if variant else trained.get(name, stages["source"])
-    if config is None:
-        raise UserError(f"--config={task.path}: its recipe has no {name}: choose a method that adapts")
+    if variant:
+        config = stages_of(task, seed, variant.method)[variant.stage]
+    elif name == "control":  # Not every recipe has one.
+        config = stages["control"] if "control" in stages else stages_of(task, seed, "control")["adaptation"]
+    else:
+        config = stages_of(task, seed, "oracle")["source"] if name == "oracle" else stages["source"]
     settings = {key: value for key, value in config.plain().items() if key not in ("init_from", "teacher_from")}
     made_by = {**task.made_by, "trained": json.loads(json.dumps(settings))}
     path = folder / file / f"{name}.json"

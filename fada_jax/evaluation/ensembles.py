@@ -53,21 +53,9 @@ def evaluate_stages(
     Raises:
       UserError: other classes or other data, or weights without a classifier.
     """
-    loaded = [checkpoints.load_model(workdir) for workdir in workdirs]
-    digests = [model.digest for model in loaded]
-    models = [checkpoints.in_dtype(model, dtype) for model in loaded]
-    configs = [schema.stored(model.config, model.spec.num_classes) for model in models]
-    if data_dir:
-        configs = [dataclasses.replace(config, data_dir=data_dir) for config in configs]
-    scored = [
-        dataclasses.replace(
-            config.eval, dataset=dataset or config.eval.dataset, split=split or config.eval.split
-        ).stream(augment=False)
-        for config in configs
-    ]
-    for other in range(1, len(models)):
-        _refuse_other(workdirs, models, configs, scored, other)
-
+    together = _together(workdirs, data_dir, split, dataset)
+    models = [checkpoints.in_dtype(one.model, dtype) for one in together]
+    configs, scored = [one.config for one in together], [one.stream for one in together]
     keys = {size: f"image{i or ''}" for i, size in enumerate(dict.fromkeys(stream.size for stream in scored))}
     members = tuple(
         inference.Member(
@@ -91,47 +79,67 @@ def evaluate_stages(
         noted={"dataset": scored[0].dataset, "scales": members[0].scales, "flip": multi_scale},
     )
     dtypes = [compute_dtype(model.spec.dtype) for model in models]
+    described = [
+        {"workdir": str(workdir), "checkpoint_step": one.model.step, "dtype": computed, "digest": one.model.digest}
+        for workdir, one, computed in zip(workdirs, together, dtypes, strict=True)
+    ]
     return {
         **result,
         "multi_scale": multi_scale,
-        "models": [
-            {"workdir": str(workdir), "checkpoint_step": model.step, "dtype": computed, "digest": digest}
-            for workdir, model, computed, digest in zip(workdirs, models, dtypes, digests, strict=True)
-        ],
+        "models": described,
         "dtype": ", ".join(dict.fromkeys(dtypes)),
         "dataset": scored[0].dataset,
         "split": scored[0].split,
     }
 
 
-def _refuse_other(
-    workdirs: Sequence[Path],
-    models: Sequence[checkpoints.Model],
-    configs: Sequence[schema.Config],
-    scored: Sequence[Stream],
-    other: int,
-) -> None:
+@dataclasses.dataclass(frozen=True)
+class _One:
+    """A stage of an ensemble: its model, its config and the images that it is scored on."""
+
+    workdir: Path
+    model: checkpoints.Model
+    config: schema.Config
+    stream: Stream
+
+
+def _together(workdirs: Sequence[Path], data_dir: str, split: str, dataset: str) -> list[_One]:
+    """The stages, with what the flags replace; refuses those that do not fit together."""
+    result = []
+    for workdir in workdirs:
+        model = checkpoints.load_model(workdir)
+        if not model.class_set:
+            raise UserError(f"{workdir}: these weights have no classifier to evaluate")
+        config = schema.stored(model.config, model.spec.num_classes)
+        config = dataclasses.replace(config, data_dir=data_dir or config.data_dir)
+        images = dataclasses.replace(
+            config.eval, dataset=dataset or config.eval.dataset, split=split or config.eval.split
+        )
+        result.append(_One(workdir, model, config, images.stream(augment=False)))
+        _refuse_other(result[0], result[-1])
+    return result
+
+
+def _refuse_other(first: _One, other: _One) -> None:
     """Refuses a network that cannot be averaged with the first one on its images.
 
     Raises:
       UserError: naming what differs, with both values.
     """
-    for i in (0, other):
-        if not models[i].class_set:
-            raise UserError(f"{workdirs[i]}: these weights have no classifier to evaluate")
+    both = (first, other)
     pairs: dict[str, list[Any]] = {
-        "class set": [models[i].classes.name for i in (0, other)],
-        "classes": [models[i].classes.names for i in (0, other)],
-        "dataset": [scored[i].dataset for i in (0, other)],
-        "split": [scored[i].split for i in (0, other)],
-        "city": [scored[i].city for i in (0, other)],
-        "data_dir (--data_dir names one for all)": [
-            str(files.place(configs[i].data_dir).absolute()) for i in (0, other)
-        ],
+        "class set": [one.model.classes.name for one in both],
+        "classes": [one.model.classes.names for one in both],
+        "dataset": [one.stream.dataset for one in both],
+        "split": [one.stream.split for one in both],
+        "city": [one.stream.city for one in both],
+        "data_dir (--data_dir names one for all)": [str(files.place(one.config.data_dir).absolute()) for one in both],
     }
-    for name, (first, own) in pairs.items():
-        if first != own:
-            raise UserError(f"--ensemble: {workdirs[other]} has another {name}, {own!r}, than {workdirs[0]}, {first!r}")
+    for name, (wanted, own) in pairs.items():
+        if wanted != own:
+            raise UserError(
+                f"--ensemble: {other.workdir} has another {name}, {own!r}, than {first.workdir}, {wanted!r}"
+            )
 
 
 def _batches(
