@@ -113,6 +113,15 @@ def check_split(task: Task, config: Config) -> None:
         streams.num_examples(config.data_dir, dataclasses.replace(config.eval, split=task.split).stream(augment=False))
 
 
+def _source(table: str, task: Task, seed: int) -> Config:
+    """Config of the source stage, which the lambda tables of all methods share."""
+    config = stages_of(task, seed)["source"]
+    if table != "lambda" or config.method == ARGUMENTS["method"]:
+        return config
+    shared = {key: value for key, value in task.overrides.items() if key.partition(".")[0] not in ("options", "method")}
+    return stages_of(dataclasses.replace(task, overrides=shared), seed, ARGUMENTS["method"])["source"]
+
+
 def _oracle(task: Task, seed: int) -> dict[str, dict[str, Any]]:
     """The row of the oracle; none where the target's training images have no labels."""
     config, folder = stages_of(task, seed, "oracle")["source"], task.workdir / f"seed{seed}" / "oracle"
@@ -140,8 +149,9 @@ def run_seed(table: str, task: Task, seed: int) -> dict[str, dict[str, Any]]:
             scores["adapted_colour_matching"] = max(matched, key=lambda result: result["miou"])
         scores |= _oracle(task, seed)
     else:
-        _train(stages["source"], folder / "source")
-        scores = {"source_only": _score(task, folder / "source", stages["source"])}
+        source = _source(table, task, seed)
+        _train(source, folder / "source")
+        scores = {"source_only": _score(task, folder / "source", source)}
         if any(variant.stage == "self_distillation" for variant in ablation.TABLES[table].values()):
             _train(stages["adaptation"], workdirs.stage_folder(folder, "adaptation"))
             adapted = functools.partial(_score, task, workdirs.stage_folder(folder, "adaptation"), stages["adaptation"])

@@ -297,6 +297,13 @@ def test_lambda_of_another_method_shares_the_workdir(tmp_path, monkeypatch):
     configs = {name: configs[0] for name, configs in trained.items()}
     assert all(configs[f"entropy_lambda_x{factor}"].method == "entropy" for factor in factors)
     assert configs["entropy_lambda_x3"].lambda_adv == pytest.approx(3 * configs["entropy"].lambda_adv)
+    # Its source stage is that of the other methods, whatever options it has.
+    mine = ablate.Task(path.replace("entropy", "clan"), {"options.local": 10.0}, task.name, tmp_path, "train")
+    other = ablate.Task(path.replace("entropy", "fada"), {}, task.name, tmp_path, "train")
+    assert (
+        ablate._source("lambda", mine, 0) == ablate._source("lambda", other, 0) == ablate._source("clipping", other, 0)
+    )
+    assert ablate._source("components", mine, 0).method == "clan"
     # The row of 'systems' is the same stage.
     systems = ablate.Task(path.replace("entropy", "fada"), {}, "gta5_to_cityscapes", tmp_path, "")
     ablate.run_variant(systems, "entropy", ablation.TABLES["systems"]["entropy"], 0)

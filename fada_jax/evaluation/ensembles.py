@@ -79,14 +79,10 @@ def evaluate_stages(
         noted={"dataset": scored[0].dataset, "scales": members[0].scales, "flip": multi_scale},
     )
     dtypes = [compute_dtype(model.spec.dtype) for model in models]
-    described = [
-        {"workdir": str(workdir), "checkpoint_step": one.model.step, "dtype": computed, "digest": one.model.digest}
-        for workdir, one, computed in zip(workdirs, together, dtypes, strict=True)
-    ]
     return {
         **result,
         "multi_scale": multi_scale,
-        "models": described,
+        "models": [one.described(computed) for one, computed in zip(together, dtypes, strict=True)],
         "dtype": ", ".join(dict.fromkeys(dtypes)),
         "dataset": scored[0].dataset,
         "split": scored[0].split,
@@ -101,6 +97,11 @@ class _One:
     model: checkpoints.Model
     config: schema.Config
     stream: Stream
+
+    def described(self, dtype: str) -> dict[str, Any]:
+        """For the scores, with the type that it was computed in."""
+        step, digest = self.model.step, self.model.digest
+        return {"workdir": str(self.workdir), "checkpoint_step": step, "dtype": dtype, "digest": digest}
 
 
 def _together(workdirs: Sequence[Path], data_dir: str, split: str, dataset: str) -> list[_One]:
