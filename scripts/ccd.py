@@ -148,7 +148,7 @@ def main(arguments: list[str]) -> None:
     workdir = files.place(options.workdir)
     if options.systems and arguments:
         raise UserError("--systems names folders of every seed: leave out the others")
-    seeds = folders_of(options.systems, workdir)
+    seeds = folders_of(options.systems, workdir) if options.systems else {}
     stages = [folder for folders in seeds.values() for folder in folders.values()] or stages_of(arguments, workdir)
     paths = outputs(options.output, workdir / ("ccd_systems" if seeds else "ccd"))
     measured: dict[str, Any] = {}
