@@ -22,6 +22,10 @@ class UserError(Exception):
     """Wrong path, key, file or combination; the message names it and says what to do."""
 
 
+class Busy(UserError):
+    """Another process is at work where this one wants to be; later it may not be."""
+
+
 def missing_extra(error: BaseException) -> str:
     """'jinja2 is not installed: pip install ...', where an import failed for want of an extra; else ''."""
     library = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
