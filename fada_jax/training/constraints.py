@@ -36,7 +36,7 @@ class Bounds(NamedTuple):
 
 
 class _At(NamedTuple):
-    """The dual at multipliers [K]: its value, and each class's gradient for a growing and for a shrinking multiplier."""
+    """The dual at multipliers [K]: its value, and the gradient as multipliers grow and as they shrink."""
 
     value: jax.Array
     up: jax.Array
@@ -73,7 +73,6 @@ def nearest(log_p: jax.Array, bounds: Bounds, slack: float = HARD) -> jax.Array:
     bounds = bounds._replace(lower=jnp.minimum(bounds.lower, bounds.upper))
     zeros = jnp.zeros(log_p.shape[-1], jnp.float32)
     at = _dual(inside, zeros, bounds)
-    error = jnp.max(jnp.abs(_gradient(zeros, at, bounds, slack)))
     here = _Place(zeros, at, jnp.max(jnp.abs(_gradient(zeros, at, bounds, slack))))
 
     def unfinished(carry: Any) -> jax.Array:
