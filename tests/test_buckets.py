@@ -92,6 +92,9 @@ def test_a_recipe_and_all_that_follows_are_as_on_a_disk(store, raw, tmp_path, fa
         scores = json.loads(files.read_text(place / "scores.json"))
         rows = json.loads(files.read_text(place / "run" / "results.json"))["rows"]
         distances = json.loads(files.read_text(place / "run" / "ccd.json"))
+        assert {distances["stages"][name].pop("stage") for name in list(distances["stages"])} == {
+            str(place / "run" / name) for name in distances["stages"]
+        }
         labels = {
             f"{model}/{name}": images.read_image(place / f"{model}_out" / name).tolist()
             for model in ("run", "artifact", "m.safetensors")
