@@ -262,10 +262,11 @@ class Training:
     def optimizers(self) -> list[torch.optim.Optimizer]:
         return [*self.generator_optimizers, *self.discriminator_optimizers]
 
-    def gradients(self, x_s: Tensor, labels: Tensor, x_t: Tensor, progress: float) -> dict[str, float]:
+    def gradients(self, x_s: Tensor, labels: Tensor, x_t: Tensor, progress: float) -> dict[str, tuple[float, float]]:
         """Leaves the gradients of one iteration on all networks, those of the discriminators of their own losses.
 
-        Everything is computed with the weights from before the iteration, the source's forward pass first.
+        Everything is computed with the weights from before the iteration, the source's forward pass first. Returns
+        each loss beside its weight.
         """
         for optimizer in self.optimizers():
             optimizer.zero_grad()
@@ -278,10 +279,10 @@ class Training:
         of_d = self.system.discriminator_terms(source.detach(), target.detach(), progress)
         if of_d:
             total(of_d).backward()
-        return {name: float(loss.detach()) for name, (_, loss) in {**terms, **of_d}.items()}
+        return {name: (weight, float(loss.detach())) for name, (weight, loss) in {**terms, **of_d}.items()}
 
-    def step(self, x_s: Tensor, labels: Tensor, x_t: Tensor, progress: float) -> dict[str, float]:
-        """One iteration; returns its losses without their weights."""
+    def step(self, x_s: Tensor, labels: Tensor, x_t: Tensor, progress: float) -> dict[str, tuple[float, float]]:
+        """One iteration; returns each loss beside its weight."""
         for group, rate in self.rates:
             group["lr"] = rate * self.schedule.factor(self.iteration)
         losses = self.gradients(x_s, labels, x_t, progress)
