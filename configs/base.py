@@ -59,6 +59,7 @@ def get_config(arguments: ConfigDict) -> ConfigDict:
     if STAGES[arguments.stage].adapts:
         config.total_steps = 40_000
         config.generator_optimizer.update(learning_rate=2.5e-4, schedule_steps=62_500)
+        config.model.heads = SYSTEMS[arguments.method].heads
     if arguments.method == "control":
         config.lambda_adv = 0.0
     return config

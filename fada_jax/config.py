@@ -94,7 +94,8 @@ class MeshConfig:
 class DiscriminatorConfig:
     """The discriminator D."""
 
-    widths: Pair = (256, 128)  # Hidden channels of D.
+    widths: Pair = (256, 128)  # Hidden channels of FADA's D.
+    patch_width: Positive = 64  # First hidden channels of AdaptSegNet's, see PatchDiscriminator.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,6 +190,7 @@ class Config:
             self.generator_optimizer,
             self.discriminator_optimizer,
             self.discriminator.widths,
+            self.discriminator.patch_width,
             self.accumulate_steps,
             # Where devices share the rows of an image, each holds a block of them already.
             self.loss_block_rows if self.mesh.spatial == 1 else 0,
@@ -276,6 +278,7 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
 _ADDED = (
     *("accumulate_steps", "damaged_records", "eval_every", "keep_every", "log_images", "loss_block_rows", "mesh"),
     *("on_non_finite", "options", "pseudo_labels", "reduce_dtype", "student_from", "wandb", "model.remat"),
+    *("discriminator.patch_width", "model.heads"),
     *(f"{name}.{key}" for name in _STREAMS for key in ("jitter_first", "sampling", "sampling_temperature")),
 )
 
@@ -329,6 +332,7 @@ def _check_together(config: Config) -> None:
     backbone = BACKBONES[config.model.backbone]
     if config.model.remat and not backbone.remat:
         raise UserError("config.model.remat=True needs a ResNet: other backbones have no blocks to compute again")
+    _check_heads(config)
     if config.batch_size % config.kind.parts:
         raise UserError(f"config.batch_size={config.batch_size} must be even: half source, half target")
     if config.kind.adapts and config.lambda_adv:
@@ -359,6 +363,17 @@ def _check_together(config: Config) -> None:
                 f"config.{name}.schedule_steps={steps} is less than config.total_steps={config.total_steps}: the "
                 "learning rate would be 0 before the end"
             )
+
+
+def _check_heads(config: Config) -> None:
+    """Refuses classifiers that nothing trains, and the lack of those that the method trains."""
+    heads = config.model.heads
+    allowed = getattr(config.training_method, "heads", ("one",))
+    if heads not in allowed:
+        by = f"method={config.method} in its adaptation stage" if config.kind.adapts else f"stage={config.stage}"
+        raise UserError(f"config.model.heads={heads!r}: {by} trains {' or '.join(map(repr, allowed))}")
+    if heads == "levels" and not BACKBONES[config.model.backbone].levels:
+        raise UserError("config.model.heads='levels' needs a ResNet, whose layer3 the auxiliary classifier reads")
 
 
 def _check_options(config: Config) -> None:

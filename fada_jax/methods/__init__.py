@@ -11,23 +11,34 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from fada_jax.methods import stages
+from fada_jax.methods.adaptsegnet import AdaptSegNet
+from fada_jax.methods.advent import Advent
 from fada_jax.methods.adversarial import Adversarial
 from fada_jax.methods.binary import DomainLabels
+from fada_jax.methods.clan import Clan
 from fada_jax.methods.entropy import Entropy
 from fada_jax.methods.fada import HardLabels, SoftLabels
+from fada_jax.methods.feature_space import FeatureSpace
 from fada_jax.methods.interface import Batch, Method, Metrics, States, TrainingSpec
+from fada_jax.methods.minent import MinEnt
 from fada_jax.methods.output_space import OutputSpace
 from fada_jax.methods.supervised import Supervised
+from fada_jax.models import Heads
 
 __all__ = [
     "SYSTEMS",
+    "AdaptSegNet",
+    "Advent",
     "Adversarial",
     "Batch",
+    "Clan",
     "DomainLabels",
     "Entropy",
+    "FeatureSpace",
     "HardLabels",
     "Method",
     "Metrics",
+    "MinEnt",
     "OutputSpace",
     "SoftLabels",
     "States",
@@ -40,10 +51,17 @@ __all__ = [
 
 
 class System(NamedTuple):
-    """A method and the recipe that it is trained by."""
+    """A method and the recipe that it is trained by.
+
+    Attributes:
+      method: its class.
+      recipe: on equal terms with FADA.
+      heads: what the network has in its adaptation stage, ``model.heads``.
+    """
 
     method: type[Method]
     recipe: tuple[stages.Part, ...] = stages.ADAPTED
+    heads: Heads = "one"
 
     @property
     def adapts(self) -> bool:
@@ -58,6 +76,12 @@ SYSTEMS: Mapping[str, System] = {
     "binary": System(DomainLabels),
     "output_space": System(OutputSpace),
     "entropy": System(Entropy),
+    "feature_space": System(FeatureSpace, stages.ALIGNED),
+    "adaptsegnet": System(AdaptSegNet, stages.ALIGNED),
+    "adaptsegnet_multi": System(AdaptSegNet, stages.ALIGNED, "levels"),
+    "clan": System(Clan, stages.ALIGNED, "two"),
+    "minent": System(MinEnt, stages.ALIGNED),
+    "advent": System(Advent, stages.ALIGNED),
     "control": System(Supervised, stages.CONTROL),
     "source_only": System(Supervised, stages.SOURCE_ALONE),
     "oracle": System(Supervised, stages.SOURCE_ALONE),

@@ -28,7 +28,7 @@ class TrainingSpec:
       model: shapes of G.
       preprocessing: input normalisation.
       generator_optimizer, discriminator_optimizer: of G, and of each discriminator.
-      discriminator_widths: hidden channels of a discriminator.
+      discriminator_widths, patch_width: hidden channels of FADA's discriminator, and the first ones of a patch one.
       accumulate_steps: micro-batches that a batch is worked through in.
       block_rows: rows of full-resolution pixels that a loss holds at a time, see ``training.pixels``; 0: all.
       reduce_dtype: of gradients while devices sum them.
@@ -39,6 +39,7 @@ class TrainingSpec:
     generator_optimizer: OptimizerSpec = OptimizerSpec()
     discriminator_optimizer: OptimizerSpec = OptimizerSpec()
     discriminator_widths: tuple[int, ...] = (256, 128)
+    patch_width: int = 64
     accumulate_steps: int = 1
     block_rows: int = 0
     reduce_dtype: ReduceType = "float32"

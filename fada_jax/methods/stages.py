@@ -67,6 +67,6 @@ _CONTROL = Part("control", "adaptation", "control", init_from="source")
 _DISTILLATION = Part("self_distillation", "self_distillation", init_from=STUDENT, teacher_from="adaptation")
 
 SOURCE_ALONE = (_SOURCE,)
-CONTROL = (_SOURCE, _ADAPTATION)
+CONTROL = ALIGNED = (_SOURCE, _ADAPTATION)
 # Adapted and distilled as in the paper, with the control beside it.
 ADAPTED = (_SOURCE, _CONTROL, _ADAPTATION, _DISTILLATION)

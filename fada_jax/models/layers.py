@@ -66,6 +66,59 @@ class Conv(nn.Module):
         return x
 
 
+class PatchConv(nn.Module):
+    """A 4x4 convolution with stride 2, padding 1 and a bias, with PyTorch's initial values."""
+
+    features: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, size: tuple[int, int] | None = None) -> jax.Array:
+        """[N, H, W, C] -> [N, floor(H / 2), floor(W / 2), features].
+
+        Args:
+          x: input.
+          size: (H', W'): the result is that of ``x`` upsampled to it with corner pixels aligned.
+        """
+        shape = (4, 4, x.shape[-1], self.features)
+        kernel = self.param("kernel", torch_kernel_init, shape, jnp.float32)
+        bias = self.param("bias", torch_bias_init(math.prod(shape[:-1])), (self.features,), jnp.float32)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        if size is None:
+            dimensions = ("NHWC", "HWIO", "NHWC")
+            y = jax.lax.conv_general_dilated(x, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=dimensions)
+        else:
+            y = _upsampled_patches(x, kernel, size)
+        return (y.astype(jnp.float32) + bias).astype(self.dtype)
+
+
+def _upsampled_patches(x: jax.Array, kernel: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """A 4x4 convolution with stride 2 and padding 1 of [N, h, w, C] upsampled to (H, W): [N, H // 2, W // 2, D].
+
+    Upsampling acts on places and the kernel on channels: for each tap the channels come first, at the low resolution,
+    and then only the places that the stride keeps.
+    """
+
+    def sampled(low: int, high: int) -> list[np.ndarray]:
+        padded = np.pad(interpolation_matrix(low, high), ((1, 2), (0, 0)))
+        return [padded[tap : tap + 2 * (high // 2) : 2].astype(x.dtype) for tap in range(4)]
+
+    rows, columns = sampled(x.shape[1], size[0]), sampled(x.shape[2], size[1])
+    total: Any = 0.0
+    for i, row in enumerate(rows):
+        # The four columns of a row of the kernel share its upsampled rows.
+        taps = jnp.einsum("nhwc,tcd->nhtwd", x, kernel[i])
+        taps = jnp.einsum("oh,nhtwd->notwd", row, taps, precision=jax.lax.Precision.HIGHEST)
+        total = total + jnp.einsum(
+            "tpw,notwd->nopd",
+            np.stack(columns),
+            taps,
+            precision=jax.lax.Precision.HIGHEST,
+            preferred_element_type=jnp.float32,
+        )
+    return total.astype(x.dtype)
+
+
 @jax.custom_vjp
 def relu(x: jax.Array) -> jax.Array:
     """``max(x, 0)`` whose gradient is read off the output, which the next layer holds anyway: no mask is stored."""

@@ -121,9 +121,13 @@ class ResNet(nn.Module):
             yield Stage(blocks, width, stride, first_dilation, dilation, stride != 1 or inputs != outputs)
             inputs = outputs
 
-    @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Features of normalised images: [N, H, W, 3] -> [N, ceil(H / output_stride), ..., channels]."""
+        return self.levels(x, train)[1]
+
+    @nn.compact
+    def levels(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
+        """What the third and the fourth stage give, of images as in ``__call__``."""
         x = x.astype(self.dtype)
         conv = layers.Conv(self.stem_width, 7, stride=2, dtype=self.dtype, name="conv1")
         norm = layers.norm_layer(self.norm, self.dtype)(name="bn1")
@@ -143,7 +147,9 @@ class ResNet(nn.Module):
                     dtype=self.dtype,
                     name=f"layer{number}_{i}",
                 )(x, train)
-        return x
+            if number == 3:
+                third = x
+        return third, x
 
 
 def build(spec: ModelSpec) -> ResNet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -48,15 +49,17 @@ class Backbone(NamedTuple):
       build: the module of a spec, with the backbone's own sizes where the spec names none.
       widths: how many numbers ``ModelSpec.widths`` and ``stage_sizes`` have, unless none.
       remat: whether it knows ``ModelSpec.remat``.
+      levels: whether it knows ``ModelSpec.heads`` 'levels'.
     """
 
     build: Callable[[ModelSpec], nn.Module]
     widths: int = 4
     remat: bool = False
+    levels: bool = False
 
 
 BACKBONES: Mapping[str, Backbone] = {
-    **dict.fromkeys(RESNETS, Backbone(resnet.build, remat=True)),
+    **dict.fromkeys(RESNETS, Backbone(resnet.build, remat=True, levels=True)),
     "vgg16": Backbone(vgg.build, widths=6),
 }
 
@@ -74,7 +77,12 @@ class Segmenter(nn.Module):
     def setup(self) -> None:
         self.feature_extractor = feature_extractor(self.spec)
         dtype = jnp.dtype(compute_dtype(self.spec.dtype))
-        self.classifier = AsppClassifier(self.spec.num_classes, self.spec.aspp_rates, dtype)
+        classifier = functools.partial(AsppClassifier, self.spec.num_classes, self.spec.aspp_rates, dtype)
+        self.classifier = classifier()
+        if self.spec.heads == "levels":
+            self.auxiliary_classifier = classifier()
+        if self.spec.heads == "two":
+            self.second_classifier = classifier()
 
     def __call__(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
         """Logits and features at feature resolution.
@@ -84,10 +92,34 @@ class Segmenter(nn.Module):
           train: batch norm uses and updates batch statistics (only norm 'live' knows the difference).
 
         Returns:
-          logits float32 [N, h, w, K], features [N, h, w, C] in the compute type.
+          logits float32 [N, h, w, K], those of two classifiers added, features [N, h, w, C] in the compute type.
         """
+        if self.spec.heads == "levels" and self.is_initializing():
+            self.outputs(images, train)
         features = self.feature_extractor(images, train)
-        return self.classifier(features), features
+        logits = self.classifier(features)
+        return (logits + self.second_classifier(features) if self.spec.heads == "two" else logits), features
+
+    def outputs(self, images: jax.Array, train: bool = False) -> Outputs:
+        """What every classifier gives, of images as in ``__call__``."""
+        if self.spec.heads == "levels":
+            third, features = self.feature_extractor.levels(images, train)
+            return Outputs(features, (self.classifier(features), self.auxiliary_classifier(third)))
+        features = self.feature_extractor(images, train)
+        heads = [self.classifier, *([self.second_classifier] if self.spec.heads == "two" else [])]
+        return Outputs(features, tuple(head(features) for head in heads))
+
+
+class Outputs(NamedTuple):
+    """What the classifiers of a segmenter give at feature resolution.
+
+    Attributes:
+      features: [N, h, w, C] in the compute type.
+      logits: float32 [N, h, w, K] of each classifier: the main one, then the auxiliary or the second one.
+    """
+
+    features: jax.Array
+    logits: tuple[jax.Array, ...]
 
 
 class Discriminator(nn.Module):
@@ -111,3 +143,36 @@ class Discriminator(nn.Module):
         for i, width in enumerate(self.widths):
             x = nn.leaky_relu(layers.Conv(width, 3, name=f"conv{i}", **options)(x), 0.2)
         return layers.Conv(self.num_outputs, 3, name="head", **options)(x).astype(jnp.float32)
+
+
+class PatchDiscriminator(nn.Module):
+    """AdaptSegNet's discriminator: five 4x4 convolutions with stride 2 and padding 1, leaky ReLU 0.2 between.
+
+    It answers for overlapping patches of maps at the size of the image. Maps of feature resolution that are linear in
+    what it reads need no upsampling before: see ``size``.
+
+    Attributes:
+      width: channels after the first convolution; 2, 4 and 8 times as many follow.
+    """
+
+    width: int = 64
+    dtype: layers.Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, maps: jax.Array, size: tuple[int, int] | None = None) -> jax.Array:
+        """Logits of the patches.
+
+        Args:
+          maps: [N, H, W, C].
+          size: (H', W'): the maps count as upsampled to it (``align_corners=True``), and the first convolution is
+            taken of that without making it: 2,048 channels at the size of the image are gigabytes.
+
+        Returns:
+          float32 [N, h, w, 1], where h is H (or H') halved five times, each time rounded down.
+        """
+        x = maps.astype(self.dtype)
+        for i in range(5):
+            name, width = (f"conv{i}", self.width * 2**i) if i < 4 else ("head", 1)
+            x = layers.PatchConv(width, dtype=self.dtype, name=name)(x, None if i else size)
+            x = nn.leaky_relu(x, 0.2) if i < 4 else x
+        return x.astype(jnp.float32)

@@ -10,6 +10,7 @@ from fada_jax.ranges import Positive, Rates, Widths
 
 Norm = Literal["frozen", "live", "group"]
 ComputeType = Literal["auto", "float32", "bfloat16"]
+Heads = Literal["one", "levels", "two"]
 DTYPES: tuple[str, ...] = get_args(ComputeType)
 
 
@@ -28,6 +29,9 @@ class ModelSpec:
     stem_pool: bool = True  # Max-pool after the ResNet stem.
     output_stride: Literal[4, 8, 16, 32] = 8  # Input pixels per feature pixel (ResNet).
     aspp_rates: Rates = (6, 12, 18, 24)  # Dilations of the classifier's parallel convolutions.
+    # Classifiers: 'one'; 'levels': beside it an auxiliary one on layer3 (AdaptSegNet); 'two': with the same features,
+    # and their sum predicts (CLAN).
+    heads: Heads = "one"
     # Compute type; 'auto' is bfloat16 on accelerators and float32 on CPUs. Parameters stay float32.
     dtype: ComputeType = "float32"
     remat: bool = False  # ResNet: compute the insides of blocks again in the backward pass instead of keeping them.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from fada_jax import distributed, files
 from fada_jax.config import Config
@@ -131,13 +132,25 @@ def initial_states(config: Config, mesh: jax.sharding.Mesh, model: checkpoints.M
     states = fresh_states(config, mesh)
     if model is None:
         return states
-    params = dict(model.params)
+    fresh = states["generator"].params
+    params = _with_heads(model.params, fresh)
     if not model.class_set:
-        params["classifier"] = states["generator"].params["classifier"]
+        params["classifier"] = fresh["classifier"]
     weights = _in_layout(states["generator"], params, model.batch_stats)
     shardings = distributed.by_size(mesh, states)
     states["generator"] = replace_weights(states["generator"], *weights)
     return jax.device_put(states, shardings)
+
+
+def _with_heads(params: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
+    """Weights with the classifiers of ``fresh``, whose own serve where there are none; others are left out.
+
+    Of two classifiers the sum predicts, and it is one classifier with the sum of their kernels.
+    """
+    params = dict(params)
+    if "second_classifier" in params.keys() - fresh.keys():
+        params["classifier"] = jax.tree.map(np.add, params["classifier"], params["second_classifier"])
+    return {name: params.get(name, value) for name, value in fresh.items()}
 
 
 def _in_layout(state: TrainState, params: Any, batch_stats: Any) -> tuple[Any, Any]:

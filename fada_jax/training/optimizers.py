@@ -48,7 +48,7 @@ def generator_optimizer(spec: OptimizerSpec) -> optax.GradientTransformation:
     """Optimizer of G: one rate for the feature extractor, ``classifier_multiplier`` times it for the classifier."""
     return optax.multi_transform(
         {"feature_extractor": _transform(spec, 1.0), "classifier": _transform(spec, spec.classifier_multiplier)},
-        lambda params: {name: name for name in params},
+        lambda params: {name: name if name == "feature_extractor" else "classifier" for name in params},
     )
 
 

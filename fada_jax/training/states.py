@@ -13,7 +13,7 @@ from flax.errors import FlaxError
 from flax.training import train_state
 
 from fada_jax.errors import UserError
-from fada_jax.models import Discriminator, ModelSpec, Segmenter, fold_batch_norm
+from fada_jax.models import Discriminator, ModelSpec, Outputs, PatchDiscriminator, Segmenter, fold_batch_norm
 from fada_jax.training import optimizers
 
 T = TypeVar("T")
@@ -78,6 +78,15 @@ def create_discriminator(
     return TrainState.create(apply_fn=model.apply, params=params, tx=optimizers.discriminator_optimizer(optimizer))
 
 
+def create_patch_discriminator(
+    channels: int, optimizer: optimizers.OptimizerSpec, rng: jax.Array, *, width: int = 64, dtype: str = "float32"
+) -> TrainState:
+    """Freshly initialised ``PatchDiscriminator`` of maps of so many channels, with its optimizer state."""
+    model = PatchDiscriminator(width, jnp.dtype(dtype))
+    params = model.init(rng, jnp.zeros((1, 64, 64, channels)))["params"]
+    return TrainState.create(apply_fn=model.apply, params=params, tx=optimizers.discriminator_optimizer(optimizer))
+
+
 def replace_weights(state: TrainState, params: Any, batch_stats: Any) -> TrainState:
     """``state`` with the weights of a checkpoint and a fresh fold of its frozen batch norms; optimizer untouched."""
     collections = dict(state.collections)
@@ -86,6 +95,12 @@ def replace_weights(state: TrainState, params: Any, batch_stats: Any) -> TrainSt
     if "folded" in collections:
         collections["folded"] = fold_batch_norm(batch_stats)
     return state.replace(params=params, collections=collections)
+
+
+def generator_outputs(generator: TrainState, images: tuple[int, ...] = (1, 64, 64, 3)) -> Outputs:
+    """Shapes of what every classifier of G gives for images of shape [N, H, W, 3]."""
+    apply = functools.partial(generator.apply_fn, train=False, method="outputs")
+    return jax.eval_shape(apply, generator.variables, jax.ShapeDtypeStruct(images, jnp.float32))
 
 
 def output_shapes(generator: TrainState, images: tuple[int, ...] = (1, 64, 64, 3)) -> tuple[Any, Any]:

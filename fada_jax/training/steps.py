@@ -80,7 +80,7 @@ def domain_sums(
     return pixel_sums(block, d_logits, logits, (), size, block_rows)
 
 
-def _after(images: jax.Array, tree: Any) -> jax.Array:
+def after(images: jax.Array, tree: Any) -> jax.Array:
     """``images``, not before ``tree`` is computed: what uses them is scheduled behind it."""
     images, tree = jax.lax.optimization_barrier((images, tree))
     # XLA's CPU compiler drops barriers, not a comparison that only NaN makes true; with NaN the step is void anyway.
@@ -223,7 +223,7 @@ class _Alternation(NamedTuple):
         source, target = batch
         sums, collections = self.source_sums(collections, source)
         source_grads = sums["seg"][1], sums["d_source"][1]
-        target_sums, collections = self.target_sums(collections, _after(target["image"], source_grads))
+        target_sums, collections = self.target_sums(collections, after(target["image"], source_grads))
         return {**sums, **target_sums}, collections
 
     def gradients(self, variables: Any, batch: tuple[Batch, Batch]) -> tuple[Any, Any, dict[str, jax.Array], Any]:

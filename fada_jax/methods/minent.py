@@ -1,0 +1,43 @@
+"""MinEnt, the direct form of ADVENT: the entropy of the target's prediction is minimised, without a discriminator.
+
+Vu et al., "ADVENT: Adversarial Entropy Minimization for Domain Adaptation in Semantic Segmentation" (CVPR 2019), and
+its release: L = L_seg(s) + 0.1 L_seg,aux(s) + lambda H(t) + 0.2 lambda H_aux(t), H = mean of -sum_c p log p / log K.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax.numpy as jnp
+
+from fada_jax.methods.alternating import Alternating, probabilities, self_information
+from fada_jax.methods.interface import TrainingSpec
+from fada_jax.training.alternation import Losses, Networks, View
+
+
+@dataclasses.dataclass(frozen=True)
+class MinEnt(Alternating):
+    """At one level, or at two with ``model.heads`` 'levels', as released.
+
+    Attributes:
+      auxiliary_seg: weight of L_seg of the auxiliary classifier.
+      auxiliary_adv: weight of its entropy, as a share of ``lambda_adv``.
+    """
+
+    auxiliary_seg: float = 0.1
+    auxiliary_adv: float = 0.2
+    heads: ClassVar[tuple[str, ...]] = ("one", "levels")
+
+    def losses(self, view: View, networks: Networks, spec: TrainingSpec) -> Losses:
+        del networks
+        if view.labels is not None:
+            loss_seg = self.segmentation(view, view.labels, spec, (1.0, self.auxiliary_seg))
+            return Losses(loss_seg, 0.0, {"loss_seg": loss_seg})
+        entropies = [
+            self_information(probabilities(logits, view.size, self.temperature)).sum(axis=-1).mean()
+            for logits in view.outputs.logits
+        ]
+        weighted = zip((1.0, self.auxiliary_adv), entropies, strict=False)
+        entropy = view.share * sum((weight * loss for weight, loss in weighted), jnp.float32(0))
+        return Losses(self.lambda_adv * entropy, 0.0, {"loss_adv": entropy})
