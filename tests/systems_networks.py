@@ -58,7 +58,7 @@ def patch_discriminator(channels: int, widths: Sequence[int] = WIDTHS) -> nn.Seq
     with torch.no_grad():
         for weight in net.parameters():
             weight.mul_(2.0)
-        net[-1].bias.add_(0.7)
+        net[-1].bias.add_(1.5)
     return net
 
 
@@ -73,7 +73,7 @@ def generator(at: int = 0, seed: int = 0) -> Generator:
         with torch.no_grad():
             logits = net(parity.to_tensor(parity.picture((2, 73, 89), seed), torch.float32))[0]
             for weight in net.second.parameters():
-                weight.mul_(2.0 / logits[1].std())
+                weight.mul_(1.0 / logits[1].std())
     return net
 
 

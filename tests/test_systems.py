@@ -24,7 +24,6 @@ QUICK = (
     "feature_space equal",
     "adaptsegnet_multi released",
     "adaptsegnet-ls equal",
-    "clan released",
     "clan-focal equal",
     "minent-levels equal",
     "advent-levels released",
@@ -68,5 +67,5 @@ def test_a_system_in_float64(name):
     rows = [parity.Row(**row) for row in json.loads(output.splitlines()[-1])]
     check_complete(rows, CASES[name])
     # Far beyond the limits: what is left is rounding in float64.
-    failed = [row for row in rows if not row.ours < 1e-10]
+    failed = [row for row in rows if not row.ours < 1e-12]
     assert not failed, "\n" + parity.markdown(failed)
