@@ -23,10 +23,9 @@ CASES = systems_parity.cases()
 QUICK = (
     "feature_space equal",
     "adaptsegnet_multi released",
-    "adaptsegnet-ls equal",
     "clan-focal equal",
     "minent-levels equal",
-    "advent-levels released",
+    "advent-levels equal",
 )
 
 
