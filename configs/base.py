@@ -166,6 +166,9 @@ def miniature(config: ConfigDict) -> None:
     """A narrow network from random initialisation that a laptop trains in minutes."""
     adapts = STAGES[config.stage].adapts
     config.total_steps = {"source": 1_000, "adaptation": 750, "self_distillation": 800}[config.stage]
+    for name, value in config.options.to_dict().items():
+        if name.endswith("_steps"):  # Of an adaptation stage of 40,000 steps.
+            config.options[name] = value * config.total_steps // 40_000
     config.loss_block_rows = 0
     config.checkpoint_every = 300
     config.keep_checkpoints = 2

@@ -9,6 +9,7 @@ import os
 EXTRAS = {
     "train": ("tensorboardX", "tensorflow", "tensorflow_datasets"),
     "report": ("jinja2", "matplotlib"),
+    "systems": ("sklearn",),
     "torch": ("safetensors", "torch"),
     "beam": ("apache_beam",),
     "wandb": ("wandb",),

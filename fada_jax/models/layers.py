@@ -324,6 +324,23 @@ def interpolation_matrix(size_in: int, size_out: int) -> np.ndarray:
     return matrix.astype(np.float32)
 
 
+def pooling_matrix(size_in: int, size_out: int) -> np.ndarray:
+    """Weights of adaptive average pooling, float32 [size_out, size_in].
+
+    As in PyTorch a cell goes from ``floor(i size_in / size_out)`` to ``ceil((i + 1) size_in / size_out)``.
+    """
+    cells = np.arange(size_out)
+    first, last = cells * size_in // size_out, -(-(cells + 1) * size_in // size_out)
+    places = np.arange(size_in)
+    inside = (places >= first[:, None]) & (places < last[:, None])
+    return (inside / inside.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def pool(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Adaptive average pooling of [N, H, W, C] to ``size`` = (h, w), float32, as two matrix products."""
+    return interpolate(x, pooling_matrix(x.shape[1], size[0]), pooling_matrix(x.shape[2], size[1]))
+
+
 def height_width(images: jax.Array) -> tuple[int, int]:
     """(H, W) of [N, H, W] or [N, H, W, C]."""
     return images.shape[1], images.shape[2]

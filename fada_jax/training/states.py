@@ -6,8 +6,10 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 from flax import struct
 from flax.errors import FlaxError
 from flax.training import train_state
@@ -84,6 +86,12 @@ def create_patch_discriminator(
     model = PatchDiscriminator(width, jnp.dtype(dtype))
     params = model.init(rng, jnp.zeros((1, 64, 64, channels)))["params"]
     return TrainState.create(apply_fn=model.apply, params=params, tx=optimizers.discriminator_optimizer(optimizer))
+
+
+def create_network(module: nn.Module, tx: optax.GradientTransformation, rng: jax.Array, channels: int) -> TrainState:
+    """Freshly initialised state of a module of maps of so many channels, trained by ``tx``."""
+    params = module.init(rng, jnp.zeros((1, 8, 8, channels)))["params"]
+    return TrainState.create(apply_fn=module.apply, params=params, tx=tx)
 
 
 def replace_weights(state: TrainState, params: Any, batch_stats: Any) -> TrainState:
