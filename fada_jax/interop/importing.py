@@ -214,17 +214,17 @@ def import_file(
     check_output(workdir)
     file, described = torch_files.read_file(path), reading.read_description(path)
     layout = "fada" if described else reading.layout_of(file)
-    if format and layout != (format if format == "fada" else "lineage" if format in lineage.LAYOUTS else "torchvision"):
+    if format and layout != reading.LAYOUTS[format]:
         raise UserError(f"{path} has the layout {layout!r}, not {format!r}")
     with reading.naming(path):
         reading.check_names(file, described)
         if config is not None:
             _check_config(config, file, described, format)
             chosen = config
+        elif described:
+            chosen = _own_config(described)
         else:
-            chosen = (
-                _own_config(described) if described else released_config(reading.released_model(file, path, format))
-            )
+            chosen = released_config(reading.released_model(file, path, format))
         further = {section: torch_files.read_file(name) for section, name in discriminators.by_section.items()}
         states, iteration, account = import_states(file, chosen, further)
         spec, preprocessing = chosen.model, chosen.preprocessing

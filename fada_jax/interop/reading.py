@@ -29,6 +29,9 @@ from fada_jax.training import checkpoints
 
 # Layouts of files that do not describe themselves.
 FORMATS = ("fada", "torchvision", "caffe_vgg", *lineage.LAYOUTS)
+# The layout of names that each of them has, as ``layout_of`` calls it.
+LAYOUTS = {"fada": "fada", "torchvision": "torchvision", "caffe_vgg": "torchvision"}
+LAYOUTS |= dict.fromkeys(lineage.LAYOUTS, "lineage")
 
 # Classes of a released classifier -> task, class set, and the (width, height) that the model is tested at.
 _TASKS = {
