@@ -65,6 +65,10 @@ def patch_discriminator(channels: int, widths: Sequence[int] = WIDTHS) -> nn.Seq
 def generator(at: int = 0, seed: int = 0) -> Generator:
     """``at``: the stage that a second head reads, 3 or 4; 0: none. Logits are sure at some pixels, unsure at others."""
     f, c, _ = parity.networks(SPEC, seed=seed)
+    with torch.no_grad():
+        # Surer logits at T = 1 make the gradient of the self-information a matter of the forward pass's rounding.
+        for weight in c.parameters():
+            weight.mul_(0.5)
     net = Generator(f, c, None, at)
     if at:
         torch.manual_seed(seed + 1)

@@ -27,7 +27,7 @@ CLASSES = networks.SPEC.num_classes
 SCHEDULE = theirs.Schedule(16)
 ITERATIONS = 3
 # With these pictures rounding flips no ReLU of PyTorch's own float32 in any case; one flip is an error of 1e-3.
-SEED = 20
+SEED = 50
 
 
 @dataclasses.dataclass(frozen=True)

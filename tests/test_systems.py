@@ -65,6 +65,6 @@ def test_a_system_in_float64(name):
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     rows = [parity.Row(**row) for row in json.loads(output.splitlines()[-1])]
     check_complete(rows, CASES[name])
-    # Far beyond the limits: what is left is rounding in float64.
-    failed = [row for row in rows if not row.ours < 1e-12]
+    # Far beyond the limits: what is left is rounding in float64, which Adam enlarges where a gradient is almost 0.
+    failed = [row for row in rows if not row.ours < (1e-10 if "update" in row.name else 1e-12)]
     assert not failed, "\n" + parity.markdown(failed)
