@@ -162,6 +162,14 @@ def finish(config: ConfigDict) -> ConfigDict:
     return config
 
 
+# Widths and patches of the miniature's scale, and steps in proportion to 750 of 40,000.
+MINIATURE_OPTIONS = {
+    "fcn_wild": {"width": 64, "ramp_steps": 22},
+    "crosscity": {"width": 32, "ramp_steps": 22, "class_start_steps": 19},
+    "adaptpatch": {"patch_height": 8, "patch_width": 16, "clusters": 20, "warmup_steps": 190},
+}
+
+
 def miniature(config: ConfigDict) -> None:
     """A narrow network from random initialisation that a laptop trains in minutes."""
     adapts = STAGES[config.stage].adapts
@@ -182,7 +190,8 @@ def miniature(config: ConfigDict) -> None:
         aspp_rates=(1, 2, 4, 8),
         dtype="float32",
     )
-    config.discriminator.widths = (64, 64)
+    config.discriminator.update(widths=(64, 64), patch_width=16)
+    config.options.update(MINIATURE_OPTIONS.get(config.method, {}))
     config.generator_optimizer.update(
         kind="adam",
         learning_rate=1e-3 if adapts else 2e-3,

@@ -14,7 +14,7 @@ from fada_jax import config as schema
 from fada_jax import distributed
 from fada_jax.configs import base
 from fada_jax.errors import UserError
-from fada_jax.methods import SYSTEMS, TrainingSpec, options_of
+from fada_jax.methods import SYSTEMS, Prepared, TrainingSpec, options_of
 from fada_jax.models import ModelSpec
 from fada_jax.stages import run
 from fada_jax.training import checkpoints
@@ -22,6 +22,16 @@ from fada_jax.training.optimizers import OptimizerSpec
 from fada_jax.training.states import TrainState
 
 ADAPTING = [name for name, system in SYSTEMS.items() if system.adapts]
+# Those that look at the source first are resumed in tests/test_cells.py.
+RESUMED = [name for name in ADAPTING if not isinstance(SYSTEMS[name].method(), Prepared)]
+# One of each kind; the others are slow.
+QUICK = ("fada", "clan", "crosscity")
+
+
+def quick(names):
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 MESHES = {"data 2": (2, 1, 1), "data 4": (4, 1, 1), "fsdp 2": (4, 2, 1), "spatial 2": (4, 1, 2)}
 SGD = OptimizerSpec("sgd", 1e-2, 100)
 
@@ -35,7 +45,7 @@ def two_steps(name, mesh=(1, 1, 1), dtype="float32", accumulate_steps=1):
         model, generator_optimizer=SGD, discriminator_optimizer=SGD, discriminator_widths=(32, 16), patch_width=8,
         accumulate_steps=accumulate_steps,
     )  # fmt: skip
-    method = system.method()
+    method = system.method(**({"width": 16} if hasattr(system.method(), "width") else {}))
     states = jax.jit(lambda: method.init(jax.random.key(0), spec))()
     placed = distributed.by_size(mesh, states)
     states = jax.device_put(states, placed)
@@ -81,7 +91,7 @@ def test_every_mesh_computes_what_one_device_does(name, sharded):
         same(one, sharded[f"{name}, {mesh}"], 1e-5)
 
 
-@pytest.mark.parametrize("name", ADAPTING)
+@pytest.mark.parametrize("name", quick(ADAPTING))
 def test_micro_batches_change_nothing_and_bfloat16_little(name):
     one = two_steps(name)
     same(one, two_steps(name, accumulate_steps=2), 1e-5)
@@ -107,7 +117,7 @@ def batches():
         yield {"source": source, "target": {"image": target["image"]}}
 
 
-@pytest.mark.parametrize("name", ADAPTING)
+@pytest.mark.parametrize("name", quick(RESUMED))
 def test_resumed_it_ends_bit_for_bit_where_it_would_have(name, tmp_path):
     config = tiny_config(name)
     whole = run.train(config, tmp_path / "whole", batches=batches())
