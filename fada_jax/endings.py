@@ -209,22 +209,26 @@ def limited(seconds: float, line: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
+def undisturbed(*, handlers: bool = True) -> Iterator[None]:
     """Processes started inside never get the signals of a terminal; ours wait until the end of it.
 
     Blocked signals are inherited by new programs. Ctrl-C goes to all processes of a terminal, and one that dies of it
     leaves a traceback and half a message.
+
+    Args:
+      handlers: have this process wait, too. Python would put its own handler of SIGTERM in the place of JAX's, which it
+        does not know of, and a host that is preempted would end without saving.
     """
     seen: list[int] = []
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    handlers: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
+    before: dict[int, Any] = {}
+    if handlers and threading.current_thread() is threading.main_thread():
         # Another thread may take the signal from the system; the main thread answers it.
-        handlers = {n: signal.signal(n, lambda number, _: seen.append(number)) for n in SIGNALS}
+        before = {n: signal.signal(n, lambda number, _: seen.append(number)) for n in SIGNALS}
     try:
         yield
     finally:
-        for number, handler in handlers.items():
+        for number, handler in before.items():
             signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number in seen:

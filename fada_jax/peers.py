@@ -69,7 +69,7 @@ def watch(*, debug: bool = False) -> None:
     library.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
     # No handler of Python's: whoever aborts may wait for the interpreter, and the interpreter for whoever aborts.
     library.signal(signal.SIGABRT, ctypes.cast(library._exit, ctypes.c_void_p))
-    with endings.undisturbed():
+    with endings.undisturbed(handlers=False):
         command = [*_SAY_AT_THE_END, f"error: {ENDED}"]
         _state.speaker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     endings.state.on_last_line = hush

@@ -137,12 +137,12 @@ def test_a_signal_to_one_of_two_hosts_saves_once_in_the_bucket_and_the_command_g
     train = (
         *("-m", "fada_jax.train", CONFIG, *OPTIONS, f"--config.data_dir={data}", f"--workdir={base}/w"),
         "--config.checkpoint_every=100000", "--config.eval_every=0", "--config.total_steps=100000",
-        "--config.generator_optimizer.schedule_steps=100000",
+        *(f"--config.{network}_optimizer.schedule_steps=100000" for network in ("generator", "discriminator")),
     )  # fmt: skip
     begun = interruptions.Run(train, 2)
-    assert begun.until(lambda: begun.steps() >= 3)
+    assert begun.until(lambda: begun.steps() >= 3), begun.report()
     begun.processes[victim].send_signal(signal.SIGTERM)
-    assert begun.wait(120) == [1, 1]
+    assert begun.wait(120) == [1, 1], begun.report()
     (saved,) = checkpoints.available_steps(base / "w")
     assert f"stopped at step {saved} of 100000, saved" in begun.report()
     again = interruptions.Run(train, 1)  # On another mesh, too.

@@ -10,7 +10,8 @@ from interruptions import PLACES, STAGES, STEPS, Run, differences, finish, recip
 
 from fada_jax.training import checkpoints
 
-pytestmark = pytest.mark.slow
+# The slow ones; a preempted host is what a user meets first, and quick.
+slow = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +28,7 @@ def data_dir(out):
     return interruptions.make_data(out)
 
 
+@slow
 @pytest.mark.timeout(3600)
 def test_a_killed_recipe_ends_as_an_undisturbed_one(out, data_dir):
     finish(recipe_command(data_dir, out / "whole"))
@@ -37,6 +39,7 @@ def test_a_killed_recipe_ends_as_an_undisturbed_one(out, data_dir):
     }
 
 
+@slow
 @pytest.mark.timeout(1800)
 def test_two_killed_processes_end_as_undisturbed_ones(out, data_dir):
     whole, killed = out / "whole2", out / "killed2"
@@ -47,7 +50,10 @@ def test_two_killed_processes_end_as_undisturbed_ones(out, data_dir):
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("number", "receiver"), [(signal.SIGTERM, 1), (signal.SIGINT, 0), (signal.SIGHUP, 0)])
+@pytest.mark.parametrize(
+    ("number", "receiver"),
+    [(signal.SIGTERM, 1), *(pytest.param(number, 0, marks=slow) for number in (signal.SIGINT, signal.SIGHUP))],
+)
 def test_a_signal_to_one_of_two_processes_saves_and_ends_both(out, data_dir, number, receiver):
     workdir = out / f"signal{number}"
     run = Run((*stage_command(data_dir, workdir), "--config.checkpoint_every=1000"), 2)
