@@ -7,18 +7,36 @@ overrides any single key. Every key is documented in ``fada_jax/config.py``. Siz
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
+from fada_jax import preprocessing
 from fada_jax.config import StreamConfig, defaults
 from fada_jax.methods import SYSTEMS, options_of
 from fada_jax.methods.stages import STAGES, current_name
 from fada_jax.models import BACKBONES
-from fada_jax.preprocessing import CAFFE
 
 SIZES = ("released", "miniature")
-ARGUMENTS = {"stage": "source", "method": "fada", "backbone": "resnet101", "size": "released"}
-VALUES = {"stage": tuple(STAGES), "method": tuple(SYSTEMS), "backbone": tuple(BACKBONES), "size": SIZES}
+FIDELITIES = ("equal", "released")
+ARGUMENTS = {"stage": "source", "method": "fada", "backbone": "resnet101", "size": "released", "fidelity": "equal"}
+VALUES = {
+    "stage": tuple(STAGES),
+    "method": tuple(SYSTEMS),
+    "backbone": tuple(BACKBONES),
+    "size": SIZES,
+    "fidelity": FIDELITIES,
+}
+RELEASED_HERE = ("fada", "source_only", "control", "oracle")  # FADA's release, which the defaults follow.
+# Releases of AdaptSegNet's lineage: steps, steps of their poly decay, and ASPP branches that take part (0: all).
+LINEAGE = {
+    "feature_space": (150_000, 250_000, 2),
+    "adaptsegnet": (150_000, 250_000, 2),
+    "adaptsegnet_multi": (150_000, 250_000, 2),
+    "clan": (100_000, 100_000, 0),
+    "minent": (120_000, 250_000, 0),
+    "advent": (120_000, 250_000, 0),
+}
 
 
 def parse(text: str, **own: str) -> ConfigDict:
@@ -37,6 +55,8 @@ def parse(text: str, **own: str) -> ConfigDict:
     for key, allowed in VALUES.items():
         if arguments[key] not in allowed:
             raise ValueError(f"config argument {key}={arguments[key]!r}: one of {', '.join(allowed)}")
+    if arguments["fidelity"] == "released":
+        _check_release(arguments)
     return ConfigDict(arguments)
 
 
@@ -53,7 +73,7 @@ def get_config(arguments: ConfigDict) -> ConfigDict:
     config.model.backbone = arguments.backbone
     vgg = arguments.backbone == "vgg16"
     if vgg:  # Its weights are Caffe's.
-        config.preprocessing.update(dataclasses.asdict(CAFFE))
+        config.preprocessing.update(dataclasses.asdict(preprocessing.CAFFE))
     if arguments.stage == "self_distillation" and not vgg:
         config.model.norm = "live"
     if STAGES[arguments.stage].adapts:
@@ -62,7 +82,51 @@ def get_config(arguments: ConfigDict) -> ConfigDict:
         config.model.heads = SYSTEMS[arguments.method].heads
     if arguments.method == "control":
         config.lambda_adv = 0.0
+    config.fidelity = arguments.fidelity
+    if arguments.fidelity == "released" and arguments.method in LINEAGE:
+        _as_lineage(config)
     return config
+
+
+def _check_release(arguments: Mapping[str, str]) -> None:
+    """Refuses a release that is not known, or that is asked for at another size or with another network."""
+    known = [*RELEASED_HERE, *LINEAGE]
+    if arguments["method"] not in known:
+        raise ValueError(f"config argument fidelity=released: known of method {', '.join(known)}")
+    if arguments["method"] in LINEAGE and (arguments["size"], arguments["backbone"]) != ("released", "resnet101"):
+        raise ValueError("config argument fidelity=released: these releases have size=released, backbone=resnet101")
+
+
+def _as_lineage(config: ConfigDict) -> None:
+    """Network, batch and schedule of the releases that began with AdaptSegNet's, instead of FADA's.
+
+    They have no source stage: adaptation starts from ImageNet or COCO weights. Their discriminators' optimizer is that
+    of FADA's release.
+    """
+    adapts = STAGES[config.stage].adapts
+    steps, schedule, branches = LINEAGE[config.method]
+    config.total_steps, config.batch_size = steps, 2
+    config.preprocessing.update(dataclasses.asdict(preprocessing.LINEAGE))
+    config.model.update(variant="caffe", norm="statistics", active_rates=branches)
+    config.generator_optimizer.update(learning_rate=2.5e-4, schedule_steps=schedule, lineage_repeats=True)
+    config.discriminator_optimizer.schedule_steps = schedule
+    config.knowledge.temperature = 1.0
+    if adapts and config.method in ("minent", "advent"):
+        config.model.heads = "levels"
+    if config.method == "clan":
+        config.generator_optimizer.warmup_steps = config.discriminator_optimizer.warmup_steps = 5_000
+        config.options.focal = 2.0
+
+
+def _lineage_augmentation(config: ConfigDict) -> None:
+    """Images of those releases: drawn uniformly, without jitter. CLAN flips and scales them.
+
+    CLAN's release scales by 0.8, 1 or 1.1; here it is anything between 0.8 and 1.1.
+    """
+    for name in ("source", "target"):
+        config[name].sampling = "uniform"
+        if config.method == "clan" and STAGES[config.stage].adapts:
+            config[name].update(flip=True, scale=(0.8, 1.1), crop=config[name].size)
 
 
 def released_augmentation(config: ConfigDict, size: tuple[int, int] = (2048, 1024)) -> None:
@@ -74,6 +138,9 @@ def released_augmentation(config: ConfigDict, size: tuple[int, int] = (2048, 102
       config: to change.
       size: of the images that the student is trained and tested on, of which it sees crops as large as the teacher's.
     """
+    if config.fidelity == "released" and config.method in LINEAGE:
+        _lineage_augmentation(config)
+        return
     config.source.sampling = "balanced"
     released_jitter(config)
     if config.stage == "self_distillation":
@@ -95,10 +162,21 @@ def finish(config: ConfigDict) -> ConfigDict:
     return config
 
 
+# Widths and patches of the miniature's scale, and steps in proportion to 750 of 40,000.
+MINIATURE_OPTIONS = {
+    "fcn_wild": {"width": 64, "ramp_steps": 22},
+    "crosscity": {"width": 32, "ramp_steps": 22, "class_start_steps": 19},
+    "adaptpatch": {"patch_height": 8, "patch_width": 16, "clusters": 20, "warmup_steps": 190},
+}
+
+
 def miniature(config: ConfigDict) -> None:
     """A narrow network from random initialisation that a laptop trains in minutes."""
     adapts = STAGES[config.stage].adapts
     config.total_steps = {"source": 1_000, "adaptation": 750, "self_distillation": 800}[config.stage]
+    for name, value in config.options.to_dict().items():
+        if name.endswith("_steps"):  # Of an adaptation stage of 40,000 steps.
+            config.options[name] = value * config.total_steps // 40_000
     config.loss_block_rows = 0
     config.checkpoint_every = 300
     config.keep_checkpoints = 2
@@ -112,7 +190,8 @@ def miniature(config: ConfigDict) -> None:
         aspp_rates=(1, 2, 4, 8),
         dtype="float32",
     )
-    config.discriminator.widths = (64, 64)
+    config.discriminator.update(widths=(64, 64), patch_width=16)
+    config.options.update(MINIATURE_OPTIONS.get(config.method, {}))
     config.generator_optimizer.update(
         kind="adam",
         learning_rate=1e-3 if adapts else 2e-3,

@@ -17,11 +17,14 @@ def get_config(arguments: str = "") -> ConfigDict:
     config = base.get_config(args)
     config.task = "synthia_to_cityscapes"
     config.class_set = "synthia16"
-    config.model.norm = "frozen"  # In every stage: live batch norm was found worse for SYNTHIA.
+    if args.fidelity == "equal":
+        config.model.norm = "frozen"  # In every stage: live batch norm was found worse for SYNTHIA.
     config.source = base.stream("synthia", "train", (1280, 760))
     config.target = base.stream("cityscapes", "train", (1024, 512))
     config.eval = base.stream("cityscapes", "val", (1024, 512))
     base.released_augmentation(config)
+    if args.method == "clan":
+        config.options.local = 10.0
     if args.size == "miniature":
         base.miniature(config)
         base.miniature_streams(config, (128, 76))

@@ -20,9 +20,10 @@ from pydantic import TypeAdapter, ValidationError
 from fada_jax import classes, documents
 from fada_jax.errors import UserError
 from fada_jax.input_pipeline.stream import Augment, Stream
-from fada_jax.methods import SYSTEMS, Method, Supervised, TrainingSpec, build, options_of
+from fada_jax.methods import SYSTEMS, Method, Supervised, TrainingSpec, build
+from fada_jax.methods.checks import check_heads, check_options
 from fada_jax.methods.stages import STAGES, Stage, current_name
-from fada_jax.models import BACKBONES, ModelSpec
+from fada_jax.models import BACKBONES, ModelSpec, check_spec
 from fada_jax.preprocessing import Preprocessing
 from fada_jax.ranges import (
     Crop,
@@ -40,7 +41,7 @@ from fada_jax.ranges import (
     Whole,
 )
 from fada_jax.storage import paths
-from fada_jax.training.optimizers import OptimizerSpec
+from fada_jax.training.optimizers import OptimizerSpec, check_optimizers
 from fada_jax.training.reduction import ReduceType
 from fada_jax.training.selection import Selection
 
@@ -122,6 +123,8 @@ class Config:
     stage: str = "source"  # source, adaptation or self_distillation.
     method: str = "fada"  # What is adapted and how, or a baseline without adaptation: of fada_jax/methods.
     size: str = "released"  # 'released' or 'miniature'.
+    # 'equal': every method has FADA's network, batch, schedule and preprocessing; 'released': those of its own release.
+    fidelity: Literal["equal", "released"] = "equal"
     class_set: str = "cityscapes19"  # Classes trained and scored: of fada_jax/classes.py, or a class map (.json).
     total_steps: Positive = 20_000  # Steps of the stage.
     batch_size: Positive = 8  # Global; adaptation stage: half source, half target.
@@ -212,6 +215,7 @@ FREE_ON_RESUME = (
 
 
 _STREAMS = ("source", "target", "eval")
+_NETWORKS = ("generator", "discriminator")
 Experiment: TypeAlias = ConfigDict  # What ``get_config`` of a config file returns.
 
 
@@ -276,9 +280,19 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
 
 # Keys that earlier versions did not have.
 _ADDED = (
-    *("accumulate_steps", "damaged_records", "eval_every", "keep_every", "log_images", "loss_block_rows", "mesh"),
-    *("on_non_finite", "options", "pseudo_labels", "reduce_dtype", "student_from", "wandb", "model.remat"),
-    *("discriminator.patch_width", "model.heads"),
+    *(
+        "accumulate_steps",
+        "damaged_records",
+        "eval_every",
+        "fidelity",
+        "keep_every",
+        "log_images",
+        "loss_block_rows",
+        "mesh",
+    ),
+    *("loss_block_rows", "on_non_finite", "options", "pseudo_labels", "reduce_dtype", "student_from", "wandb"),
+    *("model.remat", "model.variant", "model.active_rates", "model.heads", "discriminator.patch_width"),
+    *(f"{name}_optimizer.{key}" for key in ("warmup_steps", "lineage_repeats") for name in _NETWORKS),
     *(f"{name}.{key}" for name in _STREAMS for key in ("jitter_first", "sampling", "sampling_temperature")),
 )
 
@@ -329,24 +343,19 @@ def _check_together(config: Config) -> None:
     _one_of("method", config.method, SYSTEMS)
     _one_of("model.backbone", config.model.backbone, BACKBONES)
     _one_of("student_from", config.student_from, ("init_from", "source", "adaptation"))
-    backbone = BACKBONES[config.model.backbone]
-    if config.model.remat and not backbone.remat:
-        raise UserError("config.model.remat=True needs a ResNet: other backbones have no blocks to compute again")
-    _check_heads(config)
+    check_spec(config.model)
+    what = f"method={config.method}" if config.kind.adapts else f"stage={config.stage}"
+    check_heads(config.training_method, config.model.heads, what)
     if config.batch_size % config.kind.parts:
         raise UserError(f"config.batch_size={config.batch_size} must be even: half source, half target")
     if config.kind.adapts and config.lambda_adv:
         _one_of("method", config.method, [name for name, system in SYSTEMS.items() if system.adapts])
-    _check_options(config)
+    check_options(config.method, config.options)
     if config.eval_every % config.checkpoint_every:
         raise UserError(
             f"config.eval_every={config.eval_every} must be a multiple of config.checkpoint_every="
             f"{config.checkpoint_every}: what is scored is a checkpoint"
         )
-    for key in ("stage_sizes", "widths"):
-        value = getattr(config.model, key)
-        if len(value) not in (0, backbone.widths):
-            raise UserError(f"config.model.{key}={value} must be 0 or {backbone.widths} numbers of at least 1")
     for name in _STREAMS:
         scale = getattr(config, name).scale
         if scale and scale[0] > scale[1]:
@@ -356,37 +365,7 @@ def _check_together(config: Config) -> None:
             f"config.multi_scale={config.multi_scale}: an image of config.eval.size={config.eval.size} would have "
             "fewer than 8 pixels a side"
         )
-    for name in ("generator_optimizer", "discriminator_optimizer"):
-        steps = getattr(config, name).schedule_steps
-        if steps < config.total_steps:
-            raise UserError(
-                f"config.{name}.schedule_steps={steps} is less than config.total_steps={config.total_steps}: the "
-                "learning rate would be 0 before the end"
-            )
-
-
-def _check_heads(config: Config) -> None:
-    """Refuses classifiers that nothing trains, and the lack of those that the method trains."""
-    heads = config.model.heads
-    allowed = getattr(config.training_method, "heads", ("one",))
-    if heads not in allowed:
-        by = f"method={config.method} in its adaptation stage" if config.kind.adapts else f"stage={config.stage}"
-        raise UserError(f"config.model.heads={heads!r}: {by} trains {' or '.join(map(repr, allowed))}")
-    if heads == "levels" and not BACKBONES[config.model.backbone].levels:
-        raise UserError("config.model.heads='levels' needs a ResNet, whose layer3 the auxiliary classifier reads")
-
-
-def _check_options(config: Config) -> None:
-    """Refuses options that the method does not have, and values of another type."""
-    allowed = options_of(config.method)
-    for name in config.options.keys() - allowed.keys():
-        known = ", ".join(allowed) or "none"
-        raise UserError(f"config.options.{name} is no option of method={config.method!r}: {known}")
-    try:
-        TypeAdapter(SYSTEMS[config.method].method).validate_json(json.dumps(config.options), strict=True)
-    except ValidationError as error:
-        problem = documents.describe(error.errors()[0], config.options, "config.options")
-        raise UserError(problem) from error
+    check_optimizers(config.generator_optimizer, config.discriminator_optimizer, config.model, config.total_steps)
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,6 +9,7 @@ import os
 EXTRAS = {
     "train": ("tensorboardX", "tensorflow", "tensorflow_datasets"),
     "report": ("jinja2", "matplotlib"),
+    "systems": ("sklearn",),
     "torch": ("safetensors", "torch"),
     "beam": ("apache_beam",),
     "wandb": ("wandb",),
@@ -20,6 +21,10 @@ _STORAGE = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EROFS, e
 
 class UserError(Exception):
     """Wrong path, key, file or combination; the message names it and says what to do."""
+
+
+class Busy(UserError):
+    """Another process is at work where this one wants to be; later it may not be."""
 
 
 def missing_extra(error: BaseException) -> str:

@@ -25,6 +25,8 @@ class Preprocessing:
 
 IMAGENET = Preprocessing()
 CAFFE = Preprocessing("BGR", 1.0, (103.939, 116.779, 123.68), (1.0, 1.0, 1.0))
+# AdaptSegNet and its lineage.
+LINEAGE = Preprocessing("BGR", 1.0, (104.00698793, 116.66876762, 122.67891434), (1.0, 1.0, 1.0))
 
 
 def normalise(images: jax.Array, preprocessing: Preprocessing) -> jax.Array:

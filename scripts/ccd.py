@@ -2,6 +2,10 @@
 
   python scripts/ccd.py --workdir=W                                         # every stage of a recipe
   python scripts/ccd.py --workdir=W --output=OUT W/source V/seed0/binary    # any stages, in this order
+  python scripts/ccd.py --workdir=W --systems=source,adaptsegnet_multi,clan,binary,adaptation
+
+--systems names folders of an ablation (scripts/ablate.py --table=systems) below each W/seed*: what is written then is
+their mean over seeds, with the standard deviation, and OUT is W/ccd_systems.
 
 Features are those of labelled images of both domains, 2,000 of each at most: the source's training images and the
 target's evaluation images. Every model sees the same pixels. Writes OUT.json (per class and mean, for both domains
@@ -11,7 +15,8 @@ a domain that shows fewer than two classes no mean.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +31,11 @@ from fada_jax.config import Config
 from fada_jax.errors import UserError
 from fada_jax.evaluation import class_center_distance as ccd
 from fada_jax.input_pipeline import streams
-from fada_jax.reporting import figures, results
+from fada_jax.reporting import ablation, figures, results
 from fada_jax.stages import workdirs
 from fada_jax.training import checkpoints
 
+PARTS = ("both", "source", "target")
 STAGES = ("source", "binary", "adaptation", "self_distillation")
 
 
@@ -81,6 +87,55 @@ def distances(stage: Path, data_dir: str, count: int, per_class: int, seed: int)
     return result
 
 
+def over_seeds(measured: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean and standard deviation over seeds of what ``distances`` gives for each; a single seed has no deviation.
+
+    A class or a mean that a seed lacks counts for that seed as not there.
+    """
+
+    def spread(values: Iterable[float | None]) -> tuple[float | None, float | None]:
+        present = [value for value in values if value is not None]
+        deviation = float(np.std(present, ddof=1)) if len(present) > 1 else None
+        return (float(np.mean(present)) if present else None), deviation
+
+    results = list(measured.values())
+    row: dict[str, Any] = {
+        "stage": [result["stage"] for result in results],
+        "checkpoint_step": [result["checkpoint_step"] for result in results],
+    }
+    for part in PARTS:
+        by_class = {k: spread(result[part]["ccd"][k] for result in results) for k in results[0][part]["ccd"]}
+        mean_, deviation = spread(result[part]["mean"] for result in results)
+        row[part] = {
+            "mean": mean_,
+            "mean_sd": deviation,
+            "ccd": {k: value for k, (value, _) in by_class.items()},
+            "ccd_sd": {k: value for k, (_, value) in by_class.items()},
+            "seeds": {str(seed): result[part]["mean"] for seed, result in measured.items()},
+        }
+    return row
+
+
+def folders_of(systems: Sequence[str], workdir: Path) -> dict[str, dict[int, Path]]:
+    """The trained folder of every system by seed.
+
+    Raises:
+      UserError: one of them is missing in a seed, or named twice, or there is no seed.
+    """
+    if len(set(systems)) < len(systems):
+        raise UserError(f"--systems={','.join(systems)}: each only once")
+    matches = ((re.fullmatch(r"seed([0-9]{1,10})", path.name), path) for path in workdir.glob("seed*"))
+    seeds = {int(match[1]): path for match, path in matches if match}
+    if not seeds:
+        raise UserError(f"{workdir} holds no seed*/: --systems reads the workdir of scripts/ablate.py")
+    found = {name: {seed: workdirs.stage_folder(seeds[seed], name) for seed in sorted(seeds)} for name in systems}
+    for name, folders in found.items():
+        for folder in folders.values():
+            if not checkpoints.available_steps(folder):
+                raise UserError(f"--systems: {folder} holds no checkpoint of {name}: train it, or leave it out")
+    return found
+
+
 def stage_names(stages: list[Path]) -> list[str]:
     """Shortest names that tell the stages apart."""
     short = [stage.name for stage in stages]
@@ -91,6 +146,43 @@ def main(arguments: list[str]) -> None:
     options = flags.FLAGS
     cli.join_processes()
     workdir = files.place(options.workdir)
+    if options.systems and arguments:
+        raise UserError("--systems names folders of every seed: leave out the others")
+    seeds = folders_of(options.systems, workdir) if options.systems else {}
+    stages = [folder for folders in seeds.values() for folder in folders.values()] or stages_of(arguments, workdir)
+    paths = outputs(options.output, workdir / ("ccd_systems" if seeds else "ccd"))
+    measured: dict[str, Any] = {}
+    names = [str(stage.relative_to(workdir)) for stage in stages] if seeds else stage_names(stages)
+    for name, stage in zip(names, stages, strict=True):
+        measured[name] = distances(stage, options.data_dir, options.images, options.per_class, options.seed)
+        if len({tuple(result["both"]["ccd"]) for result in measured.values()}) > 1:
+            raise UserError(f"{stage} has other classes than the stages before it: compare stages of one task")
+        print(described(name, measured[name]), flush=True)
+    if seeds:
+        by_stage = dict(zip(stages, measured.values(), strict=True))
+        measured = {
+            name: over_seeds({seed: by_stage[folder] for seed, folder in folders.items()})
+            for name, folders in seeds.items()
+        }
+        for name, row in measured.items():
+            print(described(f"{name}, {len(seeds[name])} seeds", row), flush=True)
+    if jax.process_index():
+        return
+    summary = {"images": options.images, "per_class": options.per_class, "seed": options.seed, "stages": measured}
+    named = bool(options.output)
+    files.write_text(paths[0], results.text(summary), ours=results.is_ours if named else files.anything)
+    labels = {name: label(name) if seeds else name for name in measured}
+    figure = figures.ccd_bars({labels[name]: result["both"] for name, result in measured.items()})
+    figures.save(figure, paths[1], ours=images.is_ours if named else files.anything)
+    print(f"written: {paths[0]} and .png")
+
+
+def stages_of(arguments: Sequence[str], workdir: Path) -> list[Path]:
+    """The folders that are named, or else every stage of the recipe.
+
+    Raises:
+      UserError: there is none, or one twice.
+    """
     stages = [files.place(a) for a in arguments] or [
         folder
         for folder in (workdirs.stage_folder(workdir, stage) for stage in STAGES)
@@ -100,40 +192,40 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"{workdir} holds none of the stages {', '.join(STAGES)}: name the folders to measure")
     if len({stage.absolute() for stage in stages}) < len(stages):
         raise UserError("the folders to measure: each only once")
-    paths = outputs(options.output, workdir)
-    measured: dict[str, Any] = {}
-    for name, stage in zip(stage_names(stages), stages, strict=True):
-        measured[name] = distances(stage, options.data_dir, options.images, options.per_class, options.seed)
-        if len({tuple(result["both"]["ccd"]) for result in measured.values()}) > 1:
-            raise UserError(f"{stage} has other classes than the stages before it: compare stages of one task")
-        means = ", ".join(f"{part} {mean(measured[name][part])}" for part in ("both", "source", "target"))
-        print(f"{name}: mean CCD {means}", flush=True)
-    if jax.process_index():
-        return
-    summary = {"images": options.images, "per_class": options.per_class, "seed": options.seed, "stages": measured}
-    named = bool(options.output)
-    files.write_text(paths[0], results.text(summary), ours=results.is_ours if named else files.anything)
-    figure = figures.ccd_bars({name: result["both"] for name, result in measured.items()})
-    figures.save(figure, paths[1], ours=images.is_ours if named else files.anything)
-    print(f"written: {paths[0]} and .png")
+    return stages
 
 
-def mean(result: dict[str, Any]) -> str:
+def label(system: str) -> str:
+    """What a folder of an ablation is called in the figure."""
+    row = {"source": "source_only", "adaptation": "adapted"}.get(system, system)
+    return ablation.label("systems", row) if ablation.is_row("systems", row) else system
+
+
+def described(name: str, row: Mapping[str, Any]) -> str:
+    """A line about the means of a row."""
+    means = (
+        f"{part} {mean(row[part])}" + (f" ± {sd:.3f}" if (sd := row[part].get("mean_sd")) is not None else "")
+        for part in PARTS
+    )
+    return f"{name}: mean CCD {', '.join(means)}"
+
+
+def mean(result: Mapping[str, Any]) -> str:
     """The mean CCD of a domain for the terminal."""
     return "-" if result["mean"] is None else f"{result['mean']:.3f}"
 
 
-def outputs(output: str, workdir: Path) -> tuple[Path, Path]:
+def outputs(output: str, default: Path) -> tuple[Path, Path]:
     """JSON and picture to write.
 
     Args:
       output: the flag.
-      workdir: of the recipe, which takes them where the flag is empty.
+      default: where the flag is empty.
 
     Raises:
       UserError: one of them cannot be written, or must not be.
     """
-    path = files.place(output or workdir / "ccd", "--output")
+    path = files.place(output or default, "--output")
     if not path.name:
         raise UserError(f"--output={output}: name the files to write, without their ending")
     document, picture = (path.with_name(f"{path.name}.{ending}") for ending in ("json", "png"))
@@ -144,8 +236,9 @@ def outputs(output: str, workdir: Path) -> tuple[Path, Path]:
 
 if __name__ == "__main__":
     cli.define_processes()
-    flags.DEFINE_string("workdir", None, "Folder of a recipe.")
+    flags.DEFINE_string("workdir", None, "Folder of a recipe, or of an ablation.")
     flags.DEFINE_string("output", "", "Files to write, without their ending.")
+    flags.DEFINE_list("systems", [], "Folders below each seed of an ablation: their mean over seeds.")
     flags.DEFINE_string("data_dir", "", "TFRecords; default: the config's data_dir.")
     flags.DEFINE_integer("images", 2000, "Images of each domain, at most.", lower_bound=1)
     flags.DEFINE_integer("per_class", 20, "Pixels of each class and image.", lower_bound=1)

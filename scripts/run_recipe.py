@@ -50,11 +50,12 @@ def run(
     with workdirs.hold(workdir):
         recipe.train(stages, workdir)
         rows = recipe.score(stages, workdir, split)
+    first = next(iter(stages.values()))
     confusions = {row["name"]: row.pop("confusion") for row in rows}
     if jax.process_index() == 0:
-        summary = {"config": path, "seed": stages["source"].seed, "overrides": overrides, "rows": rows}
+        summary = {"config": path, "seed": first.seed, "overrides": overrides, "rows": rows}
         files.write_text(workdir / f"results{suffix}.json", json.dumps(summary, indent=2) + "\n")
-        files.write_text(workdir / f"results{suffix}.md", markdown(rows, stages["source"]))
+        files.write_text(workdir / f"results{suffix}.md", markdown(rows, first))
         files.write_text(workdir / f"confusion{suffix}.json", json.dumps(confusions) + "\n")
         if pictures:
             write_panels(workdir, stages["adaptation"])

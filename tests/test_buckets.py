@@ -1,6 +1,7 @@
 """The whole way on paths of buckets, with faults and without, beside the same on local paths: all arrays are equal."""
 
 import json
+import signal
 
 import buckets
 import interruptions
@@ -124,3 +125,29 @@ def test_a_recipe_that_is_killed_in_a_bucket_ends_as_an_undisturbed_one_on_a_dis
     assert {stage: differences(tmp_path / "whole" / stage, base / "run" / stage) for stage in STAGES} == {
         stage: [] for stage in STAGES
     }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_signal_to_one_of_two_hosts_saves_once_in_the_bucket_and_the_command_goes_on(store, raw, tmp_path, victim):
+    base, data = files.place(f"{store.base}/signal{victim}"), tmp_path / "data"
+    for name in ("gta5", "cityscapes"):
+        conversion.convert(conversion.Conversion(name, raw / name), data)
+    train = (
+        *("-m", "fada_jax.train", CONFIG, *OPTIONS, f"--config.data_dir={data}", f"--workdir={base}/w"),
+        "--config.checkpoint_every=100000", "--config.eval_every=0", "--config.total_steps=100000",
+        "--config.generator_optimizer.schedule_steps=100000",
+    )  # fmt: skip
+    begun = interruptions.Run(train, 2)
+    assert begun.until(lambda: begun.steps() >= 3)
+    begun.processes[victim].send_signal(signal.SIGTERM)
+    assert begun.wait(120) == [1, 1]
+    (saved,) = checkpoints.available_steps(base / "w")
+    assert f"stopped at step {saved} of 100000, saved" in begun.report()
+    again = interruptions.Run(train, 1)  # On another mesh, too.
+    assert again.until(lambda: again.steps() >= 1)
+    assert f"steps {saved} to 100000" in "\n".join(again.lines)
+    again.processes[0].send_signal(signal.SIGTERM)
+    assert again.wait(120) == [1]
+    assert checkpoints.available_steps(base / "w")[0] == saved

@@ -3,16 +3,19 @@
 import jax
 import numpy as np
 import pytest
-from commands import on_devices
+from commands import command_here, on_devices, one_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_steps import SPEC
 
-from fada_jax import classes
+from fada_jax import classes, documents, stored
+from fada_jax.errors import UserError
 from fada_jax.evaluation import class_center_distance as ccd
 from fada_jax.evaluation import predictor
 from fada_jax.models import Segmenter
 from fada_jax.preprocessing import IMAGENET, normalise
+from fada_jax.reporting import ablation, figures
+from fada_jax.scripts import ccd as command
 from fada_jax.training import checkpoints
 
 K = 5
@@ -134,3 +137,49 @@ def test_the_features_measured_are_those_of_the_network():
     together = ccd.merged(ccd.from_text(ccd.as_text(part)) for part in parts)
     np.testing.assert_array_equal(together.count, few.count)
     np.testing.assert_allclose(together.scatter, few.scatter, rtol=1e-12)
+
+
+def test_systems_are_summed_up_over_seeds(tmp_path):
+    """Mean and standard deviation as by hand; a class that a seed lacks counts for the others."""
+    values = {"source": [(2.0, 1.0), (4.0, None)], "clan": [(1.0, 1.5), (1.5, 2.5)]}
+    for seed in (0, 1):
+        for name in values:
+            (tmp_path / f"seed{seed}" / name / "checkpoints" / "7").mkdir(parents=True)
+    (tmp_path / "seed1_backup").mkdir()
+
+    def distances(stage, *_):
+        sky, road = values[stage.name][int(stage.parent.name[-1])]
+        part = {"mean": sky, "ccd": {"sky": sky, "road": road}, "features": {}}
+        return {"stage": str(stage), "checkpoint_step": 7, **dict.fromkeys(command.PARTS, part)}
+
+    folders = command.folders_of(["clan", "source"], tmp_path)
+    assert list(folders) == ["clan", "source"] and list(folders["clan"]) == [0, 1]
+    rows = {
+        name: command.over_seeds({seed: distances(folder) for seed, folder in own.items()})
+        for name, own in folders.items()
+    }
+    both = rows["source"]["both"]
+    assert both["mean"] == 3.0 and both["mean_sd"] == pytest.approx(2**0.5) and both["seeds"] == {"0": 2.0, "1": 4.0}
+    assert both["ccd"] == {"sky": 3.0, "road": 1.0} and both["ccd_sd"] == {"sky": pytest.approx(2**0.5), "road": None}
+    assert rows["clan"]["target"]["ccd"] == {"sky": 1.25, "road": 2.0}
+    assert command.described("clan", rows["clan"]).startswith("clan: mean CCD both 1.250 ± 0.354, source")
+    assert [command.label(name) for name in ("source", "clan", "adaptation", "mine")] == [
+        "source only", *(["CLAN"] if ablation.is_row("systems", "clan") else ["clan"]), "F-Adv", "mine",
+    ]  # fmt: skip
+    documents.check({"stages": rows}, stored.Distances, "ccd.json")
+    figure = figures.ccd_bars({name: row["both"] for name, row in rows.items()})
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts == ["clan (mean 1.25 ± 0.35)", "source (mean 3.00 ± 1.41)"]
+
+
+def test_systems_that_a_seed_lacks_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"holds no seed\*/"):
+        command.folders_of(["source"], tmp_path)
+    (tmp_path / "seed0" / "source" / "checkpoints" / "7").mkdir(parents=True)
+    (tmp_path / "seed1").mkdir()
+    with pytest.raises(UserError, match="seed1/source holds no checkpoint of source"):
+        command.folders_of(["source"], tmp_path)
+    with pytest.raises(UserError, match="--systems=a,a: each only once"):
+        command.folders_of(["a", "a"], tmp_path)
+    status, _, errors = command_here("scripts/ccd.py", f"--workdir={tmp_path}", "--systems=source", "x")
+    assert status == 1 and "--systems names folders of every seed" in one_error(errors)

@@ -152,7 +152,7 @@ def test_lower_bounds_are_those_that_were_tried():
 
 def test_the_extra_of_a_missing_library_brings_it():
     for extra, libraries in EXTRAS.items():
-        brought = " ".join(requirements()[extra]).replace("-", "_")
+        brought = " ".join(requirements()[extra]).replace("-", "_").replace("scikit_learn", "sklearn")
         assert all(library in brought for library in libraries), extra
         assert not any(library in " ".join(requirements()[""]) for library in libraries)
 

@@ -18,7 +18,7 @@ import torch_reference as reference  # noqa: E402
 
 import fada_jax  # noqa: E402
 from fada_jax.errors import UserError  # noqa: E402
-from fada_jax.interop import torch_files, torch_optimizers, torch_tables  # noqa: E402
+from fada_jax.interop import entries, torch_files, torch_optimizers, torch_tables  # noqa: E402
 from fada_jax.models import ModelSpec, Segmenter  # noqa: E402
 from fada_jax.models.segmenter import AsppClassifier  # noqa: E402
 
@@ -59,8 +59,8 @@ def test_classifier_where_every_dilated_tap_meets_features():
     (z * torch.from_numpy(weight)).sum().backward()
     params = {
         f"conv{i}": {
-            "kernel": torch_tables.from_torch(conv.weight.detach().numpy()),
-            "bias": torch_tables.from_torch(conv.bias.detach().numpy()),
+            "kernel": entries.from_torch(conv.weight.detach().numpy()),
+            "bias": entries.from_torch(conv.bias.detach().numpy()),
         }
         for i, conv in enumerate(classifier.conv2d_list)
     }
@@ -70,9 +70,7 @@ def test_classifier_where_every_dilated_tap_meets_features():
     assert parity.relative(ours, z.detach().numpy()) < 1e-6
     assert parity.relative(f_gradient, x.grad.permute(0, 2, 3, 1).numpy()) < 1e-6
     for i, conv in enumerate(classifier.conv2d_list):
-        assert (
-            parity.relative(p_gradient[f"conv{i}"]["kernel"], torch_tables.from_torch(conv.weight.grad.numpy())) < 1e-5
-        )
+        assert parity.relative(p_gradient[f"conv{i}"]["kernel"], entries.from_torch(conv.weight.grad.numpy())) < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fada_jax import handovers
 from fada_jax.evaluation import metrics
-from fada_jax.models import resize_align_corners
+from fada_jax.models import ModelSpec, Segmenter, resize_align_corners
 from fada_jax.preprocessing import Preprocessing, normalise
 
 SINGLE_SCALE: tuple[float, ...] = (1.0,)
@@ -84,6 +84,66 @@ def mean_probabilities(
     return total / len(views)
 
 
+class Member(NamedTuple):
+    """A network of an ensemble; hashable.
+
+    Attributes:
+      spec: its shapes.
+      preprocessing: input normalisation.
+      scales: factors on its input size.
+      image: key of the batch that holds the images at its input size.
+    """
+
+    spec: ModelSpec
+    preprocessing: Preprocessing
+    scales: tuple[float, ...] = SINGLE_SCALE
+    image: str = "image"
+
+
+def ensemble_probabilities(
+    members: Sequence[Member], variables: Sequence[Any], batch: Any, *, size: tuple[int, int], flip: bool
+) -> jax.Array:
+    """Mean over networks of their ``class_probabilities``, one network after the other: float32 [N, *size, K].
+
+    Args:
+      members: the networks.
+      variables: weights of each.
+      batch: images of each by its ``image``, uint8 RGB [N, H, W, 3].
+      size: see ``class_probabilities``.
+      flip: see ``class_probabilities``.
+    """
+    total: Any = None
+    for member, weights in zip(members, variables, strict=True):
+        images = batch[member.image]
+        if total is not None:  # The buffers of one network are free before the next one runs.
+            images, total = jax.lax.optimization_barrier((images, total))
+        own = class_probabilities(
+            Segmenter(member.spec).apply,
+            weights,
+            images,
+            preprocessing=member.preprocessing,
+            size=size,
+            scales=member.scales,
+            flip=flip,
+        )
+        total = own if total is None else total + own
+    return total / len(members)
+
+
+def ensemble_step(
+    count: tuple[Any, jax.Array], variables: Sequence[Any], batch: Any, *, members: Sequence[Member], flip: bool
+) -> tuple[Any, jax.Array]:
+    """``evaluation_step`` of several networks; see ``ensemble_probabilities``."""
+    size = batch["label"].shape[1:3]
+    return _counted(count, ensemble_probabilities(members, variables, batch, size=size, flip=flip), batch)
+
+
+def _counted(count: tuple[Any, jax.Array], probabilities: jax.Array, batch: Any) -> tuple[Any, jax.Array]:
+    confusion, images = count
+    confusion = metrics.add_confusion(confusion, batch["label"], jnp.argmax(probabilities, axis=-1), batch["mask"])
+    return confusion, images + jnp.sum(batch["mask"], dtype=jnp.int32)
+
+
 def evaluation_step(
     count: tuple[Any, jax.Array],
     variables: Any,
@@ -102,7 +162,6 @@ def evaluation_step(
       batch: ``image``, ``label`` at its own size, ``mask``.
       apply_fn, preprocessing, scales, flip: see ``class_probabilities``.
     """
-    confusion, images = count
     probabilities = class_probabilities(
         apply_fn,
         variables,
@@ -112,5 +171,4 @@ def evaluation_step(
         scales=scales,
         flip=flip,
     )
-    confusion = metrics.add_confusion(confusion, batch["label"], jnp.argmax(probabilities, axis=-1), batch["mask"])
-    return confusion, images + jnp.sum(batch["mask"], dtype=jnp.int32)
+    return _counted(count, probabilities, batch)

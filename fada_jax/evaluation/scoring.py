@@ -65,10 +65,36 @@ def evaluate(
       scores of ``metrics.scores`` with ``confusion`` (nested list), ``num_images``, ``scored_at`` (label sizes).
     """
     mesh = mesh or distributed.make_mesh()
-    class_set = model.classes
     step = compiled_step(model.spec, model.preprocessing, scales, flip, mesh)
     if variables is None:
         variables = jax.device_put(model.variables, distributed.replicated(mesh))
+    noted = {"dataset": model.config["eval"]["dataset"], "scales": scales, "flip": flip}
+    return count_scores(step, variables, batches, model.classes, mesh, progress=progress, noted=noted)
+
+
+def count_scores(
+    step: Callable[..., Any],
+    variables: Any,
+    batches: Iterable[Mapping[str, Any]],
+    class_set: ClassSet,
+    mesh: jax.sharding.Mesh,
+    *,
+    images: tuple[str, ...] = ("image",),
+    progress: Callable[[int], None] = lambda images: None,
+    noted: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Scores of what a jitted step counts over batches; see ``evaluate``.
+
+    Args:
+      step: as ``inference.evaluation_step``: counts, variables and a batch to counts.
+      variables: weights on the mesh.
+      batches: see ``evaluate``.
+      class_set: of the labels.
+      mesh: devices that share a batch.
+      images: keys of the batch that the step reads beside ``label`` and ``mask``.
+      progress: see ``evaluate``.
+      noted: of the hand-over of each batch.
+    """
     zero = (metrics.empty_confusion(class_set.num_classes), jnp.zeros((), jnp.int32))
     count = jax.device_put(zero, distributed.replicated(mesh))
     done, sizes = 0, set()
@@ -78,13 +104,11 @@ def evaluate(
         sizes.add(f"{batch['label'].shape[2]}x{batch['label'].shape[1]}")
         handovers.note(
             "evaluation",
-            dataset=model.config["eval"]["dataset"],
-            input=handovers.size(batch["image"].shape[1:3]),
-            scales=scales,
-            flip=flip,
+            **(noted or {}),
+            input=handovers.size(batch[images[0]].shape[1:3]),
             scored=handovers.size(batch["label"].shape[1:3]),
         )
-        count = step(count, variables, distributed.put_batch({k: batch[k] for k in ("image", "label", "mask")}, mesh))
+        count = step(count, variables, distributed.put_batch({k: batch[k] for k in (*images, "label", "mask")}, mesh))
         done += int(np.sum(batch["mask"]))
         progress(done)
     confusion, num_images = count

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from fada_jax import config as schema
 from fada_jax import files
 from fada_jax.config import Config
 from fada_jax.errors import UserError
-from fada_jax.interop import reading, torch_files, torch_optimizers, torch_tables
+from fada_jax.interop import accounts, lineage, reading, torch_files, torch_optimizers, torch_tables
+from fada_jax.interop.entries import CLASSIFIER, DISCRIMINATOR, FEATURE_EXTRACTOR, Report
+from fada_jax.interop.lineage import DiscriminatorFiles
 from fada_jax.interop.reading import Description, ReleasedModel
 from fada_jax.interop.tensors import first
-from fada_jax.interop.torch_tables import CLASSIFIER, DISCRIMINATOR, FEATURE_EXTRACTOR, Report
 from fada_jax.models import ModelSpec, interchange
 from fada_jax.stages import workdirs
 from fada_jax.stages.program import create_states
@@ -26,30 +27,24 @@ from fada_jax.stored import Meta
 from fada_jax.training import checkpoints, saving
 from fada_jax.training.states import TrainState, replace_weights
 
-
-@dataclasses.dataclass(frozen=True)
-class Account:
-    """What became of a file, and which of our arrays are not from it.
-
-    Attributes:
-      tensors: what became of every tensor.
-      notes: lines for people on all that no tensor's name tells: the step, optimizers, the discriminator.
-      left: sections that stay in the file.
-    """
-
-    tensors: Report
-    notes: tuple[str, ...]
-    left: tuple[str, ...]
+_FLAGS = {DISCRIMINATOR: "--discriminator", lineage.AUXILIARY: "--auxiliary_discriminator"}
 
 
 # A stage's states ----------------------------------------------------------------------------------------------------
 
 
-def import_states(file: Mapping[str, Any], config: Config) -> tuple[checkpoints.States, int, Account]:
+def import_states(
+    file: Mapping[str, Any], config: Config, discriminators: Mapping[str, Any] | None = None
+) -> tuple[checkpoints.States, int, accounts.Account]:
     """TrainStates of a config's stage from a file, with every array of them accounted for.
 
     Weights, moments and step are those of the file. What it lacks is what ``create_states`` makes of the config:
     parameters from its seed, zero moments. Every schedule stands at the file's iteration.
+
+    Args:
+      file: contents of a file.
+      config: of the stage.
+      discriminators: contents of further files with a discriminator each, by the section that they stand for.
 
     Returns:
       the states, on the host; the iteration, 0 where the file has none; and the account.
@@ -63,11 +58,12 @@ def import_states(file: Mapping[str, Any], config: Config) -> tuple[checkpoints.
     if not reading.is_own(file):
         torch_tables.check_backbone(file, spec)
     shapes = jax.eval_shape(create)
-    left = _left_in_file(file, "discriminator" in shapes)
-    notes = [_step_note(named, config.total_steps)]
+    others = {name: lineage.DISCRIMINATORS.get(name, "") for name in shapes if name != "generator"}
+    given = _discriminators(file, discriminators or {}, others.values())
+    left = _left_in_file(file, DISCRIMINATOR in others.values())
+    notes = [accounts.step_note(named, config.total_steps)]
     lacking = [] if reading.has_classifier(file) else ["head"]
-    if "discriminator" in shapes and DISCRIMINATOR not in file:
-        lacking.append("discriminator")
+    lacking += [name for name, section in others.items() if section not in given]
     # Not before the rest of the file is known to be good: it takes a while.
     fresh = functools.cache(functools.partial(_fresh, create, tuple(lacking)))
 
@@ -78,22 +74,23 @@ def import_states(file: Mapping[str, Any], config: Config) -> tuple[checkpoints.
     states = {"generator": replace_weights(generator, params, batch_stats).replace(opt_state=opt_state)}
     if "head" in lacking:
         new = "classifier, fc6 and fc7" if spec.backbone == "vgg16" else "classifier"
-        notes.append(f"{new}: not in the file, freshly initialised")
+        dropped = "" if not lineage.is_initial(file) else ", where layer5 is of other classes and dropped"
+        notes.append(f"{new}: not in the file{dropped}, freshly initialised")
 
-    if "discriminator" in shapes:
-        discriminator = _without_weights(shapes["discriminator"], iteration)
-        if "discriminator" in lacking:
-            states["discriminator"] = discriminator.replace(params=fresh()["discriminator"])
-            table = torch_tables.discriminator_table_of(discriminator.params)
-            report += Report(initialised=tuple(entry.name for entry in table))
-            notes.append(_discriminator_note(iteration))
+    for name, section in others.items():
+        state = _without_weights(shapes[name], iteration)
+        if name in lacking:
+            states[name] = state.replace(params=fresh()[name])
+            report += Report(initialised=_names(section or name, state.params))
+            notes.append(accounts.discriminator_note(name, iteration))
         else:
-            states["discriminator"], used = _discriminator(file, discriminator, iteration)
+            own = section == DISCRIMINATOR and DISCRIMINATOR in file
+            states[name], used = _discriminator(given[section], section, state, file if own else {}, iteration)
             report += used
 
     _check_complete(states, shapes)
-    notes += _optimizer_notes(file, left, states, iteration)
-    return states, iteration, Account(report, tuple(notes), left)
+    notes += accounts.optimizer_notes(file, left, states, iteration)
+    return states, iteration, accounts.Account(report, tuple(notes), left)
 
 
 def _fresh(create: Callable[[], checkpoints.States], parts: Collection[str]) -> dict[str, Any]:
@@ -101,27 +98,60 @@ def _fresh(create: Callable[[], checkpoints.States], parts: Collection[str]) -> 
 
     Args:
       create: all states of the stage; traceable.
-      parts: 'head' for what no ImageNet model holds (the classifier, and VGG's fc6 and fc7), 'discriminator'.
+      parts: 'head' for what no ImageNet model holds (the classifiers, and VGG's fc6 and fc7), and names of states.
     """
 
     def parameters() -> dict[str, Any]:
         states = create()
         params = states["generator"].params
         extractor = {name: value for name, value in params[FEATURE_EXTRACTOR].items() if name in ("fc6", "fc7")}
-        fresh = {"head": {"params": {FEATURE_EXTRACTOR: extractor, CLASSIFIER: params[CLASSIFIER]}}}
-        if "discriminator" in states:
-            fresh["discriminator"] = states["discriminator"].params
-        return {name: fresh[name] for name in parts}
+        head = {"params": {**params, FEATURE_EXTRACTOR: extractor}}
+        return {name: head if name == "head" else states[name].params for name in parts}
 
     # XLA drops what is not asked for. As in stages.program: what runs once is compiled in a hurry on CPUs.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.device_get(jax.jit(parameters, compiler_options=options)())
 
 
-def _discriminator(file: Mapping[str, Any], state: TrainState, iteration: int) -> tuple[TrainState, Report]:
-    """State of D from the file and what became of its tensors; ``state``: its shapes and first optimizer state."""
-    sizes = torch_tables.discriminator_sizes(state.params)
-    params, report = torch_tables.import_discriminator(file, *sizes)
+def _discriminators(
+    file: Mapping[str, Any], further: Mapping[str, Any], wanted: Collection[str]
+) -> dict[str, Mapping[str, Any]]:
+    """State dicts of discriminators by section, those in ``file`` and those in ``further`` files.
+
+    Raises:
+      UserError: the stage has none that a further file could be, or ``file`` holds one itself.
+    """
+    for section in further:
+        if section not in wanted:
+            raise UserError(
+                f"{_FLAGS[section]}: this stage has no such discriminator: leave it out or name its --config"
+            )
+        if section in file:
+            raise UserError(f"{_FLAGS[section]}: the file holds a discriminator itself: leave it out")
+    own = {DISCRIMINATOR: file[DISCRIMINATOR]} if DISCRIMINATOR in file else {}
+    return {**own, **{section: contents.get("state_dict", contents) for section, contents in further.items()}}
+
+
+def _names(section: str, params: Any) -> tuple[str, ...]:
+    """Names of tensors that a file would hold for a network beside G."""
+    if section in lineage.DISCRIMINATORS.values():
+        return tuple(f"{section}.{entry.key}" for entry in torch_tables.discriminator_table_of(params))
+    return tuple(f"{section}{jax.tree_util.keystr(path)}" for path, _ in jax.tree.leaves_with_path(params))
+
+
+def _discriminator(
+    tensors: Any, section: str, state: TrainState, file: Mapping[str, Any], iteration: int
+) -> tuple[TrainState, Report]:
+    """State of a discriminator and what became of its tensors.
+
+    Args:
+      tensors: its state dict.
+      section: that it stands for.
+      state: its shapes and first optimizer state.
+      file: that may hold its optimizer.
+      iteration: of its schedule.
+    """
+    params, report = torch_tables.import_discriminator_like(tensors, state.params, section)
     opt_state = state.opt_state
     if torch_optimizers.OPTIMIZERS[DISCRIMINATOR] in file:
         opt_state = torch_optimizers.import_discriminator_optimizer(opt_state, file, params, iteration)
@@ -155,63 +185,6 @@ def _left_in_file(file: Mapping[str, Any], has_discriminator: bool) -> tuple[str
     return tuple(str(key) for key in file if key not in used)
 
 
-# Notes for people ----------------------------------------------------------------------------------------------------
-
-
-def _step_note(named: int | None, total: int) -> str:
-    """Where training stands; ``named``: the file's iteration."""
-    if named is None:
-        return "step 0: the file names no iteration"
-    if named > total:
-        return (
-            f"step {named} is beyond config.total_steps={total}: the workdir is to evaluate, to predict, for init_from "
-            "and for teacher_from, not to train on"
-        )
-    return f"step {named} of {total}" + (": finished" if named == total else "")
-
-
-def _discriminator_note(iteration: int) -> str:
-    """Says that the discriminator is fresh."""
-    note = "discriminator: not in the file, freshly initialised"
-    if not iteration:
-        return note
-    return (
-        f"{note} in the middle of the stage: to begin it with these weights, import them without --config and name "
-        "that workdir in config.init_from"
-    )
-
-
-def _optimizer_notes(
-    file: Mapping[str, Any], left: Collection[str], states: checkpoints.States, iteration: int
-) -> Iterator[str]:
-    """Where the state of each optimizer comes from."""
-    optimizers = torch_optimizers.OPTIMIZERS.items()
-    sections = [section for section, name in optimizers if name in file and name not in left]
-    moments = {section: torch_optimizers.read_moments(file, section) for section in sections}
-    extractor, classifier = FEATURE_EXTRACTOR in moments, CLASSIFIER in moments
-    groups: dict[str, tuple[str, ...]] = {"G": (FEATURE_EXTRACTOR, CLASSIFIER)}
-    if extractor != classifier:
-        groups = {"F": (FEATURE_EXTRACTOR,), "C": (CLASSIFIER,)}
-    if "discriminator" in states:
-        groups["D"] = (DISCRIMINATOR,)
-    for network, parts in groups.items():
-        schedule = f"its schedule at step {iteration}"
-        if parts[0] not in moments:
-            yield f"optimizer of {network}: not in the file, starts from zero moments, {schedule}"
-            continue
-        untouched = sum(moments[section].untouched for section in parts)
-        zeros = f", zero moments for the {untouched} tensors that had no step yet" if untouched else ""
-        yield f"optimizer of {network}: from the file{zeros}, {schedule}"
-
-
-def _norm_note(file: Mapping[str, Any], described: Description | None, spec: ModelSpec) -> str:
-    """Says where batch norm is live in the file and frozen in the config, or the other way round."""
-    if spec.backbone == "vgg16" or not torch_tables.is_released(file):
-        return ""
-    norm = described.spec.norm if described else reading.norm_of(file)
-    return f"batch norm: {norm} in the file, {spec.norm} from now on" if norm != spec.norm else ""
-
-
 # A whole file --------------------------------------------------------------------------------------------------------
 
 
@@ -222,6 +195,7 @@ def import_file(
     *,
     format: str = "",
     config: Config | None = None,
+    discriminators: DiscriminatorFiles = lineage.NONE,
 ) -> str:
     """Writes the workdir ``output`` from a PyTorch file; returns what became of every tensor, for people.
 
@@ -231,6 +205,7 @@ def import_file(
       released_config: the config of a released model; asked where ``config`` is None and the file brings none.
       format: one of ``reading.FORMATS``; '': read off the file.
       config: of the stage that goes on from the file; None: the file's own, or the released one of its model.
+      discriminators: further files with a discriminator each.
 
     Raises:
       UserError: anything unexplained in the file, or an output that holds something; nothing is written then.
@@ -238,26 +213,29 @@ def import_file(
     workdir = files.place(output, "--output").absolute()
     check_output(workdir)
     file, described = torch_files.read_file(path), reading.read_description(path)
-    layout = "fada" if described or torch_tables.is_released(file) else "torchvision"
-    if format and (format == "fada") != (layout == "fada"):
+    layout = "fada" if described else reading.layout_of(file)
+    if format and layout != reading.LAYOUTS[format]:
         raise UserError(f"{path} has the layout {layout!r}, not {format!r}")
     with reading.naming(path):
         reading.check_names(file, described)
         if config is not None:
-            _check_config(config, file, described)
+            _check_config(config, file, described, format)
             chosen = config
+        elif described:
+            chosen = _own_config(described)
         else:
-            chosen = _own_config(described) if described else released_config(reading.released_model(file, path))
-        states, iteration, account = import_states(file, chosen)
+            chosen = released_config(reading.released_model(file, path, format))
+        further = {section: torch_files.read_file(name) for section, name in discriminators.by_section.items()}
+        states, iteration, account = import_states(file, chosen, further)
         spec, preprocessing = chosen.model, chosen.preprocessing
         own = described.preprocessing if described else reading.preprocessing_of(file, spec.backbone, path, format)
         if config is not None and preprocessing != own:
             raise UserError(f"{path} belongs to preprocessing {own}, the config has {preprocessing}")
-        notes = [*account.notes, _norm_note(file, described, spec)]
+        notes = [*account.notes, accounts.norm_note(file, described, spec)]
         if described and torch_optimizers.read_iteration(file) is None:
             notes.append(f"its weights are of step {described.step} of another workdir; this one begins at step 0")
         class_set = described.class_set if described else None
-        if not described and torch_tables.is_released(file):
+        if not described and torch_tables.has_classifier(file):
             class_set = chosen.classes
     del file  # The states hold copies; both at once would be too much beside what writing takes.
     plain = chosen.plain() | {"preprocessing": dataclasses.asdict(own)}
@@ -267,7 +245,7 @@ def import_file(
     return "\n".join(
         [
             f"{path}: {layout}, {spec.backbone}, class set {predicts}",
-            *_account_lines(dataclasses.replace(account, notes=tuple(filter(None, notes)))),
+            *accounts.account_lines(dataclasses.replace(account, notes=tuple(filter(None, notes)))),
             f"written: {checkpoints.directory(workdir) / str(iteration)}",
         ]
     )
@@ -302,18 +280,7 @@ def _write(workdir: Path, meta: Meta, iteration: int, states: checkpoints.States
             raise
 
 
-def _account_lines(account: Account) -> Iterator[str]:
-    for kind in ("used", "dropped", "initialised"):
-        # Batch norm's counters say nothing about the weights; the names worth reading come first.
-        names = sorted(getattr(account.tensors, kind), key=lambda name: name.endswith("num_batches_tracked"))
-        shown = f": {', '.join(names[:6])}" + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-        yield f"  {len(names):>4} {kind}" + (shown if kind != "used" and names else "")
-    yield from (f"  {note}" for note in account.notes)
-    if account.left:
-        yield f"  sections left in the file: {', '.join(account.left)}"
-
-
-def _check_config(config: Config, file: Mapping[str, Any], described: Description | None) -> None:
+def _check_config(config: Config, file: Mapping[str, Any], described: Description | None, format: str) -> None:
     """Refuses a config of another model than the file's where no shape would tell, or one of a stage that is over.
 
     Raises:
@@ -325,6 +292,8 @@ def _check_config(config: Config, file: Mapping[str, Any], described: Descriptio
         if described.class_set:
             pairs.append(("classes", described.class_set.names, config.classes.names))
         pairs += interchange(described.spec, config.model)
+    else:
+        pairs += reading.told(file, config.model, format)
     for name, in_file, in_config in pairs:
         if in_file != in_config:
             raise UserError(

@@ -19,16 +19,19 @@ from flax import traverse_util
 from fada_jax import classes, documents, files, stored
 from fada_jax.errors import UserError
 from fada_jax.evaluation.inference import MULTI_SCALE
-from fada_jax.interop import safetensors_files, torch_files, torch_optimizers, torch_tables
+from fada_jax.interop import lineage, safetensors_files, torch_files, torch_optimizers, torch_tables
+from fada_jax.interop.entries import SECTIONS
 from fada_jax.interop.tensors import check_tensors, first
-from fada_jax.interop.torch_tables import SECTIONS
 from fada_jax.models import ModelSpec, Norm
 from fada_jax.models.resnet import RESNETS
-from fada_jax.preprocessing import CAFFE, IMAGENET, Preprocessing
+from fada_jax.preprocessing import CAFFE, IMAGENET, LINEAGE, Preprocessing
 from fada_jax.training import checkpoints
 
 # Layouts of files that do not describe themselves.
-FORMATS = ("fada", "torchvision", "caffe_vgg")
+FORMATS = ("fada", "torchvision", "caffe_vgg", *lineage.LAYOUTS)
+# The layout of names that each of them has, as ``layout_of`` calls it.
+LAYOUTS = {"fada": "fada", "torchvision": "torchvision", "caffe_vgg": "torchvision"}
+LAYOUTS |= dict.fromkeys(lineage.LAYOUTS, "lineage")
 
 # Classes of a released classifier -> task, class set, and the (width, height) that the model is tested at.
 _TASKS = {
@@ -58,14 +61,15 @@ class Description:
 
 @dataclasses.dataclass(frozen=True)
 class ReleasedModel:
-    """A model of the released code, or the ImageNet model that its source stage begins with.
+    """A model of the released code or of AdaptSegNet's lineage, or one that its source stage begins with.
 
     Attributes:
       task: name of the config file of its class set.
       stage: 'adaptation' with a discriminator, else 'source'.
       backbone: one of ``models.BACKBONES``.
-      norm: 'live' or 'frozen' batch norm.
+      norm: 'live' or 'frozen' batch norm, or 'statistics'.
       num_classes: K.
+      network: further keys of ``config.model`` that are not the released code's.
     """
 
     task: str
@@ -73,6 +77,7 @@ class ReleasedModel:
     backbone: str
     norm: Norm
     num_classes: int
+    network: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def describe(self, step: int) -> Description:
         """The model as it predicts after ``step`` steps, at the size and scales that the released code tests it at."""
@@ -87,13 +92,41 @@ class ReleasedModel:
 
 
 def norm_of(file: Mapping[str, Any]) -> Norm:
-    """'live' for a released checkpoint with batch norm's counters, which frozen batch norm does not keep."""
+    """'live' for a released checkpoint with batch norm's counters, which frozen batch norm does not keep.
+
+    AdaptSegNet's lineage trains with 'statistics'.
+    """
+    if not torch_tables.is_released(file) and lineage.is_lineage(file):
+        return "statistics"
     counters = any(name.endswith("num_batches_tracked") for name in torch_tables.generator_tensors(file))
     return "live" if counters and torch_tables.is_released(file) else "frozen"
 
 
-def released_model(file: Mapping[str, Any], path: str | Path) -> ReleasedModel:
-    """The model that a file of the released or of torchvision's layout holds.
+def _lineage_network(file: Mapping[str, Any], format: str) -> dict[str, Any]:
+    """What ``config.model`` says of a network of AdaptSegNet's lineage.
+
+    Raises:
+      UserError: nobody says how many branches of a head take part.
+    """
+    if lineage.is_initial(file):
+        return {"variant": "caffe", "active_rates": lineage.LAYOUTS.get(format, 0)}
+    if format not in lineage.LAYOUTS:
+        raise UserError(
+            "say --format=adaptsegnet (2 of the 4 branches of a head take part) or --format=advent (all do, as in "
+            "CLAN), or name a --config that does: the file does not tell"
+        )
+    heads = lineage.heads_in(file)
+    network = {"variant": "caffe", "active_rates": lineage.LAYOUTS[format]}
+    return network if heads == "one" else {**network, "heads": heads}
+
+
+def released_model(file: Mapping[str, Any], path: str | Path, format: str = "") -> ReleasedModel:
+    """The model that a file of the released, of torchvision's or of AdaptSegNet's layout holds.
+
+    Args:
+      file: contents of ``path``.
+      path: for errors.
+      format: one of ``FORMATS``, or '' where nobody says.
 
     Raises:
       UserError: a backbone or class count that the released code does not have; it names ``path``.
@@ -113,7 +146,27 @@ def released_model(file: Mapping[str, Any], path: str | Path) -> ReleasedModel:
     if num_classes not in _TASKS:
         raise UserError(f"{path}: its classifier has {num_classes} classes, known are {', '.join(map(str, _TASKS))}")
     stage = "adaptation" if "model_D" in file else "source"
-    return ReleasedModel(_TASKS[num_classes][0], stage, backbone, norm_of(file), num_classes)
+    network: dict[str, Any] = {}
+    if layout_of(file) == "lineage":
+        network = _lineage_network(file, format)
+    return ReleasedModel(_TASKS[num_classes][0], stage, backbone, norm_of(file), num_classes, network)
+
+
+def told(file: Mapping[str, Any], wanted: ModelSpec, format: str) -> list[tuple[str, Any, Any]]:
+    """What the layout of a file says about its network where no shape would: config key, its value and ``wanted``'s."""
+    foreign = layout_of(file) == "lineage"
+    pairs: list[tuple[str, Any, Any]] = [("model.variant", "caffe" if foreign else "torchvision", wanted.variant)]
+    if torch_tables.is_released(file) or (format in lineage.LAYOUTS and not lineage.is_initial(file)):
+        active = lineage.LAYOUTS.get(format, 0) or len(wanted.aspp_rates)
+        pairs.append(("model.active_rates", active, wanted.active_branches))
+    return pairs
+
+
+def layout_of(file: Mapping[str, Any]) -> str:
+    """Layout of a file that does not describe itself: 'fada', 'lineage' or 'torchvision'."""
+    if torch_tables.is_released(file):
+        return "fada"
+    return "lineage" if lineage.is_lineage(file) else "torchvision"
 
 
 def preprocessing_of(file: Mapping[str, Any], backbone: str, path: str | Path, format: str = "") -> Preprocessing:
@@ -127,6 +180,8 @@ def preprocessing_of(file: Mapping[str, Any], backbone: str, path: str | Path, f
     Raises:
       UserError: the file does not tell, or ``format`` contradicts it.
     """
+    if layout_of(file) == "lineage":
+        return LINEAGE
     vgg = backbone == "vgg16"
     if format == "caffe_vgg" and not vgg:
         raise UserError(f"{path} holds {backbone}, not a VGG-16")
@@ -184,13 +239,13 @@ def naming(path: str | Path) -> Iterator[None]:
 
 
 def is_own(file: Mapping[str, Any]) -> bool:
-    """Whether a file holds our own names: a model that the released layout cannot hold (group norm)."""
+    """Whether a file holds our own names: a model that the released layout cannot hold, such as one of group norm."""
     return any(str(key).startswith("params.") for key in file)
 
 
 def has_classifier(file: Mapping[str, Any]) -> bool:
     """Whether a file holds all of G, and not an ImageNet model."""
-    return is_own(file) or torch_tables.is_released(file)
+    return is_own(file) or torch_tables.has_classifier(file)
 
 
 def check_names(file: Mapping[str, Any], described: Description | None) -> None:
@@ -203,7 +258,7 @@ def check_names(file: Mapping[str, Any], described: Description | None) -> None:
         raise UserError("it does not say which model it holds: export it again")
     if not described:
         return
-    own = described.spec.norm == "group"
+    own = not torch_tables.fits_released(described.spec)
     known = ("params.", "batch_stats.") if own else SECTIONS
     foreign = [name for name in file if not (str(name).startswith(known) if own else name in known)]
     if foreign:
@@ -239,6 +294,8 @@ def read_model(path: str | Path) -> checkpoints.Model:
     file, described = torch_files.read_file(path), read_description(path)
     with naming(path):
         check_names(file, described)
+        if not described and layout_of(file) == "lineage":
+            raise UserError("import it first: python -m fada_jax.convert_weights import")
         step = torch_optimizers.read_iteration(file)
         if not described and torch_tables.is_released(file):
             described = released_model(file, path).describe(step or 0)

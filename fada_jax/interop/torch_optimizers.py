@@ -16,8 +16,8 @@ import optax
 
 from fada_jax.errors import UserError
 from fada_jax.interop import torch_tables
+from fada_jax.interop.entries import Entry
 from fada_jax.interop.tensors import check_tensor, first, printable, shown
-from fada_jax.interop.torch_tables import Entry
 from fada_jax.models import ModelSpec
 from fada_jax.training.optimizers import OptimizerSpec
 
@@ -198,8 +198,10 @@ def _export_chain(
         for slot, tree in slots.items():
             for moment, entry in zip(moments, entries, strict=True):
                 moment[slot] = torch_tables.to_tensor(entry, {"params": tree})
-    # As optimizers.poly_schedule, which computes in float32; PyTorch's rates are float64.
-    rate = optimizer.learning_rate * multiplier * max(0.0, 1 - iteration / optimizer.schedule_steps) ** optimizer.power
+    # As optimizers.poly_schedule and warmed_up, which compute in float32; PyTorch's rates are float64.
+    decayed = max(0.0, 1 - iteration / optimizer.schedule_steps) ** optimizer.power
+    risen = iteration / optimizer.warmup_steps if iteration < optimizer.warmup_steps else decayed
+    rate = optimizer.learning_rate * multiplier * risen
     group = {"lr": rate, "weight_decay": optimizer.weight_decay, "params": list(range(len(entries)))}
     group |= {"maximize": False, "foreach": None, "differentiable": False, "fused": None}
     if optimizer.kind == "sgd":

@@ -19,67 +19,30 @@ from typing import Any
 import numpy as np
 
 from fada_jax.errors import UserError
-from fada_jax.interop.tensors import check_tensors, printable
+from fada_jax.interop import lineage
+from fada_jax.interop.entries import (
+    CLASSIFIER,
+    DISCRIMINATOR,
+    FEATURE_EXTRACTOR,
+    SECTIONS,
+    Entry,
+    Report,
+    convolution,
+    state_dict,
+    to_tensor,
+    to_variables,
+)
+from fada_jax.interop.tensors import check_tensors
 from fada_jax.models import ModelSpec
 from fada_jax.models.resnet import ResNet, convolutions
 from fada_jax.models.segmenter import feature_extractor
 from fada_jax.models.vgg import BLOCKS, VGG16
 
-# State dicts of a released checkpoint.
-FEATURE_EXTRACTOR, CLASSIFIER, DISCRIMINATOR = SECTIONS = ("feature_extractor", "classifier", "model_D")
-
 _VGG_POOL4 = 23
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One tensor of the released code.
-
-    Attributes:
-      section: state dict that holds it, one of ``SECTIONS``.
-      key: its name there.
-      path: collection and names of the array in our variables.
-      shape: its shape in PyTorch.
-      part: range of our output channels that it holds; None: all of them.
-    """
-
-    section: str
-    key: str
-    path: tuple[str, ...]
-    shape: tuple[int, ...]
-    part: tuple[int, int] | None = None
-
-    @property
-    def name(self) -> str:
-        return f"{self.section}.{self.key}"
-
-    @property
-    def trainable(self) -> bool:
-        return self.path[0] == "params"
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """Names of tensors that were read from the file, left in the file, or kept from random initialisation."""
-
-    used: tuple[str, ...] = ()
-    dropped: tuple[str, ...] = ()
-    initialised: tuple[str, ...] = ()
-
-    def __add__(self, other: Report) -> Report:
-        return Report(self.used + other.used, self.dropped + other.dropped, self.initialised + other.initialised)
-
-
-def _conv(
-    section: str, key: str, path: Sequence[str], outputs: int, inputs: int, kernel: int, bias: bool
-) -> Iterator[Entry]:
-    yield Entry(section, f"{key}.weight", ("params", *path, "kernel"), (outputs, inputs, kernel, kernel))
-    if bias:
-        yield Entry(section, f"{key}.bias", ("params", *path, "bias"), (outputs,))
-
-
 def _norm(key: str, path: Sequence[str], channels: int, norm: str) -> Iterator[Entry]:
-    affine = "batch_stats" if norm == "frozen" else "params"
+    affine = "params" if norm == "live" else "batch_stats"
     for torch_name, collection, name in (
         ("weight", affine, "scale"),
         ("bias", affine, "bias"),
@@ -91,7 +54,7 @@ def _norm(key: str, path: Sequence[str], channels: int, norm: str) -> Iterator[E
 
 def _resnet(net: ResNet) -> Iterator[Entry]:
     top, inputs = FEATURE_EXTRACTOR, net.stem_width
-    yield from _conv(top, "backbone.conv1", (top, "conv1"), inputs, 3, 7, False)
+    yield from convolution(top, "backbone.conv1", (top, "conv1"), inputs, 3, 7, False)
     yield from _norm("backbone.bn1", (top, "bn1"), inputs, net.norm)
     for number, stage in enumerate(net.stages(), start=1):
         plan = convolutions(net.block, stage.width)
@@ -100,11 +63,13 @@ def _resnet(net: ResNet) -> Iterator[Entry]:
             key, path = f"backbone.layer{number}.{block}", (top, f"layer{number}_{block}")
             channels = inputs
             for i, (features, kernel) in enumerate(plan, start=1):
-                yield from _conv(top, f"{key}.conv{i}", (*path, f"conv{i}"), features, channels, kernel, False)
+                yield from convolution(top, f"{key}.conv{i}", (*path, f"conv{i}"), features, channels, kernel, False)
                 yield from _norm(f"{key}.bn{i}", (*path, f"bn{i}"), features, net.norm)
                 channels = features
             if stage.project and block == 0:
-                yield from _conv(top, f"{key}.downsample.0", (*path, "downsample_conv"), outputs, inputs, 1, False)
+                yield from convolution(
+                    top, f"{key}.downsample.0", (*path, "downsample_conv"), outputs, inputs, 1, False
+                )
                 yield from _norm(f"{key}.downsample.1", (*path, "downsample_bn"), outputs, net.norm)
             inputs = outputs
 
@@ -113,16 +78,25 @@ def _vgg(net: VGG16) -> Iterator[Entry]:
     top, index, inputs = FEATURE_EXTRACTOR, 0, 3
     for block, ((convs, pool), width) in enumerate(zip(BLOCKS, net.widths, strict=True), start=1):
         for i in range(1, convs + 1):
-            yield from _conv(top, f"backbone.{index}", (top, f"conv{block}_{i}"), width, inputs, 3, True)
+            yield from convolution(top, f"backbone.{index}", (top, f"conv{block}_{i}"), width, inputs, 3, True)
             index, inputs = index + 2, width  # A ReLU follows each convolution.
         index += pool
     for name in ("fc6", "fc7"):
-        yield from _conv(top, f"backbone.{index}", (top, name), net.fc_width, inputs, 3, True)
+        yield from convolution(top, f"backbone.{index}", (top, name), net.fc_width, inputs, 3, True)
         index, inputs = index + 2, net.fc_width
+
+
+def fits_released(spec: ModelSpec) -> bool:
+    """Whether the released code has this network: else its layout would say something else than the model computes."""
+    all_take_part = spec.active_branches == len(spec.aspp_rates)
+    plain = spec.variant == "torchvision" and lineage.heads_of(spec) == "one" and all_take_part
+    return plain and spec.norm != "group"
 
 
 def generator_table(spec: ModelSpec) -> tuple[Entry, ...]:
     """Every tensor of F and C, in the order of PyTorch's ``state_dict()`` and so of ``parameters()``.
+
+    Of several classifiers each is a section under its own name.
 
     Raises:
       UserError: the model has a normalisation that the released code does not know.
@@ -136,22 +110,29 @@ def generator_table(spec: ModelSpec) -> tuple[Entry, ...]:
         entries = list(_vgg(net))
     else:
         raise TypeError(f"{type(net).__name__} has no PyTorch counterpart")
-    features = entries[-1].shape[0]
-    for i in range(len(spec.aspp_rates)):
-        path = (CLASSIFIER, f"conv{i}")
-        entries += _conv(CLASSIFIER, f"conv2d_list.{i}", path, spec.num_classes, features, 3, True)
+    last = entries[-1].shape[0]
+    for head in lineage.HEADS[lineage.heads_of(spec)].values():
+        features = _third_stage(net) if head == "auxiliary_classifier" else last
+        for i in range(len(spec.aspp_rates)):
+            key, path = f"conv2d_list.{i}", (head, f"conv{i}")
+            entries += convolution(head, key, path, spec.num_classes, features, 3, True)
     return tuple(entries)
+
+
+def _third_stage(net: Any) -> int:
+    """Channels after layer3 of a ResNet."""
+    return convolutions(net.block, net.widths[2])[-1][0]
 
 
 def discriminator_table(num_outputs: int, features: int, widths: Sequence[int] = (256, 128)) -> tuple[Entry, ...]:
     """Every tensor of D; its two heads are the halves of our one."""
     entries = [
-        *_conv(DISCRIMINATOR, "D.0", ("conv0",), widths[0], features, 3, True),
-        *_conv(DISCRIMINATOR, "D.2", ("conv1",), widths[1], widths[0], 3, True),
+        *convolution(DISCRIMINATOR, "D.0", ("conv0",), widths[0], features, 3, True),
+        *convolution(DISCRIMINATOR, "D.2", ("conv1",), widths[1], widths[0], 3, True),
     ]
     half = num_outputs // 2
     for key, part in (("cls1", (0, half)), ("cls2", (half, num_outputs))):
-        head = _conv(DISCRIMINATOR, key, ("head",), half, widths[1], 3, True)
+        head = convolution(DISCRIMINATOR, key, ("head",), half, widths[1], 3, True)
         entries += [dataclasses.replace(entry, part=part) for entry in head]
     return tuple(entries)
 
@@ -163,51 +144,10 @@ def discriminator_sizes(params: Mapping) -> tuple[int, int, tuple[int, int]]:
 
 
 def discriminator_table_of(params: Mapping) -> tuple[Entry, ...]:
-    """``discriminator_table`` of the D that has these parameters."""
+    """The table of the D that has these parameters: FADA's, or one of patches."""
+    if lineage.is_patch_discriminator(params):
+        return lineage.patch_discriminator_table(params)
     return discriminator_table(*discriminator_sizes(params))
-
-
-def from_torch(tensor: np.ndarray) -> np.ndarray:
-    """PyTorch's layout to ours: OIHW to HWIO, vectors as they are; float32."""
-    array = np.asarray(tensor, np.float32)
-    return np.ascontiguousarray(array.transpose(2, 3, 1, 0)) if array.ndim == 4 else array
-
-
-def to_torch(array: np.ndarray) -> np.ndarray:
-    """Our layout to PyTorch's: HWIO to OIHW, vectors as they are."""
-    array = np.asarray(array)
-    return np.ascontiguousarray(array.transpose(3, 2, 0, 1)) if array.ndim == 4 else array
-
-
-def to_variables(entries: Iterable[Entry], tensors: Mapping[str, np.ndarray]) -> dict:
-    """Nested variables from tensors by name; the parts of one array are joined along its outputs."""
-    variables: dict = {}
-    for entry in entries:
-        node = variables
-        for name in entry.path[:-1]:
-            node = node.setdefault(name, {})
-        parts = [node[entry.path[-1]]] if entry.part and entry.part[0] else []
-        node[entry.path[-1]] = np.concatenate([*parts, from_torch(tensors[entry.name])], axis=-1)
-    return variables
-
-
-def to_tensor(entry: Entry, variables: Mapping) -> np.ndarray:
-    """The tensor of ``entry`` in PyTorch's layout."""
-    node: Any = variables
-    for name in entry.path:
-        node = node[name]
-    array = np.asarray(node)
-    return to_torch(array if entry.part is None else array[..., slice(*entry.part)])
-
-
-def _state_dict(tensors: Any, name: str) -> dict[str, Any]:
-    """The state dict ``name`` without the prefix that training on several GPUs adds."""
-    if not isinstance(tensors, Mapping):
-        raise UserError(f"{name} is no state dict")
-    plain = {printable(key).removeprefix("module."): value for key, value in tensors.items()}
-    if len(plain) < len(tensors):
-        raise UserError(f"{name} holds one tensor under two names, with and without 'module.' before it")
-    return plain
 
 
 def is_released(file: Mapping[str, Any]) -> bool:
@@ -215,19 +155,31 @@ def is_released(file: Mapping[str, Any]) -> bool:
     return any(section in file for section in SECTIONS)
 
 
-def generator_tensors(file: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def has_classifier(file: Mapping[str, Any]) -> bool:
+    """Whether ``file`` holds all of G, and not a model to begin with."""
+    return is_released(file) or (lineage.is_lineage(file) and not lineage.is_initial(file))
+
+
+def generator_tensors(file: Mapping[str, Any], heads: str = "") -> dict[str, np.ndarray]:
     """All tensors meant for F and C under the names ``section.key`` of the released code.
 
     ImageNet models keep what has no place here (``fc``, VGG's ``classifier``) under their own names.
+
+    Args:
+      file: contents of a file.
+      heads: of the model that takes them, for files of AdaptSegNet's lineage; '': read off the file.
 
     Raises:
       UserError: a section that is no dictionary, or a name that stands for two tensors.
     """
     if is_released(file):
-        sections = {name: _state_dict(file.get(name, {}), name) for name in (FEATURE_EXTRACTOR, CLASSIFIER)}
+        sections = {name: state_dict(file.get(name, {}), name) for name in (FEATURE_EXTRACTOR, CLASSIFIER)}
         return {f"{section}.{key}": value for section, tensors in sections.items() for key, value in tensors.items()}
+    plain = state_dict(file.get("state_dict", file), "state_dict")
+    if lineage.is_lineage(file):
+        return lineage.section_names(plain, initial=lineage.is_initial(file), heads=heads)
     renamed = {}
-    for key, value in _state_dict(file.get("state_dict", file), "state_dict").items():
+    for key, value in plain.items():
         if match := re.fullmatch(r"features\.(\d{1,4})\.(\w+)", key):
             index = int(match[1])
             key = f"{FEATURE_EXTRACTOR}.backbone.{index - (index > _VGG_POOL4)}.{match[2]}"
@@ -287,8 +239,8 @@ def import_generator(
     """Parameters and batch statistics of G.
 
     Args:
-      file: a released checkpoint (sections) or the state dict of an ImageNet model, as ``torch_files.read_file``
-        returns it.
+      file: a released checkpoint (sections), or the state dict of an ImageNet model or of AdaptSegNet's lineage, as
+        ``torch_files.read_file`` returns it.
       spec: the model to fill.
       initial: freshly initialised variables (``params`` and ``batch_stats``), from which an ImageNet model takes what
         it lacks: the classifier, and VGG's fc6 and fc7.
@@ -300,13 +252,13 @@ def import_generator(
       UserError: another backbone or class count, or a tensor that is missing, unknown or of the wrong shape.
     """
     check_backbone(file, spec)
-    table, tensors = generator_table(spec), generator_tensors(file)
+    table, tensors = generator_table(spec), generator_tensors(file, lineage.heads_of(spec))
     dropped = [name for name in tensors if name.endswith(".num_batches_tracked")]
     fresh: dict[str, np.ndarray] = {}
-    if not is_released(file):
-        dropped += [name for name in tensors if name.startswith(("fc.", "classifier."))]
+    if not has_classifier(file):
+        dropped += [name for name in tensors if name.startswith(("fc.", "classifier.", "layer5."))]
         if initial is not None:
-            new = [e for e in table if e.section == CLASSIFIER or e.path[-2] in ("fc6", "fc7")]
+            new = [e for e in table if e.section != FEATURE_EXTRACTOR or e.path[-2] in ("fc6", "fc7")]
             fresh = {entry.name: to_tensor(entry, initial) for entry in new}
     variables, report = _assemble(table, tensors, dropped, fresh)
     if spec.norm == "frozen":
@@ -321,14 +273,16 @@ def export_generator(
 ) -> dict[str, dict[str, np.ndarray]]:
     """The sections ``feature_extractor`` and ``classifier`` of a released checkpoint; inverse of ``import_generator``.
 
+    Further classifiers are sections under their own names.
+
     Args:
-      num_batches_tracked: training batches seen so far; PyTorch's live batch norm stores it beside each average.
+      num_batches_tracked: training batches seen so far; PyTorch's batch norm stores it beside each average.
     """
     variables = {"params": params, "batch_stats": batch_stats}
     sections: dict[str, dict[str, np.ndarray]] = {FEATURE_EXTRACTOR: {}, CLASSIFIER: {}}
     for entry in generator_table(spec):
-        sections[entry.section][entry.key] = to_tensor(entry, variables)
-        if spec.norm == "live" and entry.key.endswith(".running_var"):
+        sections.setdefault(entry.section, {})[entry.key] = to_tensor(entry, variables)
+        if spec.norm != "frozen" and entry.key.endswith(".running_var"):
             counter = entry.key.replace("running_var", "num_batches_tracked")
             sections[entry.section][counter] = np.asarray(num_batches_tracked, np.int64)
     return sections
@@ -344,12 +298,32 @@ def import_discriminator(
     """
     if DISCRIMINATOR not in file:
         raise UserError("the file has no section model_D: it is not of the adversarial stage")
-    state_dict = _state_dict(file[DISCRIMINATOR], DISCRIMINATOR)
-    tensors = {f"{DISCRIMINATOR}.{key}": value for key, value in state_dict.items()}
-    variables, report = _assemble(discriminator_table(num_outputs, features, widths), tensors, (), {})
+    return _discriminator(file[DISCRIMINATOR], discriminator_table(num_outputs, features, widths), DISCRIMINATOR)
+
+
+def _discriminator(tensors: Any, table: Sequence[Entry], section: str) -> tuple[dict, Report]:
+    plain = state_dict(tensors, section)
+    variables, report = _assemble(table, {f"{section}.{key}": value for key, value in plain.items()}, (), {})
     return variables["params"], report
 
 
+def import_discriminator_like(tensors: Any, params: Mapping, section: str) -> tuple[dict, Report]:
+    """Parameters of a discriminator from its state dict, and what became of every tensor.
+
+    Args:
+      tensors: the state dict.
+      params: parameters of the discriminator that takes them, or their shapes.
+      section: that ``tensors`` stand for.
+
+    Raises:
+      UserError: a tensor that is missing, unknown or of the wrong shape.
+    """
+    if lineage.is_patch_discriminator(params):
+        tensors = lineage.patch_names(state_dict(tensors, section))
+        return _discriminator(tensors, lineage.patch_discriminator_table(params, section), section)
+    return _discriminator(tensors, discriminator_table_of(params), section)
+
+
 def export_discriminator(params: Mapping) -> dict[str, np.ndarray]:
-    """The section ``model_D`` of a released checkpoint."""
+    """The state dict of a discriminator, the section ``model_D`` of a released checkpoint."""
     return {entry.key: to_tensor(entry, {"params": params}) for entry in discriminator_table_of(params)}

@@ -11,15 +11,18 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from fada_jax.methods import stages
+from fada_jax.methods.adaptpatch import AdaptPatch
 from fada_jax.methods.adaptsegnet import AdaptSegNet
 from fada_jax.methods.advent import Advent
 from fada_jax.methods.adversarial import Adversarial
 from fada_jax.methods.binary import DomainLabels
 from fada_jax.methods.clan import Clan
+from fada_jax.methods.crosscity import CrossCity
 from fada_jax.methods.entropy import Entropy
 from fada_jax.methods.fada import HardLabels, SoftLabels
+from fada_jax.methods.fcn_wild import FcnWild
 from fada_jax.methods.feature_space import FeatureSpace
-from fada_jax.methods.interface import Batch, Method, Metrics, States, TrainingSpec
+from fada_jax.methods.interface import Batch, Method, Metrics, Prepared, States, TrainingSpec
 from fada_jax.methods.minent import MinEnt
 from fada_jax.methods.output_space import OutputSpace
 from fada_jax.methods.supervised import Supervised
@@ -27,19 +30,23 @@ from fada_jax.models import Heads
 
 __all__ = [
     "SYSTEMS",
+    "AdaptPatch",
     "AdaptSegNet",
     "Advent",
     "Adversarial",
     "Batch",
     "Clan",
+    "CrossCity",
     "DomainLabels",
     "Entropy",
+    "FcnWild",
     "FeatureSpace",
     "HardLabels",
     "Method",
     "Metrics",
     "MinEnt",
     "OutputSpace",
+    "Prepared",
     "SoftLabels",
     "States",
     "Supervised",
@@ -76,12 +83,15 @@ SYSTEMS: Mapping[str, System] = {
     "binary": System(DomainLabels),
     "output_space": System(OutputSpace),
     "entropy": System(Entropy),
+    "fcn_wild": System(FcnWild, stages.ALIGNED),
+    "crosscity": System(CrossCity, stages.ALIGNED),
     "feature_space": System(FeatureSpace, stages.ALIGNED),
     "adaptsegnet": System(AdaptSegNet, stages.ALIGNED),
     "adaptsegnet_multi": System(AdaptSegNet, stages.ALIGNED, "levels"),
     "clan": System(Clan, stages.ALIGNED, "two"),
     "minent": System(MinEnt, stages.ALIGNED),
     "advent": System(Advent, stages.ALIGNED),
+    "adaptpatch": System(AdaptPatch, stages.ALIGNED),
     "control": System(Supervised, stages.CONTROL),
     "source_only": System(Supervised, stages.SOURCE_ALONE),
     "oracle": System(Supervised, stages.SOURCE_ALONE),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -48,6 +48,11 @@ class Alternating:
         del rng, spec, outputs
         return {}
 
+    def statistics(self, spec: TrainingSpec) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of what ``prepare`` finds out about the source, float32, by name."""
+        del spec
+        return {}
+
     def losses(self, view: View, networks: Networks, spec: TrainingSpec) -> Losses:
         """Of one domain of a micro-batch."""
         raise NotImplementedError
@@ -66,7 +71,10 @@ class Alternating:
     def init(self, rng: jax.Array, spec: TrainingSpec) -> States:
         g_key, others_key = jax.random.split(rng)
         generator = create_generator(spec.model, spec.generator_optimizer, g_key)
-        return {"generator": generator, **self.networks(others_key, spec, generator_outputs(generator))}
+        states = {"generator": generator, **self.networks(others_key, spec, generator_outputs(generator))}
+        if shapes := self.statistics(spec):
+            states["statistics"] = {name: jnp.zeros(shape, jnp.float32) for name, shape in shapes.items()}
+        return states
 
     def step(
         self, states: States, batch: Batch, rng: jax.Array, progress: jax.Array, spec: TrainingSpec

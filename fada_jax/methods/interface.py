@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
+import numpy as np
 
 from fada_jax.models import ModelSpec
 from fada_jax.preprocessing import Preprocessing
@@ -69,3 +70,15 @@ class Method(Protocol):
         Returns:
           the updated states, and scalars to log.
         """
+
+
+@runtime_checkable
+class Prepared(Protocol):
+    """A method that wants to know something about the source before its first step.
+
+    ``init`` puts zeros of the right shapes into ``states["statistics"]``, float32 by name, and a stage that begins puts
+    what ``prepare`` returns in their place. They are stored with the states: a run that goes on has them from there.
+    """
+
+    def prepare(self, labels: Iterator[np.ndarray], num_classes: int) -> dict[str, np.ndarray]:
+        """Statistics of labels uint8 [H, W], 255 ignored, of images of the source without augmentation."""

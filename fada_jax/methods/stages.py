@@ -67,6 +67,8 @@ _CONTROL = Part("control", "adaptation", "control", init_from="source")
 _DISTILLATION = Part("self_distillation", "self_distillation", init_from=STUDENT, teacher_from="adaptation")
 
 SOURCE_ALONE = (_SOURCE,)
+# As the releases of AdaptSegNet's lineage: from ImageNet weights, without a source stage.
+RELEASED = (Part("adaptation", "adaptation"),)
 CONTROL = ALIGNED = (_SOURCE, _ADAPTATION)
 # Adapted and distilled as in the paper, with the control beside it.
 ADAPTED = (_SOURCE, _CONTROL, _ADAPTATION, _DISTILLATION)

@@ -1,13 +1,23 @@
 """Flax modules: feature extractors, classifier, discriminator."""
 
+from fada_jax.models.cells import ByClass, Pointwise
+from fada_jax.models.checks import check_spec
 from fada_jax.models.convolution import compute_dtype
-from fada_jax.models.layers import fold_batch_norm, height_width, resize_align_corners
+from fada_jax.models.layers import (
+    fold_batch_norm,
+    height_width,
+    interpolate,
+    interpolation_matrix,
+    pool,
+    resize_align_corners,
+)
 from fada_jax.models.segmenter import BACKBONES, Discriminator, Outputs, PatchDiscriminator, Segmenter
 from fada_jax.models.spec import DTYPES, ComputeType, Heads, ModelSpec, Norm, interchange
 
 __all__ = [
     "BACKBONES",
     "DTYPES",
+    "ByClass",
     "ComputeType",
     "Discriminator",
     "Heads",
@@ -15,10 +25,15 @@ __all__ = [
     "Norm",
     "Outputs",
     "PatchDiscriminator",
+    "Pointwise",
     "Segmenter",
+    "check_spec",
     "compute_dtype",
     "fold_batch_norm",
     "height_width",
     "interchange",
+    "interpolate",
+    "interpolation_matrix",
+    "pool",
     "resize_align_corners",
 ]

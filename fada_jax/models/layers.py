@@ -163,9 +163,15 @@ def _relu_of_sum_forward(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Arr
 relu_of_sum.defvjp(_relu_of_sum_forward, lambda z, gradient: (_relu_gradient(z, gradient),) * 2)
 
 
-def max_pool(x: jax.Array) -> jax.Array:
-    """3x3 max pooling with stride 2 and padding 1, rounding down (torchvision's ResNet stem)."""
-    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=[(1, 1), (1, 1)])
+def max_pool(x: jax.Array, *, round_up: bool = False) -> jax.Array:
+    """3x3 max pooling with stride 2 and padding 1 (ResNet's stem): [N, H, W, C] -> [N, ceil(H / 2), ..., C].
+
+    Args:
+      x: input.
+      round_up: as in Caffe, whose last window may hold one pixel alone: H // 2 + 1 rows.
+    """
+    height, width = ((1, 2 - size % 2 if round_up else 1) for size in x.shape[1:3])
+    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=[height, width])
 
 
 class FrozenBatchNorm(nn.Module):
@@ -207,8 +213,7 @@ class LiveBatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         shape = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones_init(), shape, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros_init(), shape, jnp.float32)
+        scale, bias = self._affine(shape)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         if train:
@@ -225,6 +230,20 @@ class LiveBatchNorm(nn.Module):
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
         # In float32, so that the gradients of scale and bias are summed in float32 too.
         return (x.astype(jnp.float32) * factor + (bias - mean * factor)).astype(self.dtype)
+
+    def _affine(self, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+        """Scale and bias, float32 [C]."""
+        scale = self.param("scale", nn.initializers.ones_init(), shape, jnp.float32)
+        return scale, self.param("bias", nn.initializers.zeros_init(), shape, jnp.float32)
+
+
+class StatisticsBatchNorm(LiveBatchNorm):
+    """``LiveBatchNorm`` whose scale and bias are constants in ``batch_stats`` (AdaptSegNet and its lineage)."""
+
+    def _affine(self, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+        values = (("scale", 1.0), ("bias", 0.0))
+        scale, bias = (self.variable("batch_stats", k, jnp.full, shape, v, jnp.float32).value for k, v in values)
+        return scale, bias
 
 
 def _mean_over_batch(x: jax.Array) -> jax.Array:
@@ -246,9 +265,17 @@ class GroupNorm(nn.Module):
         return nn.GroupNorm(num_groups=groups, epsilon=1e-5, dtype=self.dtype, name="norm")(x)
 
 
+_NORMS: dict[str, type[nn.Module]] = {
+    "frozen": FrozenBatchNorm,
+    "live": LiveBatchNorm,
+    "statistics": StatisticsBatchNorm,
+    "group": GroupNorm,
+}
+
+
 def norm_layer(kind: str, dtype: Dtype) -> functools.partial:
-    """Constructor of a normalisation: 'frozen' or 'live' batch norm, or 'group' norm."""
-    return functools.partial({"frozen": FrozenBatchNorm, "live": LiveBatchNorm, "group": GroupNorm}[kind], dtype=dtype)
+    """Constructor of a normalisation: 'frozen', 'live' or 'statistics' batch norm, or 'group' norm."""
+    return functools.partial(_NORMS[kind], dtype=dtype)
 
 
 def convolve_and_normalise(conv: Conv, norm: nn.Module, x: jax.Array, train: bool) -> jax.Array:
@@ -295,6 +322,23 @@ def interpolation_matrix(size_in: int, size_out: int) -> np.ndarray:
     np.add.at(matrix, (np.arange(size_out), low), 1.0 - fraction)
     np.add.at(matrix, (np.arange(size_out), high), fraction)
     return matrix.astype(np.float32)
+
+
+def pooling_matrix(size_in: int, size_out: int) -> np.ndarray:
+    """Weights of adaptive average pooling, float32 [size_out, size_in].
+
+    As in PyTorch a cell goes from ``floor(i size_in / size_out)`` to ``ceil((i + 1) size_in / size_out)``.
+    """
+    cells = np.arange(size_out)
+    first, last = cells * size_in // size_out, -(-(cells + 1) * size_in // size_out)
+    places = np.arange(size_in)
+    inside = (places >= first[:, None]) & (places < last[:, None])
+    return (inside / inside.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def pool(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Adaptive average pooling of [N, H, W, C] to ``size`` = (h, w), float32, as two matrix products."""
+    return interpolate(x, pooling_matrix(x.shape[1], size[0]), pooling_matrix(x.shape[2], size[1]))
 
 
 def height_width(images: jax.Array) -> tuple[int, int]:

@@ -32,7 +32,7 @@ class Stage:
       blocks: number of blocks.
       width: inner width of each block.
       stride: of the first block.
-      first_dilation: of the first block, which still uses the previous stage's.
+      first_dilation: of the first block.
       dilation: of the other blocks.
       project: whether the first block's shortcut is a 1x1 convolution.
     """
@@ -51,7 +51,10 @@ def convolutions(block: str, width: int) -> tuple[tuple[int, int], ...]:
 
 
 class Block(nn.Module):
-    """One residual block: two 3x3 convolutions (basic), or 1x1, 3x3, 1x1 with the stride on the 3x3 (bottleneck)."""
+    """One residual block: two 3x3 convolutions (basic), or 1x1, 3x3, 1x1 (bottleneck).
+
+    The stride is that of the first 3x3 (torchvision) or of the first convolution (caffe).
+    """
 
     kind: str
     width: int
@@ -60,6 +63,7 @@ class Block(nn.Module):
     project: bool
     norm: str
     dtype: layers.Dtype
+    variant: str = "torchvision"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -67,10 +71,11 @@ class Block(nn.Module):
         plan = convolutions(self.kind, self.width)
         y, remaining_stride = x, self.stride
         for i, (features, kernel) in enumerate(plan, start=1):
-            stride = dilation = 1
-            if kernel == 3:
-                # torchvision's basic block knows no dilation; here both of its 3x3 have the stage's.
-                stride, remaining_stride, dilation = remaining_stride, 1, self.dilation
+            stride = 1
+            # torchvision's basic block knows no dilation; here both of its 3x3 have the stage's.
+            dilation = self.dilation if kernel == 3 else 1
+            if kernel == 3 or self.variant == "caffe":
+                stride, remaining_stride = remaining_stride, 1
             conv = layers.Conv(features, kernel, stride, dilation, dtype=self.dtype, name=f"conv{i}")
             y = layers.convolve_and_normalise(conv, norm(name=f"bn{i}"), y, train)
             if i < len(plan):
@@ -85,7 +90,9 @@ class ResNet(nn.Module):
     """Stem and four stages; strides beyond ``output_stride`` become dilations.
 
     torchvision's rule for a dilated stage: its first block still uses the previous stage's dilation, so at output
-    stride 8 layer3 has dilations 1, 2, 2, ... and layer4 has 2, 4, 4.
+    stride 8 layer3 has dilations 1, 2, 2, ... and layer4 has 2, 4, 4. The Caffe networks of AdaptSegNet's lineage use
+    the stage's own from its first block on, 2, 2, 2, ... and 4, 4, 4; they stride in the first convolution of a block,
+    and their max-pool rounds up.
 
     Attributes:
       block: 'basic' or 'bottleneck' (output width four times ``widths``).
@@ -96,6 +103,7 @@ class ResNet(nn.Module):
       output_stride: input pixels per feature pixel.
       norm: see ``layers.norm_layer``.
       remat: keep only the blocks' outputs for the backward pass and compute their insides again.
+      variant: 'torchvision' or 'caffe'.
     """
 
     block: str
@@ -107,6 +115,7 @@ class ResNet(nn.Module):
     norm: str = "frozen"
     remat: bool = False
     dtype: layers.Dtype = jnp.float32
+    variant: str = "torchvision"
 
     @nn.nowrap
     def stages(self) -> Iterator[Stage]:
@@ -116,13 +125,18 @@ class ResNet(nn.Module):
             stride, first_dilation = 2 if i else 1, dilation
             if reached * stride > self.output_stride:
                 dilation, stride = dilation * stride, 1
+                if self.variant == "caffe":
+                    first_dilation = dilation
             reached *= stride
             outputs = convolutions(self.block, width)[-1][0]
             yield Stage(blocks, width, stride, first_dilation, dilation, stride != 1 or inputs != outputs)
             inputs = outputs
 
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Features of normalised images: [N, H, W, 3] -> [N, ceil(H / output_stride), ..., channels]."""
+        """Features of normalised images: [N, H, W, 3] -> [N, ceil(H / output_stride), ..., channels].
+
+        Caffe's max-pool makes one row and one column more of an even number.
+        """
         return self.levels(x, train)[1]
 
     @nn.compact
@@ -133,7 +147,7 @@ class ResNet(nn.Module):
         norm = layers.norm_layer(self.norm, self.dtype)(name="bn1")
         x = layers.relu(layers.convolve_and_normalise(conv, norm, x, train))
         if self.stem_pool:
-            x = layers.max_pool(x)
+            x = layers.max_pool(x, round_up=self.variant == "caffe")
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         for number, stage in enumerate(self.stages(), start=1):
             for i in range(stage.blocks):
@@ -145,6 +159,7 @@ class ResNet(nn.Module):
                     project=stage.project and not i,
                     norm=self.norm,
                     dtype=self.dtype,
+                    variant=self.variant,
                     name=f"layer{number}_{i}",
                 )(x, train)
             if number == 3:
@@ -165,4 +180,5 @@ def build(spec: ModelSpec) -> ResNet:
         norm=spec.norm,
         remat=spec.remat,
         dtype=jnp.dtype(compute_dtype(spec.dtype)),
+        variant=spec.variant,
     )

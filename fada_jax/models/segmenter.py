@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,11 +16,16 @@ from fada_jax.models.spec import ModelSpec
 
 
 class AsppClassifier(nn.Module):
-    """Classifier C of DeepLabV2: the sum of parallel 3x3 convolutions with growing dilation."""
+    """Classifier C of DeepLabV2: the sum of parallel 3x3 convolutions with growing dilation.
+
+    Attributes:
+      active: the first so many convolutions take part, the others have parameters alone; 0: all take part.
+    """
 
     num_classes: int
     rates: Sequence[int] = (6, 12, 18, 24)
     dtype: layers.Dtype = jnp.float32
+    active: int = 0
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
@@ -38,7 +42,10 @@ class AsppClassifier(nn.Module):
                 torch_bias=True,
                 name=f"conv{i}",
             )
-            total = total + branch(features).astype(jnp.float32)
+            if i < (self.active or len(self.rates)):
+                total = total + branch(features).astype(jnp.float32)
+            elif self.is_initializing():
+                branch(features)
         return total
 
 
@@ -77,12 +84,12 @@ class Segmenter(nn.Module):
     def setup(self) -> None:
         self.feature_extractor = feature_extractor(self.spec)
         dtype = jnp.dtype(compute_dtype(self.spec.dtype))
-        classifier = functools.partial(AsppClassifier, self.spec.num_classes, self.spec.aspp_rates, dtype)
-        self.classifier = classifier()
+        options = self.spec.num_classes, self.spec.aspp_rates, dtype, self.spec.active_rates
+        self.classifier = AsppClassifier(*options)
         if self.spec.heads == "levels":
-            self.auxiliary_classifier = classifier()
+            self.auxiliary_classifier = AsppClassifier(*options)
         if self.spec.heads == "two":
-            self.second_classifier = classifier()
+            self.second_classifier = AsppClassifier(*options)
 
     def __call__(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
         """Logits and features at feature resolution.

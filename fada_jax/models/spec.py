@@ -6,9 +6,9 @@ import dataclasses
 from typing import Any, ClassVar, Literal, get_args
 
 from fada_jax.documents import STRICT
-from fada_jax.ranges import Positive, Rates, Widths
+from fada_jax.ranges import Positive, Rates, Whole, Widths
 
-Norm = Literal["frozen", "live", "group"]
+Norm = Literal["frozen", "live", "group", "statistics"]
 ComputeType = Literal["auto", "float32", "bfloat16"]
 Heads = Literal["one", "levels", "two"]
 DTYPES: tuple[str, ...] = get_args(ComputeType)
@@ -21,7 +21,8 @@ class ModelSpec:
     __pydantic_config__: ClassVar = STRICT
     backbone: str  # One of BACKBONES of fada_jax/models/segmenter.py.
     num_classes: int  # K.
-    # Self-distillation from GTA5 trains batch norm; every other released stage keeps it frozen.
+    # Self-distillation from GTA5 trains batch norm; every other released stage keeps it frozen. 'statistics': scale
+    # and bias alone are frozen (AdaptSegNet).
     norm: Norm = "frozen"
     stage_sizes: Widths = ()  # ResNet blocks per stage; empty: the backbone's own.
     widths: Widths = ()  # Channels per stage; empty: the backbone's own.
@@ -35,14 +36,22 @@ class ModelSpec:
     # Compute type; 'auto' is bfloat16 on accelerators and float32 on CPUs. Parameters stay float32.
     dtype: ComputeType = "float32"
     remat: bool = False  # ResNet: compute the insides of blocks again in the backward pass instead of keeping them.
+    variant: Literal["torchvision", "caffe"] = "torchvision"  # ResNet: 'caffe' is AdaptSegNet's.
+    active_rates: Whole = 0  # So many of aspp_rates take part; 0: all, AdaptSegNet: 2.
+
+    @property
+    def active_branches(self) -> int:
+        """Convolutions of a classifier that take part in its sum."""
+        return self.active_rates or len(self.aspp_rates)
 
 
 def interchange(stored: ModelSpec, wanted: ModelSpec) -> list[tuple[str, Any, Any]]:
     """What two networks must agree in for the weights of one to serve the other: config key and both values.
 
-    Frozen and live batch norm hold the same arrays, so that only group norm tells norms apart.
+    All kinds of batch norm hold the same arrays, so that only group norm tells norms apart.
     """
-    fields = ["backbone", "stage_sizes", "widths", "stem_width", "stem_pool", "output_stride", "aspp_rates"]
+    fields = ["backbone", "variant", "stage_sizes", "widths", "stem_width", "stem_pool", "output_stride", "aspp_rates"]
     if "group" in (stored.norm, wanted.norm):
         fields.append("norm")
-    return [(f"model.{field}", getattr(stored, field), getattr(wanted, field)) for field in fields]
+    pairs = [(f"model.{field}", getattr(stored, field), getattr(wanted, field)) for field in fields]
+    return [*pairs, ("model.active_rates", stored.active_branches, wanted.active_branches)]

@@ -33,19 +33,28 @@ def training_curves(stage: str, lines: Sequence[Mapping[str, float]]) -> Figure:
     return figure
 
 
-def _grouped_bars(rows: Mapping[str, Mapping[str, float | None]], ylabel: str) -> Figure:
-    """Bars of every class side by side, one colour a row; no bar where a value is missing."""
+def _grouped_bars(
+    rows: Mapping[str, Mapping[str, float | None]],
+    ylabel: str,
+    spreads: Mapping[str, Mapping[str, float | None]] | None = None,
+) -> Figure:
+    """Bars of every class side by side, one colour a row; no bar where a value is missing, no line without a spread."""
     names = list(next(iter(rows.values())))
     figure = Figure(figsize=(max(6, 0.5 * len(names)), 3.5), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(rows)
     for i, (label, values) in enumerate(rows.items()):
         heights = [np.nan if (value := values[name]) is None else value for name in names]
-        axes.bar(np.arange(len(names)) - 0.4 + (i + 0.5) * width, heights, width, label=label)
+        own = (spreads or {}).get(label)
+        errors = own and [np.nan if (spread := own[name]) is None else spread for name in names]
+        places = np.arange(len(names)) - 0.4 + (i + 0.5) * width
+        axes.bar(places, heights, width, label=label, yerr=errors, error_kw={"elinewidth": 0.8})
     axes.set_xticks(range(len(names)), names, rotation=60, ha="right", parse_math=False)
     axes.set_ylabel(ylabel)
     axes.margins(x=0.01)
-    legend = figure.legend(loc="outside upper center", ncols=len(rows), frameon=False)
+    # About so many inches has an entry of the legend in its font.
+    columns = int(figure.get_figwidth() / (0.8 + 0.08 * max(map(len, rows))))
+    legend = figure.legend(loc="outside upper center", ncols=min(len(rows), max(columns, 1)), frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)
     return figure
@@ -57,12 +66,17 @@ def iou_bars(rows: Mapping[str, Mapping[str, float | None]]) -> Figure:
 
 
 def ccd_bars(rows: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Class Center Distance of each class, with its mean in the legend (figure 4): ``ccd`` by class and ``mean``."""
-    labels = {
-        f"{name} (mean {'-' if row['mean'] is None else format(row['mean'], '.2f')})": row["ccd"]
-        for name, row in rows.items()
-    }
-    return _grouped_bars(labels, "Class Center Distance")
+    """Class Center Distance of each class, with its mean in the legend (figure 4).
+
+    Args:
+      rows: ``ccd`` by class and ``mean``; over seeds also the spreads ``ccd_sd`` and ``mean_sd``.
+    """
+    labels = {}
+    for name, row in rows.items():
+        spread = "" if row.get("mean_sd") is None else f" ± {row['mean_sd']:.2f}"
+        labels[name] = f"{name} (mean {'-' if row['mean'] is None else format(row['mean'], '.2f')}{spread})"
+    spreads = {labels[name]: row["ccd_sd"] for name, row in rows.items() if "ccd_sd" in row}
+    return _grouped_bars({labels[name]: row["ccd"] for name, row in rows.items()}, "Class Center Distance", spreads)
 
 
 def confusion_matrix(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> Figure:

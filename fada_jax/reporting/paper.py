@@ -89,6 +89,37 @@ CLIPPING: Mapping[float, float] = {0.7: 46.2, 0.8: 46.3, 0.9: 46.9, 1.0: 45.7}
 MEAN_CLASS_CENTER_DISTANCE = 1.1
 
 
+# Networks of tables 2 and 3; rows of table 1 are of DeepLab-v2 but for those that ``FRONTEND`` names.
+RESNET, VGG = "ResNet-101", "VGG-16"
+FRONTEND = ("Source Dilation-Frontend", "Cross-City")
+
+
+def printed(task: str, method: str, network: str = RESNET) -> str:
+    """The mIoU of a method in tables 1 to 3 as text; empty where they have none.
+
+    Args:
+      task: name of the config file, for Cross-City with the city: ``cityscapes_to_crosscity_Rome``.
+      method: as in the table.
+      network: preferred; a number of the other one says so.
+
+    Returns:
+      '42.4', '27.1 (VGG-16)', '46.7 (13 classes)' where the table has no mean over 16; a misprint says so.
+    """
+    name = next((name for name in CLASS_SETS if task.startswith(name)), "")
+    found = {row.group: row for row in rows(name) if row.method == method}
+    groups = [task.removeprefix(f"{name}_")] if name == "cityscapes_to_crosscity" else [network, RESNET, VGG]
+    for group in groups:
+        if group in found:
+            row = found[group]
+            number = row.miou if row.miou is not None else row.miou_13
+            remarks = ["13 classes"] if row.miou is None else []
+            remarks += [group] if group in (RESNET, VGG) and group != network else []
+            remarks += ["Dilation-Frontend"] if method in FRONTEND else []
+            remarks += ["misprint"] if "row above it" in row.note else []
+            return f"{number:.1f}" + (f" ({', '.join(remarks)})" if remarks else "")
+    return ""
+
+
 def note(task: str, group: str, method: str) -> str:
     """What to mind when comparing with a row, as whole sentences; empty where there is nothing."""
     return " ".join(filter(None, (ERRATA.get((task, group, method)), REMARKS.get(method))))

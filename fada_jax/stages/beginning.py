@@ -13,7 +13,7 @@ import jax
 from fada_jax import __version__, distributed, documents, files, stored
 from fada_jax.config import Config
 from fada_jax.errors import UserError
-from fada_jax.stages import data, labelling, logs, parents, program, workdirs
+from fada_jax.stages import data, labelling, logs, parents, program, statistics, workdirs
 from fada_jax.stored import Manifest, Meta, Parent
 from fada_jax.training import checkpoints, checksums
 
@@ -69,6 +69,8 @@ def check(config: Config, workdir: Path, *, data_sets: bool = True) -> Begun:
         _refuse_other(config, manifest.config, manifest.parents, workdir)
     else:
         _refuse_foreign(workdir)
+    if not (data_sets or meta):
+        statistics.refuse_batches(config)
     images = data.check_streams(config, labelling.pseudo_label_file(config, workdir), mesh) if data_sets else {}
     known = (meta.images if meta else {}) or images
     if known != images:

@@ -71,7 +71,9 @@ def load_compatible(config: Config, workdir: str, key: str, *, any_head: bool = 
     if model.class_set or not any_head:
         name, names = (model.class_set.name, model.class_set.names) if model.class_set else ("", ())
         pairs += [("class set", name, config.classes.name), ("classes", names, config.classes.names)]
-    pairs += interchange(model.spec, config.model)
+    agreed = interchange(model.spec, config.model)
+    # Which branches take part says nothing about a classifier that nobody trained.
+    pairs += agreed if model.class_set else [pair for pair in agreed if pair[0] != "model.active_rates"]
     for name, stored, wanted in pairs:
         if stored != wanted:
             raise UserError(f"{key}={workdir}: its {name} is {stored!r}, this config's is {wanted!r}")
@@ -135,7 +137,7 @@ def initial_states(config: Config, mesh: jax.sharding.Mesh, model: checkpoints.M
     fresh = states["generator"].params
     params = _with_heads(model.params, fresh)
     if not model.class_set:
-        params["classifier"] = fresh["classifier"]
+        params = {name: params[name] if name == "feature_extractor" else fresh[name] for name in fresh}
     weights = _in_layout(states["generator"], params, model.batch_stats)
     shardings = distributed.by_size(mesh, states)
     states["generator"] = replace_weights(states["generator"], *weights)
@@ -158,14 +160,14 @@ def _in_layout(state: TrainState, params: Any, batch_stats: Any) -> tuple[Any, A
     wanted: Any = jax.tree.structure({"params": state.params, "batch_stats": state.collections.get("batch_stats", {})})
     if wanted == jax.tree.structure({"params": params, "batch_stats": batch_stats}):
         return params, batch_stats
-    extractor, statistics = _move_norms(
-        params["feature_extractor"], batch_stats["feature_extractor"], live="folded" not in state.collections
-    )
+    held = jax.tree.leaves_with_path(state.collections.get("batch_stats", {}))
+    live = not any(path[-1].key == "scale" for path, _ in held)
+    extractor, statistics = _move_norms(params["feature_extractor"], batch_stats["feature_extractor"], live=live)
     return {**params, "feature_extractor": extractor}, {"feature_extractor": statistics}
 
 
 def _move_norms(params: Any, statistics: Any, *, live: bool) -> tuple[dict, dict]:
-    """Moves ``scale`` and ``bias`` of every batch norm into (live) or out of (frozen) the parameters."""
+    """Moves ``scale`` and ``bias`` of every batch norm into (live) or out of (frozen, statistics) the parameters."""
     params, moved = dict(params), {}
     for name, value in statistics.items():
         if "var" in value:

@@ -12,7 +12,7 @@ from fada_jax import handovers
 from fada_jax.config import Config
 from fada_jax.evaluation import colour_matching, scoring
 from fada_jax.methods import SYSTEMS
-from fada_jax.methods.stages import STUDENT, Part
+from fada_jax.methods.stages import ALIGNED, RELEASED, STUDENT, Part
 from fada_jax.stages import beginning, run, workdirs
 
 Row = dict[str, Any]
@@ -30,8 +30,12 @@ def configs(path: str, overrides: Mapping[str, Any], workdir: Path, method: str 
     Raises:
       UserError: an impossible value.
     """
-    method = method or schema.load(path, overrides).method
-    return {part.folder: _part(part, path, overrides, workdir, method) for part in SYSTEMS[method].recipe}
+    begun = schema.load(path, overrides)
+    method = method or begun.method
+    parts = SYSTEMS[method].recipe
+    if begun.fidelity == "released" and parts == ALIGNED:
+        parts = RELEASED
+    return {part.folder: _part(part, path, overrides, workdir, method) for part in parts}
 
 
 def _part(part: Part, path: str, overrides: Mapping[str, Any], workdir: Path, method: str) -> Config:
@@ -75,7 +79,8 @@ def score(stages: Mapping[str, Config], workdir: Path, split: str = "") -> list[
     Returns:
       ``name`` and the result of ``scoring.evaluate_stage`` of each.
     """
-    data_dir = stages["source"].data_dir
+    first = next(iter(stages.values()))
+    data_dir = first.data_dir
 
     def row(name: str, stage: str, **options: Any) -> Row:
         print(f"scoring {name}", flush=True)
@@ -83,10 +88,10 @@ def score(stages: Mapping[str, Config], workdir: Path, split: str = "") -> list[
         with handovers.within(row=name):
             return {"name": name, **scoring.evaluate_stage(folder, data_dir=data_dir, split=split, **options)}
 
-    rows = [row("source_only", "source")]
+    rows = [row("source_only", "source")] if "source" in stages else []
     if "control" in stages:
         rows.append(row("control", "control"))
-    if stages["source"].method != "oracle":
+    if "source" in stages and first.method != "oracle":
         # The better of the two is reported, chosen by the reported labels: in the baseline's favour.
         tried = {mode: row("colour_matching", "source", colour=mode) for mode in colour_matching.MODES}
         best = max(tried, key=lambda mode: tried[mode]["miou"])

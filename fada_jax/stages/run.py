@@ -20,7 +20,7 @@ from fada_jax.errors import UserError
 from fada_jax.evaluation import scoring
 from fada_jax.methods import States
 from fada_jax.models import compute_dtype
-from fada_jax.stages import beginning, data, labelling, logs, parents, program, workdirs
+from fada_jax.stages import beginning, data, labelling, logs, parents, program, statistics, workdirs
 from fada_jax.stages.beginning import Begun
 from fada_jax.stages.inspection import Inspection, inspected
 from fada_jax.storage import lines
@@ -113,6 +113,9 @@ def train(
         # ---- Workdir, labels and what a checkpoint says of itself
         _announce(run, begun.meta, begins=last is None)
         meta = _own(run, begun, models, begins=last is None)
+        if last is None:
+            with account.spent("input"):
+                states = statistics.with_statistics(config, states, log)
 
         # ---- Data, step and loop
         states, done = _fit(run, states, _placed_batches(run, batches, start), start, meta)

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 
 from fada_jax import files
 from fada_jax.config import FREE_ON_RESUME, flat
-from fada_jax.errors import UserError
+from fada_jax.errors import Busy, UserError
 from fada_jax.methods.stages import RENAMED, STAGES, current_name
 from fada_jax.models import compute_dtype
 from fada_jax.storage import leases
@@ -74,7 +74,8 @@ def hold(workdir: str | Path) -> Iterator[None]:
     ends in whatever way, so a lock is never stale. In a bucket it is a lease (``storage.leases``).
 
     Raises:
-      UserError: another run is at work there, or the folder cannot be written.
+      Busy: another run is at work there.
+      UserError: the folder cannot be written.
     """
     workdir = files.place(workdir).absolute()
     busy, reason = "another run is at work in it: wait for it or use another --workdir", ""
@@ -96,7 +97,8 @@ def hold(workdir: str | Path) -> Iterator[None]:
                 reason = f"it cannot be written ({error.strerror})"
         # All processes leave together, instead of waiting for one that has left.
         if multihost_utils.broadcast_one_to_all(np.bool_(bool(reason))):
-            raise UserError(f"{workdir}: {reason or 'process 0 was refused'}")
+            kind = Busy if reason.startswith(busy) else UserError
+            raise kind(f"{workdir}: {reason or 'process 0 was refused'}")
         yield
 
 

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import io
 import json
 import logging
 import os
@@ -70,9 +71,43 @@ def _system(scheme: str) -> Any:
     library, name, extra = SCHEMES[scheme]
     prepare()
     try:
+        client = fsspec.get_filesystem_class(name)
+        if not issubclass(client, _WholeObjects):
+            client = type(client.__name__, (_WholeObjects, client), {})
+            for alias in (name, scheme):
+                fsspec.register_implementation(alias, client, clobber=True)
         return fsspec.filesystem(name)
     except ImportError as error:
         raise UserError(f"{scheme}:// needs {library}: pip install 'fada-jax[{extra}]'") from error
+
+
+class _WholeObjects:
+    """A file system whose files are read and written whole, each by requests that are tried again.
+
+    Its own files are what ``etils.epath``, and with it orbax, would use. In s3fs 2026.9 a connection that is cut in the
+    middle of an answer gives such a file fewer bytes, and nothing says so (tests/test_storage.py).
+    """
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        if mode == "rb":
+            return io.BytesIO(_tried(path, lambda: bytes(self.cat_file(path))))  # type: ignore[attr-defined]
+        if mode == "wb":
+            return _Written(lambda data: _tried(path, lambda: self.pipe_file(path, data)))  # type: ignore[attr-defined]
+        return super()._open(path, mode, **options)  # type: ignore[misc]
+
+
+class _Written(io.BytesIO):
+    """A file that is written when it is closed."""
+
+    def __init__(self, write: Callable[[bytes], Any]) -> None:
+        super().__init__()
+        self._write = write
+
+    def close(self) -> None:
+        if not self.closed:
+            data = self.getvalue()
+            super().close()
+            self._write(data)
 
 
 @functools.cache

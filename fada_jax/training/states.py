@@ -6,8 +6,10 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 from flax import struct
 from flax.errors import FlaxError
 from flax.training import train_state
@@ -23,7 +25,7 @@ class TrainState(train_state.TrainState):
     """Flax's TrainState plus what the network holds beside its parameters.
 
     Attributes:
-      collections: ``batch_stats`` and ``folded`` of the frozen or live batch norms; empty without them.
+      collections: ``batch_stats`` of the batch norms and ``folded`` of frozen ones; empty without them.
     """
 
     collections: Any = struct.field(default_factory=dict)
@@ -58,9 +60,8 @@ def create_generator(spec: ModelSpec, optimizer: optimizers.OptimizerSpec, rng: 
     # Parameters do not depend on the image size: a small one keeps initialisation cheap.
     variables = dict(model.init(rng, jnp.zeros((1, 32, 32, 3))))
     params = variables.pop("params")
-    return TrainState.create(
-        apply_fn=model.apply, params=params, tx=optimizers.generator_optimizer(optimizer), collections=variables
-    )
+    tx = optimizers.generator_optimizer(optimizer, spec)
+    return TrainState.create(apply_fn=model.apply, params=params, tx=tx, collections=variables)
 
 
 def create_discriminator(
@@ -85,6 +86,12 @@ def create_patch_discriminator(
     model = PatchDiscriminator(width, jnp.dtype(dtype))
     params = model.init(rng, jnp.zeros((1, 64, 64, channels)))["params"]
     return TrainState.create(apply_fn=model.apply, params=params, tx=optimizers.discriminator_optimizer(optimizer))
+
+
+def create_network(module: nn.Module, tx: optax.GradientTransformation, rng: jax.Array, channels: int) -> TrainState:
+    """Freshly initialised state of a module of maps of so many channels, trained by ``tx``."""
+    params = module.init(rng, jnp.zeros((1, 8, 8, channels)))["params"]
+    return TrainState.create(apply_fn=module.apply, params=params, tx=tx)
 
 
 def replace_weights(state: TrainState, params: Any, batch_stats: Any) -> TrainState:

@@ -1,0 +1,45 @@
+"""What a method asks of its options and of the network, under the names of the config."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from fada_jax import documents
+from fada_jax.errors import UserError
+from fada_jax.methods import SYSTEMS, Method, options_of
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Refuses options that the method ``name`` does not have, and values of another type.
+
+    Raises:
+      UserError: naming the option.
+    """
+    allowed = options_of(name)
+    for option in options.keys() - allowed.keys():
+        known = ", ".join(allowed) or "none"
+        raise UserError(f"config.options.{option} is no option of method={name!r}: {known}")
+    try:
+        TypeAdapter(SYSTEMS[name].method).validate_json(json.dumps(options), strict=True)
+    except ValidationError as error:
+        raise UserError(documents.describe(error.errors()[0], options, "config.options")) from error
+
+
+def check_heads(method: Method, heads: str, what: str) -> None:
+    """Refuses classifiers that nothing trains, and the lack of those that ``method`` trains.
+
+    Args:
+      method: of the stage.
+      heads: ``model.heads``.
+      what: names what trains in the error.
+
+    Raises:
+      UserError: naming what is allowed.
+    """
+    allowed = getattr(method, "heads", ("one",))
+    if heads not in allowed:
+        raise UserError(f"config.model.heads={heads!r}: {what} trains {' or '.join(map(repr, allowed))}")

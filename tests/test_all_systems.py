@@ -1,0 +1,130 @@
+"""What holds for every system that adapts: meshes, micro-batches, resume, bfloat16, without a line of its own."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from commands import on_devices, quick_jit
+from test_steps import make_batch
+
+from fada_jax import config as schema
+from fada_jax import distributed
+from fada_jax.configs import base
+from fada_jax.errors import UserError
+from fada_jax.methods import SYSTEMS, Prepared, TrainingSpec, options_of
+from fada_jax.models import ModelSpec
+from fada_jax.stages import run
+from fada_jax.training import checkpoints
+from fada_jax.training.optimizers import OptimizerSpec
+from fada_jax.training.states import TrainState
+
+ADAPTING = [name for name, system in SYSTEMS.items() if system.adapts]
+# Those that look at the source first are resumed in tests/test_cells.py.
+RESUMED = [name for name in ADAPTING if not isinstance(SYSTEMS[name].method(), Prepared)]
+# One of each kind; the others are slow.
+QUICK = ("fada", "clan", "crosscity")
+
+
+def quick(names):
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+MESHES = {"data 2": (2, 1, 1), "data 4": (4, 1, 1), "fsdp 2": (4, 2, 1), "spatial 2": (4, 1, 2)}
+SGD = OptimizerSpec("sgd", 1e-2, 100)
+
+
+def two_steps(name, mesh=(1, 1, 1), dtype="float32", accumulate_steps=1):
+    """Parameters of every network and metrics after two steps, as flat lists by name."""
+    mesh, system = distributed.make_mesh(*mesh), SYSTEMS[name]
+    model = ModelSpec("resnet18", 5, "group", (1, 1, 1, 1), (16, 16, 32, 64), 16, True, 4, (1, 2))
+    model = dataclasses.replace(model, heads=system.heads, dtype=dtype)
+    spec = TrainingSpec(
+        model, generator_optimizer=SGD, discriminator_optimizer=SGD, discriminator_widths=(32, 16), patch_width=8,
+        accumulate_steps=accumulate_steps,
+    )  # fmt: skip
+    method = system.method(**({"width": 16} if hasattr(system.method(), "width") else {}))
+    states = jax.jit(lambda: method.init(jax.random.key(0), spec))()
+    placed = distributed.by_size(mesh, states)
+    states = jax.device_put(states, placed)
+    step = distributed.on_mesh(
+        mesh,
+        quick_jit(
+            lambda states, batch, progress: method.step(states, batch, jax.random.key(7), progress, spec),
+            out_shardings=(placed, distributed.replicated(mesh)),
+        ),
+    )
+    for i in range(2):
+        source, target = make_batch(i), make_batch(10 + i, height=48)
+        batch = {"source": source, "target": {"image": target["image"]}}
+        batch = {key: distributed.put_batch(part, mesh) for key, part in batch.items()}
+        states, metrics = step(states, batch, jnp.float32(0.5 * i))
+    parts = {key: state.params if isinstance(state, TrainState) else state for key, state in states.items()}
+    return {
+        key: np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(part)]).tolist()
+        for key, part in {**parts, "metrics": metrics}.items()
+    }
+
+
+def same(one, other, limit):
+    assert one.keys() == other.keys()
+    for key, expected in one.items():
+        error = np.linalg.norm(np.subtract(other[key], expected)) / max(np.linalg.norm(expected), 1e-30)
+        assert error < limit, (key, error)
+
+
+@pytest.fixture(scope="module")
+def sharded():
+    cases = {(name, mesh): (name, shape) for name in ADAPTING for mesh, shape in MESHES.items()}
+    named = {f"{name}, {mesh}": case for (name, mesh), case in cases.items()}
+    return on_devices(4, "test_all_systems", f"{{k: two_steps(*v) for k, v in {named}.items()}}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", ADAPTING)
+def test_every_mesh_computes_what_one_device_does(name, sharded):
+    one = two_steps(name)
+    for mesh in MESHES:
+        same(one, sharded[f"{name}, {mesh}"], 1e-5)
+
+
+@pytest.mark.parametrize("name", quick(ADAPTING))
+def test_micro_batches_change_nothing_and_bfloat16_little(name):
+    one = two_steps(name)
+    same(one, two_steps(name, accumulate_steps=2), 1e-5)
+    half = two_steps(name, dtype="bfloat16")
+    assert half.keys() == one.keys() and all(np.isfinite(part).all() for part in half.values())
+    same({"generator": one["generator"]}, {"generator": half["generator"]}, 0.02)
+
+
+def tiny_config(name, **values):
+    config = base.get_config(base.parse(f"stage=adaptation,method={name},size=miniature"))
+    config.task, config.options = "tiny", options_of(name)
+    base.miniature(config)
+    config.source, config.target, config.eval = (base.stream("x", "x", (48, 32)) for _ in range(3))
+    config.model.update(widths=(8, 8, 8, 8), stem_width=8)
+    config.discriminator.update(widths=(8, 8), patch_width=4)
+    config.update(batch_size=4, total_steps=4, checkpoint_every=2, log_every=1, **values)
+    return schema.read(config)
+
+
+def batches():
+    for i in range(4):
+        source, target = make_batch(i, 2), make_batch(10 + i, 2)
+        yield {"source": source, "target": {"image": target["image"]}}
+
+
+@pytest.mark.parametrize("name", quick(RESUMED))
+def test_resumed_it_ends_bit_for_bit_where_it_would_have(name, tmp_path):
+    config = tiny_config(name)
+    whole = run.train(config, tmp_path / "whole", batches=batches())
+    with pytest.raises(UserError, match="the input ended after 3 of 4 steps"):
+        run.train(config, tmp_path / "resumed", batches=itertools.islice(batches(), 3))
+    assert checkpoints.available_steps(tmp_path / "resumed") == [2]
+    resumed = run.train(config, tmp_path / "resumed", batches=batches())
+    assert checkpoints.available_steps(tmp_path / "resumed") == [2, 4]
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
