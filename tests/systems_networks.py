@@ -15,7 +15,7 @@ import torch.nn.functional as F
 import torch_reference as reference
 from torch import Tensor, nn
 
-from fada_jax.interop import torch_tables
+from fada_jax.interop import entries
 
 WIDTHS = (4, 8, 16, 32)
 SPEC = dataclasses.replace(parity.NARROW, stage_sizes=(1, 1, 1, 1))
@@ -92,8 +92,8 @@ def chain_from_torch(net: nn.Module, params: Mapping, dtype: str) -> dict:
     found: dict = {}
     for name, conv in zip(conv_names(params), convs, strict=True):
         found[name] = {
-            "kernel": torch_tables.from_torch(conv.weight.detach().numpy()).astype(dtype),
-            "bias": torch_tables.from_torch(conv.bias.detach().numpy()).astype(dtype),
+            "kernel": entries.from_torch(conv.weight.detach().numpy()).astype(dtype),
+            "bias": entries.from_torch(conv.bias.detach().numpy()).astype(dtype),
         }
         for key, value in found[name].items():
             assert value.shape == params[name][key].shape, (name, key)
@@ -102,7 +102,7 @@ def chain_from_torch(net: nn.Module, params: Mapping, dtype: str) -> dict:
 
 def chain_to_torch(params: Mapping) -> list[np.ndarray]:
     """Tensors of a chain of convolutions in PyTorch's layout and in the order of ``parameters()``."""
-    return [torch_tables.to_torch(params[name][key]) for name in conv_names(params) for key in ("kernel", "bias")]
+    return [entries.to_torch(params[name][key]) for name in conv_names(params) for key in ("kernel", "bias")]
 
 
 def tensors(nets: Mapping[str, nn.Module], gradient: bool = False) -> dict[str, list[np.ndarray]]:

@@ -360,7 +360,9 @@ def test_the_report_says_more_where_more_must_be_known(files, tmp_path, monkeypa
     with pytest.raises(UserError, match=r"iteration 7 is beyond config.total_steps=6.*leave out --config"):
         report("adaptation", "fada", total_steps=6)
     # Without --config it is read off the file, to evaluate it.
-    monkeypatch.setattr(reading, "released_model", lambda file, path: None)  # It knows no network as narrow as this.
+    monkeypatch.setattr(
+        reading, "released_model", lambda file, path, *_: None
+    )  # It knows no network as narrow as this.
     short = make_config("fada", total_steps=6)
     beyond = importing.import_file(str(files["adaptation"]), str(tmp_path / "beyond"), lambda model: short)
     assert "step 7 is beyond config.total_steps=6" in beyond and "not to train on" in beyond

@@ -13,7 +13,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import parity  # noqa: E402
+import scipy.optimize  # noqa: E402
 import systems_parity  # noqa: E402
+import torch_systems_cells as cells  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -68,3 +70,34 @@ def test_a_system_in_float64(name):
     # Far beyond the limits: what is left is rounding in float64, which Adam enlarges where a gradient is almost 0.
     failed = [row for row in rows if not row.ours < (1e-10 if "update" in row.name else 1e-12)]
     assert not failed, "\n" + parity.markdown(failed)
+
+
+def test_the_references_nearest_distribution_solves_the_primal_problem():
+    p = np.random.default_rng(0).dirichlet(np.ones(3), 6)
+    sizes = cells.ClassSizes(np.array([0.1, 0.1, 0.1]), np.array([0.5, 0.2, 0.1]), np.array([0.6, 0.3, 0.25]))
+    q, present = cells.nearest(p, sizes, slack=100.0)
+    assert present.all() and not np.allclose(p.mean(0), q.mean(0), atol=0.02)
+    constraints = [
+        {"type": "eq", "fun": lambda x: x.reshape(p.shape).sum(1) - 1},
+        {"type": "ineq", "fun": lambda x: x.reshape(p.shape).mean(0) - sizes.mean},
+        {"type": "ineq", "fun": lambda x: sizes.high - x.reshape(p.shape).mean(0)},
+    ]
+    exact = scipy.optimize.minimize(
+        lambda x: (x * np.log(x / p.ravel())).sum() / len(p),
+        p.ravel(),
+        constraints=constraints,
+        bounds=[(1e-9, 1)] * p.size,
+        method="SLSQP",
+        options={"ftol": 1e-14, "maxiter": 500},
+    )
+    np.testing.assert_allclose(q, exact.x.reshape(p.shape), atol=1e-6)
+
+
+def test_an_absent_class_gets_nothing():
+    p = np.array([[0.9, 0.09, 0.01], [0.6, 0.395, 0.005]])
+    sizes = cells.ClassSizes(np.array([0.1, 0.1, 0.2]), np.array([0.5, 0.2, 0.3]), np.array([0.9, 0.5, 0.4]))
+    q, present = cells.nearest(p, sizes, slack=100.0)
+    np.testing.assert_array_equal(present, [True, True, False])
+    np.testing.assert_array_equal(q[:, 2], 0)
+    np.testing.assert_allclose(q.sum(1), 1)
+    assert q[:, 1].mean() > 0.2 - 1e-6

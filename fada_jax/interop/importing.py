@@ -227,16 +227,15 @@ def import_file(
             chosen = released_config(reading.released_model(file, path, format))
         further = {section: torch_files.read_file(name) for section, name in discriminators.by_section.items()}
         states, iteration, account = import_states(file, chosen, further)
-        spec, preprocessing = chosen.model, chosen.preprocessing
+        spec = chosen.model
         own = described.preprocessing if described else reading.preprocessing_of(file, spec.backbone, path, format)
-        if config is not None and preprocessing != own:
-            raise UserError(f"{path} belongs to preprocessing {own}, the config has {preprocessing}")
+        if config is not None and config.preprocessing != own:
+            raise UserError(f"{path} belongs to preprocessing {own}, the config has {config.preprocessing}")
         notes = [*account.notes, accounts.norm_note(file, described, spec)]
         if described and torch_optimizers.read_iteration(file) is None:
             notes.append(f"its weights are of step {described.step} of another workdir; this one begins at step 0")
-        class_set = described.class_set if described else None
-        if not described and torch_tables.has_classifier(file):
-            class_set = chosen.classes
+        trained = chosen.classes if torch_tables.has_classifier(file) else None
+        class_set = described.class_set if described else trained
     del file  # The states hold copies; both at once would be too much beside what writing takes.
     plain = chosen.plain() | {"preprocessing": dataclasses.asdict(own)}
     meta = saving.make_meta(plain, spec, own, class_set)
