@@ -26,7 +26,6 @@ QUICK = (
     "feature_space equal",
     "adaptsegnet_multi released",
     "clan-focal equal",
-    "minent-levels equal",
     "advent-levels equal",
 )
 
