@@ -175,8 +175,14 @@ def test_class_wise_networks_are_as_many_networks():
 
 
 def test_without_scikit_learn_its_extra_is_named(monkeypatch):
-    monkeypatch.delitem(sys.modules, "sklearn.cluster", raising=False)
-    monkeypatch.setitem(sys.modules, "sklearn", None)
+    class Hiding:
+        def find_spec(self, name, path=None, target=None):
+            if name == "sklearn":
+                raise ModuleNotFoundError("No module named 'sklearn'", name=name)
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sklearn"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Hiding(), *sys.meta_path])
     with pytest.raises(UserError, match=r"pip install 'fada-jax\[systems\]'"):
         method_of("adaptpatch").prepare(iter([]), K)
 
