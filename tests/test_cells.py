@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -173,6 +174,19 @@ def test_class_wise_networks_are_as_many_networks():
         np.testing.assert_allclose(found[number], expected, atol=1e-6)
 
 
+def test_without_scikit_learn_its_extra_is_named(monkeypatch):
+    class Hiding:
+        def find_spec(self, name, path=None, target=None):
+            if name == "sklearn":
+                raise ModuleNotFoundError("No module named 'sklearn'", name=name)
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sklearn"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Hiding(), *sys.meta_path])
+    with pytest.raises(UserError, match=r"pip install 'fada-jax\[systems\]'"):
+        method_of("adaptpatch").prepare(iter([]), K)
+
+
 # ---- Losses against PyTorch
 
 SIZES = {"source": (48, 64), "target": (64, 48)}
@@ -281,9 +295,13 @@ def test_losses_and_gradients_are_those_of_pytorch(name):
     known = {key: jnp.asarray(x, jnp.float32) for key, x in known.items()}
 
     losses = functools.partial(our_losses, method, modules, known, labels)
-    (g, d), pullback = jax.vjp(quick_jit(losses), params, given)
-    of_networks, of_given = pullback(jnp.array([1.0, 0.0]))
-    of_discriminators, _ = pullback(jnp.array([0.0, 1.0]))
+
+    @quick_jit
+    def gradients(params, given):
+        values, pullback = jax.vjp(losses, params, given)
+        return values, pullback(jnp.array([1.0, 0.0])), pullback(jnp.array([0.0, 1.0]))
+
+    (g, d), (of_networks, of_given), (of_discriminators, _) = gradients(params, given)
 
     # ---- Theirs
     leaves = {
@@ -304,10 +322,7 @@ def test_losses_and_gradients_are_those_of_pytorch(name):
             gradient = np.asarray(ours).transpose(0, 3, 1, 2)
             scale = max(np.abs(expected_gradient).max(), 1e-12)
             assert np.abs(gradient - expected_gradient).max() / scale < 2e-5, (key, leaf.shape)
-    if name == "fcn_wild":  # Its constraint is a number whose gradient alone is said.
-        g = g - our_losses(method, modules, known, labels, params, given)[0]
-        assert float(terms["constraint"][0]) == method.lambda_constraint
-    else:
+    if name != "fcn_wild":  # The number of its constraint means nothing there.
         assert float(g) == pytest.approx(float(expected.detach()), rel=1e-5)
     if name == "adaptpatch":
         ours = of_networks[adaptpatch.HEAD]["conv0"]["kernel"]
@@ -330,12 +345,13 @@ def test_losses_and_gradients_are_those_of_pytorch(name):
 # ---- Steps
 
 
+@functools.cache
 def stepped(name, accumulate_steps=1):
     """States and metrics after two steps on the same batch."""
     method, spec = method_of(name), spec_of(accumulate_steps)
-    source, target = make_batch(0, 4), make_batch(1, 4, height=24)
+    source, target = make_batch(0, 4), make_batch(1, 4, height=40)
     batch = {"source": source, "target": {"image": target["image"]}}
-    states = jax.jit(lambda: method.init(jax.random.key(0), spec))()
+    states = quick_jit(lambda: method.init(jax.random.key(0), spec))()
     if isinstance(method, statistics.Prepared):
         found = method.prepare(iter(source["label"]), K)
         states["statistics"] = {key: jnp.asarray(x, jnp.float32) for key, x in found.items()}
@@ -356,6 +372,7 @@ def differing(one, other):
     """Largest relative difference of any array."""
     assert one.keys() == other.keys()
     pairs = [(np.array(one[key]), np.array(other[key])) for key in one]
+    assert all(np.isfinite(x).all() for pair in pairs for x in pair)
     return max(np.abs(a - b).max() / max(np.abs(a).max(), 1e-6) for a, b in pairs)
 
 
@@ -364,7 +381,7 @@ def plain(name):
     return numbers(*stepped(name))
 
 
-@SYSTEM
+@pytest.mark.parametrize("name", ["fcn_wild", *(pytest.param(x, marks=pytest.mark.slow) for x in list(NARROW)[1:])])
 def test_micro_batches_do_not_change_a_step(name):
     """Dropout draws with it: its keys are those of the images."""
     assert differing(plain(name), numbers(*stepped(name, accumulate_steps=2))) < 1e-3
@@ -373,7 +390,7 @@ def test_micro_batches_do_not_change_a_step(name):
 @SYSTEM
 def test_every_network_learns(name):
     method, spec = method_of(name), spec_of()
-    start = jax.jit(lambda: method.init(jax.random.key(0), spec))()
+    start = quick_jit(lambda: method.init(jax.random.key(0), spec))()
     after, metrics = stepped(name)
     assert all(np.isfinite(x) for x in metrics.values())
     for network, state in start.items():
@@ -398,7 +415,7 @@ def test_two_devices_do_what_one_does(name):
 def test_nothing_but_segmentation_and_clusters_is_learnt_before_the_warm_up():
     method, spec = method_of("adaptpatch", warmup_steps=10), spec_of()
     source, target = make_batch(0, 2), make_batch(1, 2)
-    states = method.init(jax.random.key(0), spec)
+    states = quick_jit(lambda: method.init(jax.random.key(0), spec))()
     states["statistics"] = {"centres": jnp.asarray(method.prepare(iter(source["label"]), K)["centres"], jnp.float32)}
     step = quick_jit(functools.partial(method.step, spec=spec))
     batch = {"source": source, "target": {"image": target["image"]}}
@@ -418,8 +435,8 @@ def data_dir(tmp_path_factory):
 
 def config_of(name, data_dir, **values):
     config = gta5_to_cityscapes.get_config(f"size=miniature,stage=adaptation,method={name}")
-    for stream, size in (("source", (48, 32)), ("target", (48, 24)), ("eval", (48, 24))):
-        config[stream].size = size
+    for stream in ("source", "target", "eval"):
+        config[stream].size = (48, 32)  # The least that the discriminator of patches halves five times.
     config.model.update(widths=(8, 8, 8, 8), stem_width=8)
     config.discriminator.patch_width = 4
     config.options.update(NARROW[name])

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fada_jax.errors import UserError
+from fada_jax.errors import UserError, missing_extra
 from fada_jax.methods.adaptsegnet import DISCRIMINATORS, SOURCE, TARGET, domain_loss, patch_discriminator
 from fada_jax.methods.alternating import Alternating, probabilities
 from fada_jax.methods.interface import States, TrainingSpec
@@ -102,11 +102,12 @@ class AdaptPatch(Alternating):
         """K-means of the histograms of all patches.
 
         Raises:
-          UserError: fewer patches than clusters.
+          UserError: fewer patches than clusters, or scikit-learn is not installed.
         """
-        # Of an extra that only this needs.
-        from sklearn.cluster import KMeans
-
+        try:
+            from sklearn.cluster import KMeans
+        except ImportError as error:
+            raise UserError(missing_extra(error) or str(error)) from error
         count = jax.jit(histograms, static_argnums=(1, 2))
         patch = self.patch_height, self.patch_width
         found = [np.asarray(count(label[None], num_classes, cells(label.shape, patch))) for label in labels]

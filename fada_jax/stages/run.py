@@ -113,9 +113,7 @@ def train(
         # ---- Workdir, labels and what a checkpoint says of itself
         _announce(run, begun.meta, begins=last is None)
         meta = _own(run, begun, models, begins=last is None)
-        if last is None:
-            with account.spent("input"):
-                states = statistics.with_statistics(config, states, log)
+        states = states if last is not None else _prepared(run, states)
 
         # ---- Data, step and loop
         states, done = _fit(run, states, _placed_batches(run, batches, start), start, meta)
@@ -181,6 +179,12 @@ def _own(run: _Run, begun: Begun, models: Mapping[str, checkpoints.Model], *, be
             )
     multihost_utils.sync_global_devices("workdir")
     return saving.make_meta(config.plain(), config.model, config.preprocessing, config.classes, begun.images, **origin)
+
+
+def _prepared(run: _Run, states: States) -> States:
+    """States of step 0 with what the method finds out about the source."""
+    with run.account.spent("input"):
+        return statistics.with_statistics(run.config, states, run.log)
 
 
 def _fit(run: _Run, states: States, batches: Iterable[Any], start: int, meta: Meta) -> tuple[States, int]:
