@@ -162,11 +162,11 @@ def finish(config: ConfigDict) -> ConfigDict:
     return config
 
 
-# Widths and patches of the miniature's scale, and steps in proportion to 750 of 40,000.
+# Widths and patches of the miniature's scale.
 MINIATURE_OPTIONS = {
-    "fcn_wild": {"width": 64, "ramp_steps": 22},
-    "crosscity": {"width": 32, "ramp_steps": 22, "class_start_steps": 19},
-    "adaptpatch": {"patch_height": 8, "patch_width": 16, "clusters": 20, "warmup_steps": 190},
+    "fcn_wild": {"width": 64},
+    "crosscity": {"width": 32},
+    "adaptpatch": {"patch_height": 8, "patch_width": 16, "clusters": 20},
 }
 
 

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fada_jax.errors import UserError
 from fada_jax.models import layers, resnet, vgg
 from fada_jax.models.convolution import compute_dtype
 from fada_jax.models.resnet import RESNETS
@@ -176,10 +177,19 @@ class PatchDiscriminator(nn.Module):
 
         Returns:
           float32 [N, h, w, 1], where h is H (or H') halved five times, each time rounded down.
+
+        Raises:
+          UserError: the image is too small for a patch.
         """
+        height, width = size or maps.shape[1:3]
+        if min(height, width) < 32:
+            raise UserError(
+                f"images of {width}x{height} pixels are too small for a discriminator of patches: config.source.size and "
+                "config.target.size, or their crops, must be at least 32 each way"
+            )
         x = maps.astype(self.dtype)
         for i in range(5):
-            name, width = (f"conv{i}", self.width * 2**i) if i < 4 else ("head", 1)
-            x = layers.PatchConv(width, dtype=self.dtype, name=name)(x, None if i else size)
+            name, channels = (f"conv{i}", self.width * 2**i) if i < 4 else ("head", 1)
+            x = layers.PatchConv(channels, dtype=self.dtype, name=name)(x, None if i else size)
             x = nn.leaky_relu(x, 0.2) if i < 4 else x
         return x.astype(jnp.float32)
