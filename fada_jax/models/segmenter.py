@@ -184,8 +184,8 @@ class PatchDiscriminator(nn.Module):
         height, width = size or maps.shape[1:3]
         if min(height, width) < 32:
             raise UserError(
-                f"images of {width}x{height} pixels are too small for a discriminator of patches: config.source.size and "
-                "config.target.size, or their crops, must be at least 32 each way"
+                f"images of {width}x{height} pixels are too small for a discriminator of patches: config.source.size "
+                "and config.target.size, or their crops, must be at least 32 each way"
             )
         x = maps.astype(self.dtype)
         for i in range(5):
