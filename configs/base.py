@@ -82,6 +82,8 @@ def get_config(arguments: ConfigDict) -> ConfigDict:
         config.model.heads = SYSTEMS[arguments.method].heads
     if arguments.method == "control":
         config.lambda_adv = 0.0
+    if arguments.method == "adaptpatch":
+        config.lambda_adv = 5e-4  # Its paper's.
     config.fidelity = arguments.fidelity
     if arguments.fidelity == "released" and arguments.method in LINEAGE:
         _as_lineage(config)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from fada_jax.configs import base
 from fada_jax.errors import UserError
 from fada_jax.methods import SYSTEMS, Prepared, TrainingSpec, options_of
 from fada_jax.models import ModelSpec
-from fada_jax.stages import run
+from fada_jax.stages import parents, recipe, run
 from fada_jax.training import checkpoints
 from fada_jax.training.optimizers import OptimizerSpec
 from fada_jax.training.states import TrainState
@@ -128,3 +129,59 @@ def test_resumed_it_ends_bit_for_bit_where_it_would_have(name, tmp_path):
     assert checkpoints.available_steps(tmp_path / "resumed") == [2, 4]
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.mark.parametrize("name", base.LINEAGE)
+@pytest.mark.parametrize("task", ["gta5_to_cityscapes", "synthia_to_cityscapes"])
+def test_a_release_of_the_lineage_is_its_own(name, task):
+    """The facts of docs/systems.md: nothing of FADA's settings is left where the lineage has another."""
+    config = schema.load(f"configs/{task}.py:method={name},stage=adaptation,fidelity=released", {})
+    steps, schedule, branches = base.LINEAGE[name]
+    assert (config.total_steps, config.batch_size, config.knowledge.temperature) == (steps, 2, 1.0)
+    assert (config.model.variant, config.model.norm, config.model.active_rates) == ("caffe", "statistics", branches)
+    two_levels = name in ("adaptsegnet_multi", "minent", "advent")
+    assert config.model.heads == ("levels" if two_levels else "two" if name == "clan" else "one")
+    assert config.preprocessing.channel_order == "BGR" and config.preprocessing.scale == 1.0
+    for optimizer in (config.generator_optimizer, config.discriminator_optimizer):
+        assert optimizer.schedule_steps == schedule and optimizer.warmup_steps == (5_000 if name == "clan" else 0)
+    assert config.generator_optimizer.lineage_repeats and config.lambda_adv == 0.001
+    assert config.source.sampling == "uniform" and config.source.brightness == 0 and config.source.size[0] == 1280
+    if name == "clan":
+        assert config.options["focal"] == 2 and config.options["local"] == (10 if "synthia" in task else 40)
+    stages = recipe.configs(f"configs/{task}.py:method={name},fidelity=released", {}, Path("w"))
+    assert list(stages) == ["adaptation"] and stages["adaptation"].init_from == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ("method=clan,size=miniature", "these releases have size=released, backbone=resnet101"),
+        ("method=clan,backbone=vgg16", "these releases have size=released, backbone=resnet101"),
+        ("method=crosscity", "known of method fada, .*clan"),
+    ],
+)
+def test_a_release_that_is_not_known_is_refused(arguments, problem):
+    with pytest.raises(ValueError, match=f"config argument fidelity=released: {problem}"):
+        schema.load(f"configs/gta5_to_cityscapes.py:fidelity=released,{arguments}", {})
+
+
+def test_heads_that_nothing_trains_are_refused():
+    for text, heads, problem in (
+        ("method=clan,stage=adaptation", "one", "method=clan trains 'two'"),
+        ("method=fada,stage=adaptation", "levels", "method=fada trains 'one'"),
+        ("stage=source", "two", "stage=source trains 'one'"),
+    ):
+        with pytest.raises(UserError, match=f"config.model.heads='{heads}': {problem}"):
+            schema.load(f"configs/gta5_to_cityscapes.py:{text}", {"model.heads": heads})
+
+
+def test_classifiers_are_added_and_left_out_between_stages():
+    """Of a stage that starts from another's weights: new ones are fresh, and two that predict together become one."""
+    kernel = np.arange(3.0)
+    two = {"feature_extractor": 1, "classifier": {"k": kernel}, "second_classifier": {"k": 2 * kernel}}
+    one = parents._with_heads(two, {"feature_extractor": 0, "classifier": {"k": kernel}})
+    assert one.keys() == {"feature_extractor", "classifier"}
+    np.testing.assert_array_equal(one["classifier"]["k"], 3 * kernel)
+    fresh = {"feature_extractor": 0, "classifier": 0, "auxiliary_classifier": {"k": -kernel}}
+    levels = parents._with_heads({"feature_extractor": 1, "classifier": 2}, fresh)
+    assert levels == {"feature_extractor": 1, "classifier": 2, "auxiliary_classifier": fresh["auxiliary_classifier"]}
