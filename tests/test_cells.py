@@ -498,5 +498,5 @@ def test_a_large_split_is_sampled_evenly(data_dir, monkeypatch):
 
 def test_miniature_options_count_in_steps_of_its_own():
     options = gta5_to_cityscapes.get_config("size=miniature,stage=adaptation,method=crosscity").options
-    assert (options.ramp_steps, options.class_start_steps, options.width) == (22, 18, 1024)
+    assert (options.ramp_steps, options.class_start_steps, options.width) == (22, 18, 32)
     assert tiny_config().options.to_dict() == {}

@@ -9,13 +9,14 @@ import optax
 import pytest
 
 from fada_jax.classes import IGNORE
-from fada_jax.methods import SYSTEMS, DomainLabels, Entropy, HardLabels, OutputSpace, SoftLabels
+from fada_jax.methods import SYSTEMS, Adversarial, DomainLabels, Entropy, HardLabels, OutputSpace, SoftLabels
 from fada_jax.training import losses, optimizers
 
 K = 4
 SHAPE = (2, 5, 7)
 
-ADAPTING = [name for name, system in SYSTEMS.items() if system.adapts]
+# FADA and its relatives; the others are in tests/test_systems.py and tests/test_cells.py.
+ADAPTING = [name for name, system in SYSTEMS.items() if issubclass(system.method, Adversarial)]
 
 
 def softmax(z: np.ndarray) -> np.ndarray:
