@@ -25,8 +25,8 @@ from fada_jax.training.states import TrainState
 ADAPTING = [name for name, system in SYSTEMS.items() if system.adapts]
 # Those that look at the source first are resumed in tests/test_cells.py.
 RESUMED = [name for name in ADAPTING if not isinstance(SYSTEMS[name].method(), Prepared)]
-# One of each kind; the others are slow.
-QUICK = ("fada", "clan", "crosscity")
+# The others are slow.
+QUICK = ("clan",)
 
 
 def quick(names):

@@ -407,7 +407,8 @@ def on_a_mesh(name):
         return numbers(*stepped(name))
 
 
-@pytest.mark.parametrize("name", ["fcn_wild", pytest.param("crosscity", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fcn_wild", "crosscity"])
 def test_two_devices_do_what_one_does(name):
     assert differing(plain(name), on_devices(2, "test_cells", f"on_a_mesh({name!r})")) < 1e-3
 
