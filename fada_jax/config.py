@@ -280,16 +280,7 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
 
 # Keys that earlier versions did not have.
 _ADDED = (
-    *(
-        "accumulate_steps",
-        "damaged_records",
-        "eval_every",
-        "fidelity",
-        "keep_every",
-        "log_images",
-        "loss_block_rows",
-        "mesh",
-    ),
+    *("accumulate_steps", "damaged_records", "eval_every", "fidelity", "keep_every", "log_images", "mesh"),
     *("loss_block_rows", "on_non_finite", "options", "pseudo_labels", "reduce_dtype", "student_from", "wandb"),
     *("model.remat", "model.variant", "model.active_rates", "model.heads", "discriminator.patch_width"),
     *(f"{name}_optimizer.{key}" for key in ("warmup_steps", "lineage_repeats") for name in _NETWORKS),

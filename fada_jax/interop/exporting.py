@@ -122,7 +122,7 @@ def _write_lineage(
         if files.place(path).suffix != ".pth":
             raise UserError(f"{path}: a discriminator's file ends in .pth")
         torch_files.check_output(files.place(path))
-    contents = lineage.from_sections(sections, lineage.heads_of(model.spec))
+    contents = lineage.from_sections(sections, model.spec.heads)
     states = _states(workdir, config, model.step) if discriminators else {}
     torch_files.write_pth(output, contents)
     yield f"{len(contents)} tensors of {workdir} written to {output}"

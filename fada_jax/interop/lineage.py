@@ -16,7 +16,6 @@ import numpy as np
 
 from fada_jax.errors import UserError
 from fada_jax.interop.entries import CLASSIFIER, DISCRIMINATOR, FEATURE_EXTRACTOR, Entry, convolution
-from fada_jax.models import ModelSpec
 
 # What a file does not tell, layout -> branches of a head that take part (0: all): AdaptSegNet's loop returns early, as
 # those of MaxSquare and DACS do; ADVENT, CLAN and others take all.
@@ -37,11 +36,6 @@ DISCRIMINATORS = {
 }
 _TOPS = ("layer5", "layer6")
 _INITIAL = "Scale."
-
-
-def heads_of(spec: ModelSpec) -> str:
-    """Key of ``HEADS``."""
-    return getattr(spec, "heads", "one")
 
 
 def _plain(file: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -89,7 +89,7 @@ def _vgg(net: VGG16) -> Iterator[Entry]:
 def fits_released(spec: ModelSpec) -> bool:
     """Whether the released code has this network: else its layout would say something else than the model computes."""
     all_take_part = spec.active_branches == len(spec.aspp_rates)
-    plain = spec.variant == "torchvision" and lineage.heads_of(spec) == "one" and all_take_part
+    plain = spec.variant == "torchvision" and spec.heads == "one" and all_take_part
     return plain and spec.norm != "group"
 
 
@@ -111,7 +111,7 @@ def generator_table(spec: ModelSpec) -> tuple[Entry, ...]:
     else:
         raise TypeError(f"{type(net).__name__} has no PyTorch counterpart")
     last = entries[-1].shape[0]
-    for head in lineage.HEADS[lineage.heads_of(spec)].values():
+    for head in lineage.HEADS[spec.heads].values():
         features = _third_stage(net) if head == "auxiliary_classifier" else last
         for i in range(len(spec.aspp_rates)):
             key, path = f"conv2d_list.{i}", (head, f"conv{i}")
@@ -252,7 +252,7 @@ def import_generator(
       UserError: another backbone or class count, or a tensor that is missing, unknown or of the wrong shape.
     """
     check_backbone(file, spec)
-    table, tensors = generator_table(spec), generator_tensors(file, lineage.heads_of(spec))
+    table, tensors = generator_table(spec), generator_tensors(file, spec.heads)
     dropped = [name for name in tensors if name.endswith(".num_batches_tracked")]
     fresh: dict[str, np.ndarray] = {}
     if not has_classifier(file):

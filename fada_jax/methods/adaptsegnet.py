@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from fada_jax.methods.alternating import Alternating, probabilities
+from fada_jax.methods.alternating import Alternating, of_levels, probabilities
 from fada_jax.methods.interface import States, TrainingSpec
 from fada_jax.models import Outputs, compute_dtype
 from fada_jax.training.alternation import Losses, Networks, View
@@ -88,6 +88,5 @@ class AdaptSegNet(Alternating):
             loss_seg = self.segmentation(view, view.labels, spec, (1.0, self.auxiliary_seg))
             return Losses(loss_seg, loss_d, {"loss_seg": loss_seg, "loss_d": loss_d})
         towards_source = [domain_loss(answer, SOURCE, self.gan).mean() for answer in answers]
-        weighted = zip((1.0, self.auxiliary_adv), towards_source, strict=False)
-        loss_adv = view.share * sum((weight * loss for weight, loss in weighted), jnp.float32(0))
+        loss_adv = view.share * of_levels(towards_source, self.auxiliary_adv)
         return Losses(self.lambda_adv * loss_adv, loss_d, {"loss_adv": loss_adv, "loss_d": loss_d})

@@ -26,6 +26,12 @@ def self_information(p: jax.Array) -> jax.Array:
     return -p * jnp.log(p + 1e-30) / jnp.log(float(p.shape[-1]))
 
 
+def of_levels(losses: Sequence[jax.Array], auxiliary: float) -> jax.Array:
+    """The loss of the main classifier and, where there is an auxiliary one, so much of its loss."""
+    weighted = zip((1.0, auxiliary), losses, strict=False)
+    return sum((weight * loss for weight, loss in weighted), jnp.float32(0))
+
+
 @dataclasses.dataclass(frozen=True)
 class Alternating:
     """A system by its losses; a subclass says what they are.

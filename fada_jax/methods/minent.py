@@ -9,9 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-import jax.numpy as jnp
-
-from fada_jax.methods.alternating import Alternating, probabilities, self_information
+from fada_jax.methods.alternating import Alternating, of_levels, probabilities, self_information
 from fada_jax.methods.interface import TrainingSpec
 from fada_jax.training.alternation import Losses, Networks, View
 
@@ -38,6 +36,5 @@ class MinEnt(Alternating):
             self_information(probabilities(logits, view.size, self.temperature)).sum(axis=-1).mean()
             for logits in view.outputs.logits
         ]
-        weighted = zip((1.0, self.auxiliary_adv), entropies, strict=False)
-        entropy = view.share * sum((weight * loss for weight, loss in weighted), jnp.float32(0))
+        entropy = view.share * of_levels(entropies, self.auxiliary_adv)
         return Losses(self.lambda_adv * entropy, 0.0, {"loss_adv": entropy})

@@ -135,10 +135,9 @@ def initial_states(config: Config, mesh: jax.sharding.Mesh, model: checkpoints.M
     if model is None:
         return states
     fresh = states["generator"].params
-    params = _with_heads(model.params, fresh)
-    if not model.class_set:
-        params = {name: params[name] if name == "feature_extractor" else fresh[name] for name in fresh}
-    weights = _in_layout(states["generator"], params, model.batch_stats)
+    # A classifier that nobody trained stays behind.
+    own = model.params if model.class_set else {"feature_extractor": model.params["feature_extractor"]}
+    weights = _in_layout(states["generator"], _with_heads(own, fresh), model.batch_stats)
     shardings = distributed.by_size(mesh, states)
     states["generator"] = replace_weights(states["generator"], *weights)
     return jax.device_put(states, shardings)
