@@ -3,6 +3,7 @@ r"""Measures the adversarial step, inference, compilation and the input, beside 
   python scripts/benchmark.py step --compare=torch --output=step.json        # on a GPU: released size, bfloat16
   python scripts/benchmark.py step --compare=torch --cores=1 --dtype=float32 --batch=1 \
       --source_size=256x128 --target_size=256x128                            # on a CPU
+  python scripts/benchmark.py step --methods=fada,adaptsegnet_multi,clan                     # beside each other
   python scripts/benchmark.py infer --dtype=bfloat16
   python scripts/benchmark.py compile --devices=64 --target_size=1280x720    # needs no such devices
   python scripts/benchmark.py compile --on=h100                              # needs no GPU, but jax[cuda13]
@@ -11,13 +12,13 @@ r"""Measures the adversarial step, inference, compilation and the input, beside 
   python scripts/benchmark.py input --memory_batches=2000
   python scripts/benchmark.py input --resume_step=1000
 
-step and infer run each framework in processes of its own, one after the other in turns, and print the median time, its
-quartiles, images/s, TFLOP/s and the share of a matrix product's on the same device. compile runs nothing: it prints
-FLOPs against the least that the networks need, memory and what is moved to and from it, communication and, for devices
-that --on names, a roofline. --batch grows to as many images as --on has devices. step, infer
-and compile need jax, flax and optax, and for the comparison torch; neither data nor anything else. input generates
-images at GTA5's size, 1914x1052, as PNGs of about 2.5 MB; the DataLoader reads those files, or PNGs of 1280x720, and
-fada-jax what it converts them to. Rates divide by CPU time.
+step and infer run each framework, or each of --methods, in processes of its own, one after the other in turns, and
+print the median time, its quartiles, images/s, TFLOP/s and the share of a matrix product's on the same device.
+compile runs nothing: it prints FLOPs against the least that the networks need, memory and what is moved to and from
+it, communication and, for devices that --on names, a roofline. --batch grows to as many images as --on has devices.
+step, infer and compile need jax, flax and optax, and for the comparison torch; neither data nor anything else. input
+generates images at GTA5's size, 1914x1052, as PNGs of about 2.5 MB; the DataLoader reads those files, or PNGs of
+1280x720, and fada-jax what it converts them to. Rates divide by CPU time.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from absl import flags
 from fada_jax import cli
 from fada_jax.errors import UserError
 from fada_jax.evaluation import inference
+from fada_jax.methods import SYSTEMS
 from fada_jax.models import BACKBONES
 from fada_jax.reporting import results
 from fada_jax.scripts.benchmarks import compilation, devices, frameworks
@@ -53,6 +55,18 @@ def scales_of(texts: Sequence[str]) -> tuple[float, ...]:
     if not scales or not all(0.1 <= scale <= 10 for scale in scales):
         raise UserError(f"--scales={','.join(texts)}: numbers from 0.1 to 10, separated by commas")
     return scales
+
+
+def methods_of(texts: Sequence[str]) -> Sequence[str]:
+    """The methods that ``--methods`` names.
+
+    Raises:
+      UserError: none, one twice, or one that has no adversarial step.
+    """
+    known = [name for name, system in SYSTEMS.items() if system.adapts]
+    if not texts or len(set(texts)) < len(texts) or not set(texts) <= set(known):
+        raise UserError(f"--methods={','.join(texts)}: different ones of {', '.join(known)}, separated by commas")
+    return texts
 
 
 def main(arguments: list[str]) -> None:
@@ -79,6 +93,7 @@ def main(arguments: list[str]) -> None:
             options.block_rows,
             scales_of(options.scales),
             options.flip,
+            methods_of(options.methods)[0],
         )
         result = compilation.run(work, options) if command == "compile" else frameworks.run(command, work, options)
         result = {"command": command, "work": dataclasses.asdict(work), "date": time.strftime("%Y-%m-%d"), **result}
@@ -90,6 +105,7 @@ def define_flags() -> None:
     """Flags of all commands; those of some name them."""
     flags.DEFINE_string("output", "", "JSON file to write.")
     flags.DEFINE_enum("compare", "", ["", "torch"], "Measure PyTorch beside it.")
+    flags.DEFINE_list("methods", ["fada"], "step, compile: systems whose step it is, separated by commas.")
     flags.DEFINE_enum("backbone", "resnet101", BACKBONES, "Feature extractor.")
     flags.DEFINE_integer("classes", 19, "Classes.", lower_bound=2)
     flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "Compute type.")

@@ -15,10 +15,11 @@ from commands import ROOT, command, environment
 from test_steps import SPEC
 
 from fada_jax import distributed
+from fada_jax.methods import SoftLabels
 from fada_jax.models import resize_align_corners
 from fada_jax.models.convolution import convolve
 from fada_jax.scripts.benchmarks import compilation, devices, flops, programs, traffic
-from fada_jax.scripts.benchmarks.work import METHOD, Work, batch_shapes, create_states, random_batch
+from fada_jax.scripts.benchmarks.work import Work, batch_shapes, create_states, random_batch
 from fada_jax.training import losses, steps
 
 
@@ -44,14 +45,14 @@ def test_losses_in_row_blocks_take_a_quarter_of_the_memory_of_full_size_maps():
         return losses.segmentation_loss(resize_align_corners(z, size), labels, 1.8)
 
     def plain_domains(d, z):
-        a = METHOD.class_knowledge(resize_align_corners(z, size))
+        a = SoftLabels().class_knowledge(resize_align_corners(z, size))
         return jnp.stack([losses.domain_loss(resize_align_corners(d, size), a, domain) for domain in (0, 1)])
 
     def blocks_seg(z, labels):
         return losses.mean(*steps.segmentation_sums(z, labels, 1.8, 32))
 
     def blocks_domains(d, z):
-        sums, pixels = steps.domain_sums(d, z, METHOD, (0, 1), size, 32)
+        sums, pixels = steps.domain_sums(d, z, SoftLabels(), (0, 1), size, 32)
         return sums / pixels
 
     for plain, blocks, arguments in ((plain_seg, blocks_seg, labels), (plain_domains, blocks_domains, logits)):
@@ -160,12 +161,12 @@ def test_a_small_network_compiles_for_a_tpu_slice_that_is_not_here(name):
 def test_the_plain_formulation_is_the_same_iteration():
     work = Narrow(**dataclasses.asdict(WORK))
     states = jax.jit(functools.partial(create_states, work))()
-    batches = [random_batch(shapes, work.classes) for shapes in batch_shapes(work)]
-    results = [jax.jit(functools.partial(step, work))(*states, *batches) for step in programs.STEPS.values()]
-    for name, value in results[1][2].items():
-        assert float(results[0][2][name]) == pytest.approx(float(value), rel=1e-5)
-    for index in (0, 1):
-        moments = [jax.tree.leaves(result[index].opt_state) for result in results]
+    batch = random_batch(batch_shapes(work), work.classes)
+    results = [jax.jit(functools.partial(step, work))(states, batch) for step in programs.STEPS.values()]
+    for name, value in results[1][1].items():
+        assert float(results[0][1][name]) == pytest.approx(float(value), rel=1e-5)
+    for name in states:
+        moments = [jax.tree.leaves(result[0][name].opt_state) for result in results]
         for ours, plain in zip(*moments, strict=True):
             error = np.linalg.norm(np.subtract(ours, plain)) / max(np.linalg.norm(plain), 1e-12)
             assert error < 1e-4

@@ -15,10 +15,11 @@ import jax
 from absl import flags
 
 from fada_jax import distributed
+from fada_jax.errors import UserError
 from fada_jax.scripts.benchmarks import traffic
 from fada_jax.scripts.benchmarks.devices import CHIPS, TARGETS, Chip, absent, roofline
-from fada_jax.scripts.benchmarks.flops import inference_flops, least_flops
 from fada_jax.scripts.benchmarks.formulations import written_for
+from fada_jax.scripts.benchmarks.frameworks import flops_of
 from fada_jax.scripts.benchmarks.programs import STEPS, our_inference
 from fada_jax.scripts.benchmarks.traffic import BYTES
 from fada_jax.scripts.benchmarks.work import Work, batch_shapes, create_states, inference_shapes
@@ -123,10 +124,10 @@ def _lowered(work: Work, formulation: str, mesh: Any, form: str) -> Any:
         shardings = distributed.by_size(mesh, states)
         program = jax.jit(
             functools.partial(STEPS[formulation], work),
-            donate_argnums=(0, 1),
-            out_shardings=(*shardings, distributed.replicated(mesh)),
+            donate_argnums=0,
+            out_shardings=(shardings, distributed.replicated(mesh)),
         )
-        shapes = (*distributed.placed(states, shardings), *distributed.placed_batch(mesh, batch_shapes(work)))
+        shapes = (distributed.placed(states, shardings), distributed.placed_batch(mesh, batch_shapes(work)))
     with written_for({"gpu": "cuda"}.get(form, form)):
         return distributed.on_mesh(mesh, program.lower)(*shapes)
 
@@ -190,8 +191,8 @@ def code_bytes(memory: Any, form: str) -> float:
 
 def _estimate(chip: Chip, row: dict[str, Any]) -> dict[str, Any]:
     """Whether a program fits its device, and the time that it takes at least."""
-    # Where the compiler counts no FLOPs, those that the networks need.
-    seconds = roofline(chip, row["flops"] or row["least_flops"], row["moved_bytes"], row["link_bytes"])
+    # Where the compiler counts no FLOPs, those that the networks need, if they are known.
+    seconds = roofline(chip, row["flops"] or row["least_flops"] or 0.0, row["moved_bytes"], row["link_bytes"])
     return {
         "fits": row["held_bytes"] <= chip.memory,
         "estimated_seconds": seconds,
@@ -201,16 +202,16 @@ def _estimate(chip: Chip, row: dict[str, Any]) -> dict[str, Any]:
 
 def _print_row(name: str, row: dict[str, Any]) -> None:
     if "refused" in row:
-        print(f"{name:<8}refused by the compiler: {row['refused']}", flush=True)
+        print(f"{name:<18}refused by the compiler: {row['refused']}", flush=True)
         return
     sent = ", ".join(f"{kind} {size / 2**20:.1f}" for kind, size in row["sent_bytes"].items()) or "nothing"
     sizes = "".join(f"{row[key] / 2**30:>15.2f}" for key in ("temporary_bytes", "held_bytes", "moved_bytes"))
-    flops = math.nan if row["flops"] is None else row["flops"]
-    arithmetic = f"{flops / 1e12:>9.4f}{flops / row['least_flops']:>9.3f}"
-    print(f"{name:<8}{row['compile_seconds']:>14.1f}{arithmetic}{sizes}  {sent}", flush=True)
+    flops, least = (math.nan if row[key] is None else row[key] for key in ("flops", "least_flops"))
+    arithmetic = f"{flops / 1e12:>9.4f}{flops / least:>9.3f}"
+    print(f"{name:<18}{row['compile_seconds']:>14.1f}{arithmetic}{sizes}  {sent}", flush=True)
     if "fits" in row:
         times = ", ".join(f"{what} {1000 * seconds:.1f}" for what, seconds in row["estimated_seconds"].items())
-        print(f"{'':<8}{'fits' if row['fits'] else 'does NOT fit'}; estimated ms at the published figures: {times}")
+        print(f"{'':<18}{'fits' if row['fits'] else 'does NOT fit'}; estimated ms at the published figures: {times}")
 
 
 def run(work: Work, options: flags.FlagValues) -> dict[str, Any]:
@@ -228,18 +229,23 @@ def run(work: Work, options: flags.FlagValues) -> dict[str, Any]:
     if options.on and work.batch < distributed.batch_parts(mesh):
         work = dataclasses.replace(work, batch=distributed.batch_parts(mesh))
     distributed.check_batch("--batch", work.batch, mesh)
-    least = {name: (inference_flops if name == INFERENCE else least_flops)(work) for name in options.formulations}
+    programs = {name: (name, work) for name in options.formulations}
+    if options.methods != ["fada"]:
+        if options.formulations != ["ours"]:
+            raise UserError(f"--formulations={','.join(options.formulations)}: those are FADA's; leave --methods out")
+        programs = {name: ("ours", dataclasses.replace(work, method=name)) for name in options.methods}
     form = options.written_for or (chosen[0].platform if chosen else jax.default_backend())
     result: dict[str, Any] = {"devices": mesh.size, "batch": work.batch}
     axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     print(f"{mesh.size} device(s): {axes}; {work.batch} images of each domain; as {form} runs it; on each device:")
     print(
-        f"{'':<8}{'compiled in s':>14}{'TFLOP':>9}{'/ least':>9}{'temporary GiB':>15}{'held GiB':>15}{'moved GiB':>15}"
+        f"{'':<18}{'compiled in s':>14}{'TFLOP':>9}{'/ least':>9}{'temporary GiB':>15}{'held GiB':>15}{'moved GiB':>15}"
         "  sent MiB"
     )
-    for name in options.formulations:
-        row = compile_once(work, name, mesh, form, WITHOUT_A_GPU if form == "gpu" and chosen else None, chip)
-        row["least_flops"] = least[name] / mesh.size
+    for name, (formulation, work) in programs.items():
+        row = compile_once(work, formulation, mesh, form, WITHOUT_A_GPU if form == "gpu" and chosen else None, chip)
+        least = flops_of("infer" if formulation == INFERENCE else "step", work)
+        row["least_flops"] = None if least is None else least / mesh.size
         if chip and "refused" not in row:
             row |= _estimate(chip, row)
         result[name] = row

@@ -50,15 +50,16 @@ def layer_flops(fn: Callable[..., Any], *shapes: Any) -> list[float]:
 
 
 def least_flops(work: Work) -> float:
-    """FLOPs that the convolutions of one iteration cannot do without.
+    """FLOPs that the convolutions of one iteration of FADA cannot do without.
 
     G: forward, gradient of the kernels, gradient of the inputs except the image's, on both domains. D: forward and
     gradient of the kernels once on each domain; gradient of the inputs for L_D behind its first layer, and for L_adv on
     the target in every layer, because the two losses differ at the logits.
     """
-    generator, discriminator = jax.eval_shape(lambda: create_states(work))
+    states = jax.eval_shape(lambda: create_states(work))
+    generator, discriminator = states["generator"], states["discriminator"]
     total = 0.0
-    for domain, shapes in zip(("source", "target"), batch_shapes(work), strict=True):
+    for domain, shapes in batch_shapes(work).items():
         image = jax.ShapeDtypeStruct(shapes["image"].shape, jnp.float32)
         g = layer_flops(Segmenter(work.spec).apply, generator.variables, image)
         features = jax.eval_shape(generator.apply_fn, generator.variables, image)[1]

@@ -10,31 +10,22 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fada_jax.evaluation import inference
+from fada_jax.methods import Batch, Metrics, States
 from fada_jax.models import Segmenter, height_width, layers, resize_align_corners
 from fada_jax.preprocessing import IMAGENET, normalise
 from fada_jax.scripts.benchmarks.formulations import written_for
-from fada_jax.scripts.benchmarks.work import METHOD, Work
-from fada_jax.training import losses, steps
-
-LAMBDA_ADV = 0.001
+from fada_jax.scripts.benchmarks.work import Work
+from fada_jax.training import losses
 
 
-def our_step(work: Work, generator: Any, discriminator: Any, source: Any, target: Any) -> Any:
+def our_step(work: Work, states: States, batch: Batch) -> tuple[States, Metrics]:
     """The project's step."""
-    return steps.adversarial_step(
-        generator,
-        discriminator,
-        source,
-        target,
-        preprocessing=IMAGENET,
-        method=METHOD,
-        lambda_adv=LAMBDA_ADV,
-        block_rows=work.block_rows,
-    )
+    # Ramps are at their middle: nothing is left out.
+    return work.system.step(states, batch, jax.random.key(0), jnp.float32(0.5), work.training)
 
 
-def plain_step(work: Work, generator: Any, discriminator: Any, source: Any, target: Any) -> Any:
-    """The same iteration as one would write it down.
+def plain_step(work: Work, states: States, batch: Batch) -> tuple[States, Metrics]:
+    """FADA's iteration as one would write it down.
 
     All maps are at full size, with one loss for each network, Flax's ReLU, and XLA's convolutions, each with its
     normalisation after it. The yardstick of memory and, in the tests, of the result.
@@ -45,10 +36,13 @@ def plain_step(work: Work, generator: Any, discriminator: Any, source: Any, targ
         mock.patch.object(layers, "relu_of_sum", lambda x, y: nn.relu(x + y)),
         mock.patch.object(layers, "convolve_and_normalise", lambda conv, norm, x, train: norm(conv(x), train)),
     ):
-        return _plain_step(generator, discriminator, source, target)
+        return _plain_step(work, states, batch)
 
 
-def _plain_step(generator: Any, discriminator: Any, source: Any, target: Any) -> Any:
+def _plain_step(work: Work, states: States, batch: Batch) -> tuple[States, Metrics]:
+    generator, discriminator = states["generator"], states["discriminator"]
+    method: Any = work.system
+    source, target = batch["source"], batch["target"]
     x_s, x_t = (normalise(domain["image"], IMAGENET) for domain in (source, target))
 
     def forward(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -61,19 +55,20 @@ def _plain_step(generator: Any, discriminator: Any, source: Any, target: Any) ->
     def g_loss(params: Any) -> tuple[jax.Array, Any]:
         z_s, f_s = forward(params, x_s)
         z_t, f_t = forward(params, x_t)
-        seg = losses.segmentation_loss(z_s, source["label"], METHOD.temperature)
-        adv = losses.domain_loss(discriminate(discriminator.params, f_t, x_t), METHOD.class_knowledge(z_t), 0)
-        return seg + LAMBDA_ADV * adv, (seg, adv, z_s, f_s, z_t, f_t)
+        seg = losses.segmentation_loss(z_s, source["label"], method.temperature)
+        adv = losses.domain_loss(discriminate(discriminator.params, f_t, x_t), method.class_knowledge(z_t), 0)
+        return seg + method.lambda_adv * adv, (seg, adv, z_s, f_s, z_t, f_t)
 
     def d_loss(params: Any, z_s: Any, f_s: Any, z_t: Any, f_t: Any) -> jax.Array:
-        on_source = losses.domain_loss(discriminate(params, f_s, x_s), METHOD.class_knowledge(z_s), 0)
-        on_target = losses.domain_loss(discriminate(params, f_t, x_t), METHOD.class_knowledge(z_t), 1)
+        on_source = losses.domain_loss(discriminate(params, f_s, x_s), method.class_knowledge(z_s), 0)
+        on_target = losses.domain_loss(discriminate(params, f_t, x_t), method.class_knowledge(z_t), 1)
         return 0.5 * on_source + 0.5 * on_target
 
     (_, (seg, adv, *maps)), g_grads = jax.value_and_grad(g_loss, has_aux=True)(generator.params)
     d, d_grads = jax.value_and_grad(d_loss)(discriminator.params, *maps)
     metrics = {"loss_seg": seg, "loss_adv": adv, "loss_d": d}
-    return generator.apply_gradients(grads=g_grads), discriminator.apply_gradients(grads=d_grads), metrics
+    generator = generator.apply_gradients(grads=g_grads)
+    return {"generator": generator, "discriminator": discriminator.apply_gradients(grads=d_grads)}, metrics
 
 
 STEPS = {"ours": our_step, "plain": plain_step}

@@ -34,15 +34,17 @@ def resident_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def summary(measured: dict[str, Any], flops: float, images: int) -> dict[str, Any]:
+def summary(measured: dict[str, Any], flops: float | None, images: int) -> dict[str, Any]:
     """Median and quartiles of the times, and the rates that follow from the median."""
     low, median, high = np.percentile(measured["seconds"], (25, 50, 75))
+    rates = {}
+    if flops is not None:
+        rates = {"flops_per_second": flops / median, "share_of_product": flops / median / measured["product_flops"]}
     return {
         **measured,
         "median_seconds": median,
         "quartiles": [low, high],
         "median_cpu_seconds": float(np.median(measured["cpu_seconds"])),
         "images_per_second": images / median,
-        "flops_per_second": flops / median,
-        "share_of_product": flops / median / measured["product_flops"],
+        **rates,
     }

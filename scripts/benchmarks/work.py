@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fada_jax.methods import SoftLabels
+from fada_jax import methods
+from fada_jax.methods import Method, States, TrainingSpec
 from fada_jax.models import ComputeType, ModelSpec
-from fada_jax.training import optimizers
-from fada_jax.training import states as train_states
+from fada_jax.preprocessing import IMAGENET
+from fada_jax.training.optimizers import OptimizerSpec
 
-METHOD = SoftLabels()
+# T and lambda of all systems, on equal terms; neither changes what a step costs.
+SHARED = {"temperature": 1.8, "lambda_adv": 0.001}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Work:
       batch: images of each domain, or of inference.
       block_rows: see ``pixels.pixel_sums``.
       scales, flip: views of inference.
+      method: system whose step it is.
     """
 
     backbone: str
@@ -39,42 +42,51 @@ class Work:
     block_rows: int
     scales: tuple[float, ...]
     flip: bool
+    method: str = "fada"
 
     @property
     def spec(self) -> ModelSpec:
-        return ModelSpec(self.backbone, self.classes, dtype=self.dtype, remat=self.remat)
+        heads = methods.SYSTEMS[self.method].heads
+        return ModelSpec(self.backbone, self.classes, dtype=self.dtype, remat=self.remat, heads=heads)
+
+    @property
+    def training(self) -> TrainingSpec:
+        """The released optimizers."""
+        d_optimizer = OptimizerSpec("adam", 1e-4, weight_decay=0.0, classifier_multiplier=1.0)
+        return TrainingSpec(self.spec, IMAGENET, OptimizerSpec(), d_optimizer, block_rows=self.block_rows)
+
+    @property
+    def system(self) -> Method:
+        """The method with its own options."""
+        return methods.build(self.method, SHARED, methods.options_of(self.method))
 
 
-def create_states(work: Work) -> tuple[train_states.TrainState, train_states.TrainState]:
-    """Random G and D with the released optimizers; traceable."""
-    g_spec = optimizers.OptimizerSpec()
-    d_spec = optimizers.OptimizerSpec("adam", 1e-4, weight_decay=0.0, classifier_multiplier=1.0)
-    generator = train_states.create_generator(work.spec, g_spec, jax.random.key(0))
-    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    features = jax.eval_shape(generator.apply_fn, generator.variables, image)[1].shape[-1]
-    outputs = METHOD.num_outputs(work.classes)
-    return generator, train_states.create_discriminator(outputs, features, d_spec, jax.random.key(1), dtype=work.dtype)
+def create_states(work: Work) -> States:
+    """Random networks and fresh optimizers; traceable."""
+    return work.system.init(jax.random.key(0), work.training)
 
 
-def batch_shapes(work: Work) -> tuple[dict, dict]:
+def batch_shapes(work: Work) -> dict[str, dict]:
     """Shapes of a source and of a target batch."""
 
     def images(size: tuple[int, int], *channels: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((work.batch, size[1], size[0], *channels), jnp.uint8)
 
-    return {"image": images(work.source, 3), "label": images(work.source)}, {"image": images(work.target, 3)}
+    source = {"image": images(work.source, 3), "label": images(work.source)}
+    return {"source": source, "target": {"image": images(work.target, 3)}}
 
 
 def inference_shapes(work: Work) -> tuple[Any, jax.ShapeDtypeStruct]:
     """Shapes of the variables and of the images."""
-    variables = jax.eval_shape(lambda: create_states(work)[0].variables)
+    variables = jax.eval_shape(lambda: create_states(work)["generator"].variables)
     return variables, jax.ShapeDtypeStruct((work.batch, work.target[1], work.target[0], 3), jnp.uint8)
 
 
 def random_batch(shapes: Any, classes: int) -> Any:
     """Random pixels and labels of ``shapes``, NumPy."""
     rng = np.random.default_rng(0)
-    return {
-        name: rng.integers(0, classes if name == "label" else 256, x.shape, dtype=np.uint8)
-        for name, x in shapes.items()
-    }
+
+    def random(path: Any, x: jax.ShapeDtypeStruct) -> np.ndarray:
+        return rng.integers(0, classes if path[-1].key == "label" else 256, x.shape, dtype=np.uint8)
+
+    return jax.tree_util.tree_map_with_path(random, shapes)
