@@ -9,8 +9,9 @@ then keys and positions, joined by dots. ``NAME:SPEC`` formats a value as Python
 ``<!--=gta5.mean.adapted:.1f-->``.
 
 A table is an object with ``columns``, ``rows`` and a format for each column, or one of ``TABLES`` below.
-``system.NAME`` is what ``system_facts`` says of a system of docs/systems.md: its code, the paper's numbers, and those
-of docs/results/systems.json, a copy of the file that scripts/ablate.py --table=systems writes.
+``system.NAME`` is what ``pages.systems`` says of a system of docs/systems.md: its code, the paper's numbers, and those
+of docs/results/systems.json, a copy of the file that scripts/ablate.py --table=systems writes; ``systems.TASK`` is its
+table of a task.
 
 TASK_components.csv, which scripts/ablate.py writes, is read as TASK: ``mean``, ``sd`` and ``over`` (gains paired by
 seed with 95% t intervals). Tables are written without spaces beside their bars: nobody edits them.
@@ -21,19 +22,18 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import flags
-from scipy import stats
 
 from fada_jax import cli, files
-from fada_jax.classes import CITIES
 from fada_jax.errors import UserError
-from fada_jax.methods import SYSTEMS
 from fada_jax.reporting import paper
+from fada_jax.scripts.pages import systems
+from fada_jax.scripts.pages.tables import gain, markdown
 from fada_jax.scripts.rehearsal import report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,14 +63,6 @@ TASKS = {
 _MATCHING = ("colour_matching_global", "colour_matching_image")
 
 
-def gain(values: Sequence[float], baseline: Sequence[float]) -> dict[str, float]:
-    """Mean of the paired differences with the ends of its 95% t interval."""
-    gains = np.subtract(values, baseline)
-    half = float(stats.t.ppf(0.975, len(gains) - 1) * gains.std(ddof=1) / np.sqrt(len(gains)))
-    mean = float(gains.mean())
-    return {"mean": mean, "low": mean - half, "high": mean + half}
-
-
 def components(path: Path) -> dict[str, Any]:
     """Rows of a TASK_components.csv: scores by seed, mean, standard deviation, paired gains over every other row."""
     with path.open(encoding="utf-8") as file:
@@ -90,62 +82,6 @@ def components(path: Path) -> dict[str, Any]:
     }
 
 
-# Names of the paper's tables 1 to 3 by ours in docs/systems.md.
-PRINTED = {
-    **{"source_only": "Source only", "fcn_wild": "FCNs in the wild", "crosscity": "Cross-City", "cda": "CDA"},
-    **{"st": "ST", "cbst": "CBST", "cycada": "CyCADA", "adaptsegnet_multi": "AdaptSegNet", "siban": "SIBAN"},
-    **{"clan": "CLAN", "adaptpatch": "AdaptPatch", "advent": "ADVENT", "feature_space": "Baseline (feat. only)"},
-    **{"fada": "FADA", "adaptsegnet": "", "minent": "", "binary": "", "hard": "hard"},
-}
-_PRINTED_TASKS = ("gta5_to_cityscapes", "synthia_to_cityscapes")
-
-
-def _printed(method: str) -> str:
-    """The paper's numbers of a method: GTA5 / SYNTHIA by network, then cities; * is over 13 classes."""
-    parts = []
-    for network in (paper.RESNET, paper.VGG):
-        found = [
-            [row for row in paper.rows(task) if (row.group, row.method) == (network, method)] for task in _PRINTED_TASKS
-        ]
-        cells = [_number(rows[0]) if rows else "-" for rows in found]
-        if cells != ["-", "-"]:
-            parts.append(f"{' / '.join(cells)} {network}")
-    in_cities = {"Source only": "Source DeepLab-v2"}.get(method, method)
-    cities = {row.group: row for row in paper.rows("cityscapes_to_crosscity") if row.method == in_cities}
-    parts += [", ".join(f"{city} {_number(cities[city])}" for city in CITIES)] if cities else []
-    knowledge = {"FADA": ("F-Adv", "soft"), "hard": ("Table 5", "hard")}.get(method)
-    if knowledge:
-        cells = [f"{paper.KNOWLEDGE[task][knowledge[1]]:.1f}" for task in _PRINTED_TASKS]
-        parts.append(f"{knowledge[0]}: {' / '.join(cells)} {paper.RESNET}")
-    return "; ".join(parts) or "-"
-
-
-def _number(row: paper.Row) -> str:
-    return f"{row.miou:.1f}" if row.miou is not None else f"{row.miou_13:.1f}\\*"
-
-
-def system_facts(measured: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """What docs/systems.md says of each system that no hand writes.
-
-    Args:
-      measured: docs/results/systems.json; {}: it is not there.
-
-    Returns:
-      ``code``, ``status``, ``paper`` and ``ours`` (GTA5 / SYNTHIA), by name.
-    """
-    facts = {}
-    for name, method in PRINTED.items():
-        here = name in SYSTEMS
-        tasks = [measured.get("tasks", {}).get(task, {}).get(name, {}).get("text", "") for task in _PRINTED_TASKS]
-        module = SYSTEMS[name].method.__module__.rpartition(".")[2] if here else ""
-        # Of SIBAN there is nothing to build it from.
-        missing = "not here" if name == "siban" else "not here yet"
-        status = ("measured" if any(tasks) else "here") if here else missing
-        code, ours = f"`{module}.py`" if here else "-", " / ".join(text or "-" for text in tasks) if any(tasks) else ""
-        facts[name] = {"code": code, "status": status, "paper": _printed(method), "ours": ours}
-    return facts
-
-
 def read_results(root: Path = ROOT) -> dict[str, Any]:
     """Everything that a page may name, by the first part of the name."""
     docs = root / "docs"
@@ -155,13 +91,7 @@ def read_results(root: Path = ROOT) -> dict[str, Any]:
     }
     for path in docs.glob("results/*_components.csv"):
         data[path.stem.removesuffix("_components")] = components(path)
-    return {**data, "system": system_facts(data.get("systems", {}))}
-
-
-def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A table; the first ``left`` columns are text."""
-    lines = [columns, ["---"] * left + ["---:"] * (len(columns) - left), *rows]
-    return "".join(f"|{'|'.join(cells)}|\n" for cells in lines)
+    return {**data, "system": systems.system_facts(data.get("systems", {}))}
 
 
 def stored_table(table: Mapping[str, Any]) -> str:
@@ -316,6 +246,8 @@ def lookup(name: str, data: Mapping[str, Any]) -> Any:
 def table(name: str, data: Mapping[str, Any]) -> str:
     """The table of a name."""
     task, _, kind = name.partition(".")
+    if task == "systems":
+        return systems.measured_table(lookup(name.replace("systems.", "systems.tasks.", 1), data))
     if kind in ("table", "paired") and task in TASKS:
         lookup(task, data)
         return (component_table if kind == "table" else paired_table)(task, data)

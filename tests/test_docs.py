@@ -10,6 +10,7 @@ from fada_jax.errors import UserError
 from fada_jax.methods import SYSTEMS
 from fada_jax.reporting import paper
 from fada_jax.scripts import docs_numbers
+from fada_jax.scripts.pages import systems
 
 PAGES = {str(page.relative_to(ROOT)): page for page in docs_numbers.pages()}
 WORDS, APPENDIX = 12_000, "docs/errors.md"  # Of all pages in docs/ but the appendix, which is generated.
@@ -69,19 +70,23 @@ def test_components_are_summarised_as_by_hand(tmp_path):
 
 def test_systems_are_those_of_the_tables(results):
     """Every row of the paper's tables 1 to 3 and every system that adapts; ours are empty until they are measured."""
-    page, own = PAGES["docs/systems.md"].read_text(), {method for method in docs_numbers.PRINTED.values() if method}
+    page, own = PAGES["docs/systems.md"].read_text(), {method for method in systems.PRINTED.values() if method}
     sources = {"Source DeepLab-v2", "Source Dilation-Frontend", "FADA-MST"}
     assert {row.method for task in paper.CLASS_SETS for row in paper.rows(task)} == (own - {"hard"}) | sources
-    assert all(f"<!--=system.{name}.code-->" in page for name in docs_numbers.PRINTED)
+    assert all(f"<!--=system.{name}.code-->" in page for name in systems.PRINTED)
     assert all(f"`{name}`" in page for name, system in SYSTEMS.items() if system.adapts)
-    facts = docs_numbers.system_facts({})
+    facts = systems.system_facts({})
     assert facts["siban"]["status"] == "not here" and facts["fada"]["code"] == "`fada.py`"
     assert facts["fada"]["ours"] == "" and facts["clan"]["paper"].startswith("43.2 / 47.8\\* ResNet-101; 36.6 / ")
     assert facts["crosscity"]["paper"] == "Rome 42.9, Rio 42.5, Tokyo 42.8, Taipei 39.6"
-    measured = docs_numbers.system_facts({"tasks": {"gta5_to_cityscapes": {"fada": {"text": "29.3 ± 0.8"}}}})
+    measured = systems.system_facts({"tasks": {"gta5_to_cityscapes": {"fada": {"text": "29.3 ± 0.8"}}}})
     assert measured["fada"]["ours"] == "29.3 ± 0.8 / -" and measured["fada"]["status"] == "measured"
     changed = docs_numbers.fill(page, {**results, "system": measured})
     assert "<!--=system.fada.ours-->29.3 ± 0.8 / -<!--/-->" in changed
+    task = {"source_only": {"label": "source only", "seeds": {"0": 20.0, "1": 22.0, "2": 21.0}}}
+    task["clan"] = {"label": "CLAN", "seeds": {"0": 23.0, "1": 27.0, "2": 25.0}}  # As above: 3, 5, 4.
+    text = docs_numbers.fill("<!-- numbers:systems.t -->\n<!-- /numbers -->", {"systems": {"tasks": {"t": task}}})
+    assert "|CLAN|23.0|27.0|25.0|25.0 ± 2.0|+4.0 [+1.5, +6.5]|||" in text
 
 
 def test_pages_are_short():

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from fada_jax.methods.alternating import Alternating, of_levels, probabilities
 from fada_jax.methods.interface import States, TrainingSpec
 from fada_jax.models import Outputs, compute_dtype
+from fada_jax.ranges import NonNegative
 from fada_jax.training.alternation import Losses, Networks, View
 from fada_jax.training.states import create_patch_discriminator
 
@@ -52,8 +53,8 @@ class AdaptSegNet(Alternating):
       gan: 'bce', or 'ls' for the LS-GAN form, whose lambda is 0.01 in the release.
     """
 
-    auxiliary_seg: float = 0.1
-    auxiliary_adv: float = 0.2
+    auxiliary_seg: NonNegative = 0.1
+    auxiliary_adv: NonNegative = 0.2
     gan: Gan = "bce"
     heads: ClassVar[tuple[str, ...]] = ("one", "levels")
 

@@ -20,6 +20,7 @@ from fada_jax.methods.adaptsegnet import DISCRIMINATORS, SOURCE, TARGET, domain_
 from fada_jax.methods.alternating import Alternating, probabilities
 from fada_jax.methods.interface import States, TrainingSpec
 from fada_jax.models import Outputs, resize_align_corners
+from fada_jax.ranges import NonNegative, Share
 from fada_jax.training.alternation import Losses, Networks, View
 
 
@@ -42,11 +43,11 @@ class Clan(Alternating):
       focal: exponent of (1 - p) in L_seg, 2 in the release ("CrossEntropy2d"); 0 is the cross entropy.
     """
 
-    weight_discrepancy: float = 0.01
-    local: float = 40.0
-    everywhere: float = 0.4
-    warmup: float = 0.05
-    focal: float = 0.0
+    weight_discrepancy: NonNegative = 0.01
+    local: NonNegative = 40.0
+    everywhere: NonNegative = 0.4
+    warmup: Share = 0.05
+    focal: NonNegative = 0.0
     heads: ClassVar[tuple[str, ...]] = ("two",)
 
     def networks(self, rng: jax.Array, spec: TrainingSpec, outputs: Outputs) -> States:

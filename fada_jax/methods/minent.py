@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from fada_jax.methods.alternating import Alternating, of_levels, probabilities, self_information
 from fada_jax.methods.interface import TrainingSpec
+from fada_jax.ranges import NonNegative
 from fada_jax.training.alternation import Losses, Networks, View
 
 
@@ -23,8 +24,8 @@ class MinEnt(Alternating):
       auxiliary_adv: weight of its entropy, as a share of ``lambda_adv``.
     """
 
-    auxiliary_seg: float = 0.1
-    auxiliary_adv: float = 0.2
+    auxiliary_seg: NonNegative = 0.1
+    auxiliary_adv: NonNegative = 0.2
     heads: ClassVar[tuple[str, ...]] = ("one", "levels")
 
     def losses(self, view: View, networks: Networks, spec: TrainingSpec) -> Losses:

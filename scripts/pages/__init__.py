@@ -1,0 +1,1 @@
+"""Parts of ``scripts/docs_numbers.py``."""
