@@ -27,6 +27,8 @@ VALUES = {
     "size": SIZES,
     "fidelity": FIDELITIES,
 }
+# Of their papers and releases, where it is not FADA's 0.001.
+OWN_LAMBDA = {"control": 0.0, "adaptpatch": 5e-4, "fda": 0.005, "maxsquare": 0.1}
 RELEASED_HERE = ("fada", "source_only", "control", "oracle")  # FADA's release, which the defaults follow.
 # Releases of AdaptSegNet's lineage: steps, steps of their poly decay, and ASPP branches that take part (0: all).
 LINEAGE = {
@@ -80,10 +82,9 @@ def get_config(arguments: ConfigDict) -> ConfigDict:
         config.total_steps = 40_000
         config.generator_optimizer.update(learning_rate=2.5e-4, schedule_steps=62_500)
         config.model.heads = SYSTEMS[arguments.method].heads
-    if arguments.method == "control":
-        config.lambda_adv = 0.0
-    if arguments.method == "adaptpatch":
-        config.lambda_adv = 5e-4  # Its paper's.
+    config.lambda_adv = OWN_LAMBDA.get(arguments.method, config.lambda_adv)
+    if arguments.method == "fda" and STAGES[arguments.stage].adapts:
+        config.fourier_beta = 0.01
     config.fidelity = arguments.fidelity
     if arguments.fidelity == "released" and arguments.method in LINEAGE:
         _as_lineage(config)

@@ -21,7 +21,7 @@ from fada_jax import classes, documents
 from fada_jax.errors import UserError
 from fada_jax.input_pipeline.stream import Augment, Stream
 from fada_jax.methods import SYSTEMS, Method, Supervised, TrainingSpec, build
-from fada_jax.methods.checks import check_heads, check_options
+from fada_jax.methods.checks import check_heads, check_options, check_sizes
 from fada_jax.methods.stages import STAGES, Stage, current_name
 from fada_jax.models import BACKBONES, ModelSpec, check_spec
 from fada_jax.preprocessing import Preprocessing
@@ -29,7 +29,7 @@ from fada_jax.ranges import (
     Crop,
     Divisor,
     Finite,
-    HalfTurn,
+    Half,
     NonNegative,
     Pair,
     Positive,
@@ -62,9 +62,14 @@ class StreamConfig:
     brightness: NonNegative = 0.0  # Colour jitter, by torchvision's definition.
     contrast: NonNegative = 0.0  # Likewise.
     saturation: NonNegative = 0.0  # Likewise.
-    hue: HalfTurn = 0.0  # Likewise, in turns of the colour circle.
+    hue: Half = 0.0  # Likewise, in turns of the colour circle.
     # Colours change before resizing and cropping, as released. False: after both, for less time (docs/data.md).
     jitter_first: bool = True
+
+    @property
+    def trained(self) -> tuple[int, int]:
+        """(width, height) of what a batch holds."""
+        return self.crop or self.size
 
     def stream(self, *, labels: bool = True, augment: bool = True, pseudo_labels: str = "", role: str = "") -> Stream:
         """What the input pipeline reads; without ``augment`` plain images in uniform order."""
@@ -152,6 +157,8 @@ class Config:
     discriminator_optimizer: OptimizerSpec = ADAM
     lambda_adv: NonNegative = 0.001  # Weight of L_adv; 0 is the control without adaptation.
     knowledge: KnowledgeConfig = KnowledgeConfig()
+    # Source images get the amplitudes of a target image up to this share of their frequencies (FDA); 0: none.
+    fourier_beta: Half = 0.0
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # Fields of the method that no key here has.
     pseudo_labels: Selection = Selection()
     student_from: str = "init_from"  # In a recipe the student starts from 'init_from', 'source' or 'adaptation'.
@@ -280,8 +287,8 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
 
 # Keys that earlier versions did not have.
 _ADDED = (
-    *("accumulate_steps", "damaged_records", "eval_every", "fidelity", "keep_every", "log_images", "mesh"),
-    *("loss_block_rows", "on_non_finite", "options", "pseudo_labels", "reduce_dtype", "student_from", "wandb"),
+    *("accumulate_steps", "damaged_records", "eval_every", "fidelity", "keep_every", "log_images", "mesh", "options"),
+    *("fourier_beta", "loss_block_rows", "on_non_finite", "pseudo_labels", "reduce_dtype", "student_from", "wandb"),
     *("model.remat", "model.variant", "model.active_rates", "model.heads", "discriminator.patch_width"),
     *(f"{name}_optimizer.{key}" for key in ("warmup_steps", "lineage_repeats") for name in _NETWORKS),
     *(f"{name}.{key}" for name in _STREAMS for key in ("jitter_first", "sampling", "sampling_temperature")),
@@ -342,6 +349,9 @@ def _check_together(config: Config) -> None:
     if config.kind.adapts and config.lambda_adv:
         _one_of("method", config.method, [name for name, system in SYSTEMS.items() if system.adapts])
     check_options(config.method, config.options)
+    check_sizes(config.training_method, {"source": config.source.trained, "target": config.target.trained}, what)
+    if config.fourier_beta and "target" not in config.training_method.streams:
+        raise UserError(f"config.fourier_beta={config.fourier_beta}: {what} reads no target images to take them from")
     if config.eval_every % config.checkpoint_every:
         raise UserError(
             f"config.eval_every={config.eval_every} must be a multiple of config.checkpoint_every="

@@ -17,7 +17,7 @@ Seed = Annotated[int, Ge(0), Le(MOST)]
 Finite = Annotated[float, AllowInfNan(False)]
 NonNegative = Annotated[Finite, Ge(0)]
 Share = Annotated[Finite, Ge(0), Le(1)]
-HalfTurn = Annotated[Finite, Ge(0), Le(0.5)]
+Half = Annotated[Finite, Ge(0), Le(0.5)]
 Divisor = Annotated[Finite, Ge(1e-6)]
 
 

@@ -21,9 +21,11 @@ ROWS = {
         "option below nothing": (adapted("clan", "--config.options.local=-1.0"), 1, "config.options.local=-1.0 must be"),
         "classifiers of another system": (adapted("fada", "--config.model.heads=two"), 1, "config.model.heads='two'"),
         "auxiliary classifier without a layer3": (
-            (*TRAIN, f"{CONFIG},stage=adaptation,method=adaptsegnet_multi,backbone=vgg16", *LARGE), 1, "heads='levels' needs",
+            (*TRAIN, f"{CONFIG.partition(':')[0]}:stage=adaptation,method=adaptsegnet_multi,backbone=vgg16"), 1,
+            "config.model.heads='levels' needs a ResNet",
         ),
-        "images that patches do not fit in": (adapted("adaptsegnet", sizes=SIZES), 1, "32"),
+        "swap with a target that is not read": (adapted("control", "--config.fourier_beta=0.01"), 1, "reads no target"),
+        "images that patches do not fit in": (adapted("adaptsegnet", sizes=SIZES), 1, "needs images of at least 32 pixels"),
         "release that there is none of": (
             (*TRAIN, "--config=configs/gta5_to_cityscapes.py:method=fcn_wild,fidelity=released"), 2, "fidelity=released",
         ),

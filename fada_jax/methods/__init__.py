@@ -21,8 +21,10 @@ from fada_jax.methods.crosscity import CrossCity
 from fada_jax.methods.entropy import Entropy
 from fada_jax.methods.fada import HardLabels, SoftLabels
 from fada_jax.methods.fcn_wild import FcnWild
+from fada_jax.methods.fda import Fda
 from fada_jax.methods.feature_space import FeatureSpace
 from fada_jax.methods.interface import Batch, Method, Metrics, Prepared, States, TrainingSpec
+from fada_jax.methods.maxsquare import MaxSquare
 from fada_jax.methods.minent import MinEnt
 from fada_jax.methods.output_space import OutputSpace
 from fada_jax.methods.supervised import Supervised
@@ -40,8 +42,10 @@ __all__ = [
     "DomainLabels",
     "Entropy",
     "FcnWild",
+    "Fda",
     "FeatureSpace",
     "HardLabels",
+    "MaxSquare",
     "Method",
     "Metrics",
     "MinEnt",
@@ -92,6 +96,8 @@ SYSTEMS: Mapping[str, System] = {
     "minent": System(MinEnt, stages.ALIGNED),
     "advent": System(Advent, stages.ALIGNED),
     "adaptpatch": System(AdaptPatch, stages.ALIGNED),
+    "fda": System(Fda, stages.ALIGNED),
+    "maxsquare": System(MaxSquare, stages.ALIGNED),
     "control": System(Supervised, stages.CONTROL),
     "source_only": System(Supervised, stages.SOURCE_ALONE),
     "oracle": System(Supervised, stages.SOURCE_ALONE),

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 from fada_jax.errors import UserError, missing_extra
-from fada_jax.methods.adaptsegnet import DISCRIMINATORS, SOURCE, TARGET, domain_loss, patch_discriminator
+from fada_jax.methods.adaptsegnet import DISCRIMINATORS, PATCH, SOURCE, TARGET, domain_loss, patch_discriminator
 from fada_jax.methods.alternating import Alternating, probabilities
 from fada_jax.methods.interface import States, TrainingSpec
 from fada_jax.models import Outputs, Pointwise, compute_dtype, pool
@@ -80,6 +80,7 @@ class AdaptPatch(Alternating):
     patch_adv: NonNegative = 1.0
     warmup_steps: Whole = 10_000
     partners: ClassVar[tuple[str, ...]] = (HEAD,)
+    least_size: ClassVar[int] = PATCH
 
     def networks(self, rng: jax.Array, spec: TrainingSpec, outputs: Outputs) -> States:
         del outputs

@@ -21,6 +21,8 @@ from fada_jax.training.states import create_patch_discriminator
 
 Gan = Literal["bce", "ls"]
 # By classifier: of the main one, and of the auxiliary one on layer3.
+# Pixels each way that a patch discriminator needs.
+PATCH = 32
 DISCRIMINATORS = ("patch_discriminator", "auxiliary_patch_discriminator")
 SOURCE, TARGET = 0.0, 1.0
 
@@ -57,6 +59,7 @@ class AdaptSegNet(Alternating):
     auxiliary_adv: NonNegative = 0.2
     gan: Gan = "bce"
     heads: ClassVar[tuple[str, ...]] = ("one", "levels")
+    least_size: ClassVar[int] = PATCH
 
     def channels(self, spec: TrainingSpec, outputs: Outputs) -> int:
         """Of what a discriminator reads."""

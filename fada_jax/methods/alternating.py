@@ -46,6 +46,8 @@ class Alternating:
     streams: ClassVar[tuple[str, ...]] = ("source", "target")
     # Values of ``model.heads`` that it can be trained with; the first is its own.
     heads: ClassVar[tuple[str, ...]] = ("one",)
+    # Pixels that images must have each way.
+    least_size: ClassVar[int] = 1
     # Networks that are trained together with G; all others are discriminators.
     partners: ClassVar[tuple[str, ...]] = ()
 

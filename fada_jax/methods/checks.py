@@ -43,3 +43,23 @@ def check_heads(method: Method, heads: str, what: str) -> None:
     allowed = getattr(method, "heads", ("one",))
     if heads not in allowed:
         raise UserError(f"config.model.heads={heads!r}: {what} trains {' or '.join(map(repr, allowed))}")
+
+
+def check_sizes(method: Method, sizes: Mapping[str, tuple[int, int]], what: str) -> None:
+    """Refuses images that are too small for the discriminators of ``method``.
+
+    Args:
+      method: of the stage.
+      sizes: (width, height) of the images that it trains on, by stream.
+      what: names the method in the error.
+
+    Raises:
+      UserError: naming the stream.
+    """
+    least = getattr(method, "least_size", 1)
+    for name in method.streams:
+        if min(sizes[name]) < least:
+            raise UserError(
+                f"config.{name}.size, or its crop, is {sizes[name]}: {what} needs images of at least {least} pixels each "
+                "way"
+            )

@@ -16,7 +16,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 
 from fada_jax.classes import IGNORE
-from fada_jax.methods.adaptsegnet import DISCRIMINATORS, SOURCE, TARGET, domain_loss, patch_discriminator
+from fada_jax.methods.adaptsegnet import DISCRIMINATORS, PATCH, SOURCE, TARGET, domain_loss, patch_discriminator
 from fada_jax.methods.alternating import Alternating, probabilities
 from fada_jax.methods.interface import States, TrainingSpec
 from fada_jax.models import Outputs, resize_align_corners
@@ -49,6 +49,7 @@ class Clan(Alternating):
     warmup: Share = 0.05
     focal: NonNegative = 0.0
     heads: ClassVar[tuple[str, ...]] = ("two",)
+    least_size: ClassVar[int] = PATCH
 
     def networks(self, rng: jax.Array, spec: TrainingSpec, outputs: Outputs) -> States:
         del outputs

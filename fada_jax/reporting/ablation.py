@@ -59,6 +59,8 @@ _SYSTEMS: Mapping[str, Variant] = {
     "st": Variant("ST", printed="ST"),
     "cda": Variant("CDA", printed="CDA"),
     "cycada": Variant("CyCADA", printed="CyCADA"),
+    "fda": Variant("FDA"),
+    "maxsquare": Variant("MaxSquare"),
     # The paper's number of global alignment is that of 'feature_space', see ``paper.REMARKS``.
     "binary": Variant("binary labels on FADA's discriminator"),
     "output_space": Variant("output space on FADA's discriminator"),

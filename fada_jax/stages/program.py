@@ -10,7 +10,7 @@ import jax
 from fada_jax import distributed
 from fada_jax.config import Config
 from fada_jax.methods import Metrics, States
-from fada_jax.training import loop
+from fada_jax.training import fourier, loop
 from fada_jax.training.states import abstract
 
 Step = Callable[[States, Any], tuple[States, Metrics]]
@@ -37,6 +37,7 @@ def make_step(config: Config) -> Step:
     def step(states: States, batch: Any) -> tuple[States, Metrics]:
         done = states["generator"].step
         rng = jax.random.fold_in(jax.random.key(config.seed), done)
+        batch = fourier.restyled(batch, config.fourier_beta)
         return method.step(states, batch, rng, done / config.total_steps, spec)
 
     return loop.skip_non_finite(step) if config.on_non_finite == "skip" else step
