@@ -60,6 +60,6 @@ def check_sizes(method: Method, sizes: Mapping[str, tuple[int, int]], what: str)
     for name in method.streams:
         if min(sizes[name]) < least:
             raise UserError(
-                f"config.{name}.size, or its crop, is {sizes[name]}: {what} needs images of at least {least} pixels each "
-                "way"
+                f"config.{name}.size, or its crop, is {sizes[name]}: {what} needs images of at least {least} pixels "
+                "each way"
             )
