@@ -1,13 +1,15 @@
 """How fast training images come out of a bucket whose every request takes 20 ms longer, beside a local folder.
 
-  python tests/bucket_rate.py [--latency=0.02] [--images=24]
+  python tests/bucket_rate.py [--latency=0.02] [--images=24] [--output=docs/results/buckets.json]
 
 Images of 1914x1052 as PNGs of about 2.5 MB are read at 1280x720, without colour jitter and with the released one, which
 half of the adaptation stage's images have. Store, proxy and reader share this machine's cores.
 """
 
 import argparse
+import datetime
 import itertools
+import json
 import os
 import tempfile
 import time
@@ -39,6 +41,7 @@ def main():
     parser.add_argument("--latency", type=float, default=0.02)
     parser.add_argument("--images", type=int, default=24)
     parser.add_argument("--batches", type=int, default=24)
+    parser.add_argument("--output", default="")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder)
@@ -55,11 +58,24 @@ def main():
                     rates[f"{scheme}://", jitter] = rate(remote, jitter, options.batches)
                 caches.configure(str(local / "cache"), 10)
                 for jitter in ("", "jitter"):
-                    rates[f"{scheme}://, in the cache", jitter] = rate(remote, jitter, options.batches)
+                    rates[f"{scheme}://, from the cache", jitter] = rate(remote, jitter, options.batches)
                 caches.configure("", 0)
-        for (place, jitter), value in rates.items():
-            share = value / rates["a local folder", jitter]
-            print(f"{place}{', jitter' if jitter else ''}: {value:.1f} images/s, {share:.0%} of local")
+        rows = []
+        for place in dict.fromkeys(place for place, _ in rates):
+            row = [place]
+            for jitter in ("", "jitter"):
+                share = rates[place, jitter] / rates["a local folder", jitter]
+                row += [round(rates[place, jitter], 1), None if place == "a local folder" else round(share, 2)]
+            rows.append(row)
+            print(*row)
+        if options.output:
+            head = {
+                "command": f"python tests/bucket_rate.py --batches={options.batches}",
+                "date": str(datetime.date.today()),
+            }
+            columns = ["images/s from", "without jitter", "share of local", "with jitter", "share of local"]
+            table = {**head, "columns": columns, "formats": ["", ".0f", ".0%", ".0f", ".0%"], "rows": rows}
+            Path(options.output).write_text(json.dumps({"rate": table}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
