@@ -96,7 +96,7 @@ TABLES: Mapping[str, Mapping[str, Variant]] = {
     "systems": _systems(),
     "lambda": {
         f"lambda_x{factor:g}": Variant(f"lambda_adv times {factor:g}", overrides={"lambda_adv": factor})
-        for factor in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+        for factor in (0.1, 0.3, 1.0, 3.0, 10.0)
     },
     "temperature": {
         f"temperature_{t}": Variant(f"T = {t}", overrides={"knowledge.temperature": t}) for t in (1.0, 1.8, 3.0)
