@@ -99,21 +99,18 @@ def cases() -> dict[str, Case]:
     patches = dict(zip(("patch_height", "patch_width"), PATCH, strict=True))
     patches |= {"clusters": CLUSTERS, "head_width": WIDTH, "lambda_adv": 5e-4}
     begun, steps = {"ramp": RAMP / SCHEDULE.steps}, SCHEDULE.steps
-    bounded = functools.partial(theirs.FcnWild, sizes=sizes)
+    bounded, free = (functools.partial(theirs.FcnWild, sizes=x) for x in (sizes, None))
+    unbounded = {**ours, "lambda_constraint": 0.0}
+    # So cheap a slack that some lower bounds are given up.
+    strong = {"lambda_adv": 0.1, "slack": 1.0}
     patched = functools.partial(theirs.AdaptPatch, centres=middles, patch=PATCH)
     adaptive = {"lambda_adv": 5e-4}
     # Name, reference, options of the reference, those of ours, further fields. The first iteration is number 4.
     table: list[tuple[str, Any, dict, dict, dict]] = [
         ("fcn_wild", bounded, begun, ours, {}),
-        ("fcn_wild-adam", bounded, {**begun, "lambda_adv": 0.1}, {**ours, "lambda_adv": 0.1}, {"optimizer": "adam"}),
+        ("fcn_wild-adam", bounded, {**begun, **strong}, {**ours, **strong}, {"optimizer": "adam"}),
         # Where the constraint's gradient does not outweigh the other's.
-        (
-            "fcn_wild-unbounded",
-            functools.partial(theirs.FcnWild, sizes=None),
-            begun,
-            {**ours, "lambda_constraint": 0.0},
-            {},
-        ),
+        ("fcn_wild-unbounded", free, begun, unbounded, {}),
         ("crosscity", theirs.CrossCity, {**begun, "class_start": 1 / steps}, {**ours, "class_start_steps": 1}, {}),
         # The class-wise loss begins in the second iteration.
         ("crosscity-late", theirs.CrossCity, {**begun, "class_start": 4 / steps}, {**ours, "class_start_steps": 4}, {}),
@@ -121,10 +118,7 @@ def cases() -> dict[str, Case]:
         # The warm-up ends after the first iteration.
         ("adaptpatch-late", patched, {**adaptive, "warm_up": 5 / steps}, {**patches, "warmup_steps": 5}, {}),
     ]
-    known = {
-        "fcn_wild": tuple(sizes._asdict().items()),
-        "adaptpatch": (("centres", middles),),
-    }
+    known = {"fcn_wild": tuple(sizes._asdict().items()), "adaptpatch": (("centres", middles),)}
     found = systems_parity.cases()
     for form, temperature in (("default", 1.0), ("equal", 1.8)):
         for name, build, options, method, fields in table:

@@ -142,7 +142,7 @@ class FcnWild(System):
         """Cross entropy of q and p, with the gradient ``p - q``, a tenth of it for classes that are always large."""
         z = z[:, :, ::4, ::4] / self.options.temperature
         p, log_p = F.softmax(z, dim=1).detach(), F.log_softmax(z, dim=1).detach()
-        weight = torch.where(torch.from_numpy(self.sizes.low) > 0.1, 0.1, 1.0).to(z.dtype)
+        weight = torch.from_numpy(np.where(self.sizes.low > 0.1, 0.1, 1.0)).to(z.dtype)
         loss = z.new_zeros(())
         for one, share, logarithm in zip(z, p, log_p, strict=True):
             pixels = share.flatten(1).T
