@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+from unittest import mock
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import parity
 import systems_networks as networks
 import systems_parity
 import torch
 import torch_systems_cells as theirs
-from systems_parity import CLASSES, SCHEDULE, Case, added, measure
+from systems_parity import CLASSES, SCHEDULE, Case, added
 
 from fada_jax.methods import adaptpatch, crosscity, fcn_wild
 
 __all__ = ["CellCase", "cases", "measure"]
 
 WIDTH, PATCH, CLUSTERS = 8, (8, 16), 6
-RAMP = 32
+RAMP, DROPOUT = 32, 0.5
 # Cells are 8x8 pixels, whole ones alone: at the edge of other sizes the description leaves open what a cell is.
 SIZES = ((2, 64, 48), (2, 48, 64))
 CHANNELS = 4 * networks.SPEC.widths[3]
@@ -46,7 +49,7 @@ class CellCase(Case):
         torch.manual_seed(7)
         if self.system != "adaptpatch":
             count = 1 + (CLASSES if self.system == "crosscity" else 0)
-            return g, [networks.pointwise(CHANNELS, (WIDTH, WIDTH), 2) for _ in range(count)]
+            return g, [with_dropout(networks.pointwise(CHANNELS, (WIDTH, WIDTH), 2)) for _ in range(count)]
         g.patch_head = theirs.PatchHead(CLASSES, WIDTH, CLUSTERS)
         with torch.no_grad():
             # Clusters that a prediction makes a difference to.
@@ -77,6 +80,34 @@ class CellCase(Case):
         return {**found, **{name: terms[term][1] for term, name in names.items() if term in terms}}
 
 
+def kept(shape: Sequence[int], share: float) -> np.ndarray:
+    """What dropout keeps of [h, w, C]: drawn once, so that both sides keep the same."""
+    return np.random.default_rng(0).random(tuple(shape)) < share
+
+
+class Dropout(torch.nn.Module):
+    """Leaves out the same numbers whenever it is called."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mask = torch.from_numpy(kept((*x.shape[2:], x.shape[1]), 1 - DROPOUT)).permute(2, 0, 1)
+        return x * mask / (1 - DROPOUT)
+
+
+def with_dropout(net: torch.nn.Sequential) -> torch.nn.Sequential:
+    """Dropout behind each activation."""
+    modules: list[torch.nn.Module] = []
+    for module in net:
+        modules += [module] if isinstance(module, torch.nn.Conv2d) else [module, Dropout()]
+    return torch.nn.Sequential(*modules)
+
+
+def measure(case: Case, dtype: str = "float32") -> list[parity.Row]:
+    """``systems_parity.measure`` with the dropout of the reference."""
+    drawn = lambda key, share, shape: jnp.asarray(kept(shape, share))  # noqa: E731
+    with mock.patch.object(jax.random, "bernoulli", drawn):
+        return systems_parity.measure(case, dtype)
+
+
 def class_sizes() -> theirs.ClassSizes:
     """Bounds that some predictions are beyond, of a class that is always large, and of one that no image holds."""
     low, mean, high = [0.02, 0.05, 0.15, 0.01, 0.0], [0.1, 0.15, 0.4, 0.05, 0.0], [0.27, 0.3, 0.6, 0.22, 0.0]
@@ -95,7 +126,7 @@ def centres() -> np.ndarray:
 def cases() -> dict[str, Case]:
     """Those of ``systems_parity``, and these with the options' defaults and with FADA's temperature."""
     sizes, middles = class_sizes(), centres()
-    ours = {"width": WIDTH, "dropout": 0.0, "ramp_steps": RAMP}
+    ours = {"width": WIDTH, "dropout": DROPOUT, "ramp_steps": RAMP}
     patches = dict(zip(("patch_height", "patch_width"), PATCH, strict=True))
     patches |= {"clusters": CLUSTERS, "head_width": WIDTH, "lambda_adv": 5e-4}
     begun, steps = {"ramp": RAMP / SCHEDULE.steps}, SCHEDULE.steps

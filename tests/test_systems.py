@@ -52,7 +52,7 @@ def check_complete(rows: list[parity.Row], case: systems_parity.Case) -> None:
 
 @pytest.mark.parametrize("case", quick_first())
 def test_a_system_in_float32(case):
-    rows = systems_parity.measure(case)
+    rows = systems_cells.measure(case)
     check_complete(rows, case)
     limits = [
         # A loss is one rounded number: PyTorch's may be exact by luck.
