@@ -29,6 +29,8 @@ class Generator(nn.Module):
     ) -> None:
         super().__init__()
         self.f, self.c, self.second, self.at = f, c, second, at
+        # What a system trains together with it.
+        self.patch_head: nn.Module | None = None
 
     @property
     def heads(self) -> list[nn.Module]:
@@ -59,6 +61,17 @@ def patch_discriminator(channels: int, widths: Sequence[int] = WIDTHS) -> nn.Seq
         for weight in net.parameters():
             weight.mul_(2.0)
         net[-1].bias.add_(1.5)
+    return net
+
+
+def pointwise(channels: int, widths: Sequence[int], outputs: int, slope: float = 0.0) -> nn.Sequential:
+    """1x1 convolutions, (leaky) ReLU between; with an opinion, as ``patch_discriminator``."""
+    modules: list[nn.Module] = []
+    for inputs, width in itertools.pairwise([channels, *widths, outputs]):
+        modules += [nn.Conv2d(inputs, width, 1), nn.LeakyReLU(slope)]
+    net = nn.Sequential(*modules[:-1])
+    with torch.no_grad():
+        net[-1].bias[0] += 1.5
     return net
 
 
@@ -121,6 +134,8 @@ def parts(net: Generator, discriminators: Iterable[nn.Module]) -> dict[str, nn.M
     found: dict[str, Any] = {"F": net.f, "C": net.c}
     if net.second is not None:
         found["C2"] = net.second
+    if net.patch_head is not None:
+        found["H"] = net.patch_head
     return {**found, **{f"D{i}": d for i, d in enumerate(discriminators)}}
 
 

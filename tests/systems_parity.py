@@ -28,6 +28,7 @@ SCHEDULE = theirs.Schedule(16)
 ITERATIONS = 3
 # With these pictures rounding flips no ReLU of PyTorch's own float32 in any case; one flip is an error of 1e-3.
 SEED = 50
+SIZES = ((2, 65, 49), (2, 49, 65))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Case:
     """One system in one form.
 
     ``ours`` are our method's options, ``reads`` the channels that each discriminator reads, ``start`` the progress at
-    the first iteration.
+    the first iteration, ``sizes`` those of source and target, ``seed`` that of the pictures, ``known`` what our method
+    has prepared. A subclass has other networks and losses.
     """
 
     name: str
@@ -46,6 +48,10 @@ class Case:
     heads: str = "one"
     reads: tuple[int, ...] = ()
     start: float = 0.25
+    sizes: tuple[tuple[int, ...], tuple[int, ...]] = SIZES
+    seed: int = SEED
+    known: tuple[tuple[str, np.ndarray], ...] = ()
+    optimizer: str = "sgd"  # Of G.
 
     @property
     def second(self) -> int:
@@ -54,6 +60,36 @@ class Case:
     @property
     def temperature(self) -> float:
         return self.options.temperature
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """What is compared at the least."""
+        return ("loss_seg", "loss_adv", *(["loss_d"] if self.reads else []))
+
+    def networks(self) -> tuple[networks.Generator, list[torch.nn.Module]]:
+        """Theirs, with the weights that both sides begin with."""
+        g = networks.generator(self.second)
+        torch.manual_seed(7)
+        return g, [networks.patch_discriminator(channels) for channels in self.reads]
+
+    def ours_of(self, states: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+        """Our networks beside G, each with the names that errors are reported under: several of a stack of networks."""
+        names = sorted((name for name in states if name != "generator"), key=lambda name: name.startswith("auxiliary"))
+        return {name: (f"D{i}",) for i, name in enumerate(names)}
+
+    def logged(self, terms: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+        """What our step logs, from the reference's losses: L_adv without the weight that it has at the main level."""
+        main = next(weight for name, (weight, _) in terms.items() if name in ("adv0", "entropy0"))
+        found = {"loss_seg": added(terms, "seg"), "loss_adv": added(terms, "adv", "entropy") / main}
+        for name, prefix in (("loss_d", "d"), ("loss_weights", "weights")):
+            if any(term.startswith(prefix) for term in terms):
+                found[name] = added(terms, prefix)
+        return found
+
+
+def added(terms: Mapping[str, tuple[float, float]], *prefixes: str) -> float:
+    """Sum of the losses whose names begin so, with their weights."""
+    return sum(weight * loss for name, (weight, loss) in terms.items() if name.startswith(prefixes))
 
 
 class Measured(NamedTuple):
@@ -64,10 +100,10 @@ class Measured(NamedTuple):
     updates: dict[str, list[np.ndarray]]
 
 
-def batches(index: int, unlabelled: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def batches(case: Case, index: int, unlabelled: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Source images, labels and target images of another size, 2 + 2."""
-    source, target = (2, 65, 49), (2, 49, 65)
-    index += SEED
+    source, target = case.sizes
+    index += case.seed
     labels = parity.label(source, CLASSES, 10 * index + 2)
     if unlabelled:
         labels = np.full_like(labels, reference.IGNORE)
@@ -84,22 +120,18 @@ def progress(case: Case, index: int) -> float:
     return case.start + index / 16
 
 
-def nets_of(case: Case) -> tuple[networks.Generator, list[torch.nn.Module]]:
-    g = networks.generator(case.second)
-    torch.manual_seed(7)
-    return g, [networks.patch_discriminator(channels) for channels in case.reads]
-
-
 def _training(case: Case, g: networks.Generator, ds: Sequence[torch.nn.Module]) -> theirs.Training:
-    sgd = functools.partial(torch.optim.SGD, momentum=0.9, weight_decay=5e-4)
-    heads = [w for head in g.heads for w in head.parameters()]
-    of_g = [sgd(g.f.parameters(), lr=2.5e-4), sgd(heads, lr=2.5e-3)]
-    of_d = [torch.optim.Adam(d.parameters(), lr=1e-4, betas=(0.9, 0.99)) for d in ds]
+    adam = functools.partial(torch.optim.Adam, betas=(0.9, 0.99))
+    sgd = functools.partial(torch.optim.SGD, momentum=0.9)
+    optimizer = functools.partial({"sgd": sgd, "adam": adam}[case.optimizer], weight_decay=5e-4)
+    heads = [w for name, head in networks.parts(g, ()).items() if name != "F" for w in head.parameters()]
+    of_g = [optimizer(g.f.parameters(), lr=2.5e-4), optimizer(heads, lr=2.5e-3)]
+    of_d = [adam(d.parameters(), lr=1e-4) for d in ds]
     return theirs.Training(case.build(g, ds, case.options), of_g, of_d, SCHEDULE)
 
 
 def run_theirs(case: Case, dtype: torch.dtype) -> Measured:
-    start = nets_of(case)
+    start = case.networks()
     gradients, losses = {}, []
     for name, unlabelled in FIRST.items():
         g, ds = copy.deepcopy(start)
@@ -108,7 +140,7 @@ def run_theirs(case: Case, dtype: torch.dtype) -> Measured:
         before = networks.tensors(named)
         training = _training(case, g, ds)
         for index in range(1 if unlabelled else ITERATIONS):
-            x, y, x_t = batches(index, unlabelled)
+            x, y, x_t = batches(case, index, unlabelled)
             batch = parity.to_tensor(x, dtype), torch.from_numpy(y), parity.to_tensor(x_t, dtype)
             found = training.step(*batch, progress(case, index))
             if not index:
@@ -147,7 +179,7 @@ def training_spec(case: Case, dtype: str) -> TrainingSpec:
     return TrainingSpec(
         dataclasses.replace(networks.SPEC, dtype=dtype, heads=case.heads),
         IMAGENET,
-        optimizers.OptimizerSpec("sgd", 2.5e-4, weight_decay=5e-4, **common),
+        optimizers.OptimizerSpec(case.optimizer, 2.5e-4, weight_decay=5e-4, **common),
         optimizers.OptimizerSpec("adam", 1e-4, weight_decay=0.0, **common),
         patch_width=networks.WIDTHS[0],
     )
@@ -155,10 +187,10 @@ def training_spec(case: Case, dtype: str) -> TrainingSpec:
 
 def our_states(case: Case, method: Any, spec: TrainingSpec) -> dict[str, Any]:
     """States of the method's own making, with PyTorch's weights in them and optimizers that keep the gradient."""
-    g, ds = nets_of(case)
+    g, ds = case.networks()
     # Shapes alone: everything in the states is replaced.
     states = dict(jax.eval_shape(functools.partial(method.init, spec=spec), jax.random.key(0)))
-    dtype = spec.model.dtype
+    dtype, shapes = spec.model.dtype, states.pop("statistics", {})
     variables = parity.generator_variables((g.f, g.c, parity.networks(networks.SPEC)[2]), networks.SPEC)
     variables = jax.tree.map(lambda x: np.asarray(x, dtype), variables)
     params = variables.pop("params")
@@ -166,8 +198,9 @@ def our_states(case: Case, method: Any, spec: TrainingSpec) -> dict[str, Any]:
         name = second_head(states["generator"].params)
         params[name] = networks.chain_from_torch(g.second, states["generator"].params[name], dtype)
     fresh = {"generator": (params, variables)}
-    for name, d in zip(discriminator_names(states), ds, strict=True):
-        fresh[name] = networks.chain_from_torch(d, states[name].params, dtype), {}
+    named = networks.parts(g, ds)
+    for name, labels in case.ours_of(states).items():
+        fresh[name] = chains_from_torch([named[label] for label in labels], states[name].params, dtype), {}
     # In float64 the rates are, too, where they are computed from a count of that size.
     count = jnp.int32 if dtype == "float32" else jnp.int64
     for name, (params, collections) in fresh.items():
@@ -176,8 +209,21 @@ def our_states(case: Case, method: Any, spec: TrainingSpec) -> dict[str, Any]:
         tx = recording(old.tx)
         opt_state = jax.tree.map(lambda x: x.astype(count) if x.dtype == jnp.int32 else x, tx.init(params))
         fields = {"params": params, "collections": collections, "tx": tx, "opt_state": opt_state}
-        states[name] = old.replace(step=jnp.zeros((), jnp.int32), **fields)
+        states[name] = old.replace(step=jnp.int32(case.start * SCHEDULE.steps), **fields)
+    if shapes:
+        states["statistics"] = {name: jnp.asarray(value, dtype) for name, value in case.known}
+        assert jax.tree.map(jnp.shape, states["statistics"]) == jax.tree.map(jnp.shape, shapes)
     return states
+
+
+def chains_from_torch(nets: Sequence[torch.nn.Module], params: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """Our parameters of one chain of convolutions, or of a stack of them."""
+    if "each" not in params:
+        (net,) = nets
+        return networks.chain_from_torch(net, params, dtype)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params["each"])
+    each = [networks.chain_from_torch(net, shapes, dtype) for net in nets]
+    return {"each": jax.tree.map(lambda *leaves: np.stack(leaves), *each)}
 
 
 def second_head(params: Mapping[str, Any]) -> str:
@@ -185,12 +231,7 @@ def second_head(params: Mapping[str, Any]) -> str:
     return name
 
 
-def discriminator_names(states: Mapping[str, Any]) -> list[str]:
-    """Those of the main level first."""
-    return sorted((name for name in states if name != "generator"), key=lambda name: name.startswith("auxiliary"))
-
-
-def our_tensors(states: Mapping[str, Any], of: Callable[[Any], Any]) -> dict[str, list[np.ndarray]]:
+def our_tensors(case: Case, states: Mapping[str, Any], of: Callable[[Any], Any]) -> dict[str, list[np.ndarray]]:
     """``of`` each state (its parameters, or the gradient kept), in PyTorch's layout and order."""
     state = states["generator"]
     tree = of(state)
@@ -203,8 +244,11 @@ def our_tensors(states: Mapping[str, Any], of: Callable[[Any], Any]) -> dict[str
     }
     if len(tree) > 2:
         found["C2"] = networks.chain_to_torch(tree[second_head(tree)])
-    for i, name in enumerate(discriminator_names(states)):
-        found[f"D{i}"] = networks.chain_to_torch(of(states[name]))
+    for name, labels in case.ours_of(states).items():
+        params = of(states[name])
+        for i, label in enumerate(labels):
+            one = jax.tree.map(lambda x, i=i: x[i], params["each"]) if "each" in params else params
+            found[label] = networks.chain_to_torch(one)
     return jax.tree.map(np.array, found)
 
 
@@ -217,14 +261,14 @@ def run_ours(case: Case, dtype: str = "float32") -> Measured:
     for name, unlabelled in FIRST.items():
         states = start
         for index in range(1 if unlabelled else ITERATIONS):
-            x, y, x_t = batches(index, unlabelled)
+            x, y, x_t = batches(case, index, unlabelled)
             batch = {"source": {"image": x, "label": y}, "target": {"image": x_t}}
             states, metrics = step(states, batch, jax.random.key(0), jnp.asarray(progress(case, index), jnp.float32))
             if not index:
-                gradients[name] = our_tensors(states, lambda state: state.opt_state[0])
+                gradients[name] = our_tensors(case, states, lambda state: state.opt_state[0])
             if not unlabelled:
                 losses.append({key: float(value) for key, value in metrics.items()})
-    after, before = (our_tensors(s, lambda state: state.params) for s in (states, start))
+    after, before = (our_tensors(case, s, lambda state: state.params) for s in (states, start))
     return Measured(losses, gradients, difference(after, before))
 
 
@@ -239,27 +283,13 @@ def worst(value: list[np.ndarray], truth: list[np.ndarray]) -> float:
     return max(errors)
 
 
-def logged(terms: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-    """What our step logs, from the reference's losses: L_adv without the weight that it has at the main level."""
-
-    def added(*prefixes: str) -> list[float]:
-        return [weight * loss for name, (weight, loss) in terms.items() if name.startswith(prefixes)]
-
-    main = next(weight for name, (weight, _) in terms.items() if name in ("adv0", "entropy0"))
-    found = {"loss_seg": sum(added("seg")), "loss_adv": sum(added("adv", "entropy")) / main}
-    for name, losses in (("loss_d", added("d")), ("loss_weights", added("weights"))):
-        if losses:
-            found[name] = sum(losses)
-    return found
-
-
 def rows(case: Case, ours: Measured, single: Measured, truth: Measured) -> list[parity.Row]:
     """All errors."""
     found = []
     for i in range(ITERATIONS):
-        expected, beside = logged(truth.losses[i]), logged(single.losses[i])
+        expected, beside = case.logged(truth.losses[i]), case.logged(single.losses[i])
         for key, value in expected.items():
-            error, of_torch = (parity.relative(x, value) for x in (ours.losses[i][key], beside[key]))
+            error, of_torch = (worst([x], [value]) for x in (ours.losses[i][key], beside[key]))
             found.append(parity.Row(f"{case.name}: {key}, iteration {i + 1}", error, of_torch, parity.LOSS))
     for kind in FIRST:
         for net, gradient in truth.gradients[kind].items():

@@ -322,8 +322,7 @@ def test_losses_and_gradients_are_those_of_pytorch(name):
             gradient = np.asarray(ours).transpose(0, 3, 1, 2)
             scale = max(np.abs(expected_gradient).max(), 1e-12)
             assert np.abs(gradient - expected_gradient).max() / scale < 2e-5, (key, leaf.shape)
-    if name != "fcn_wild":  # The number of its constraint means nothing there.
-        assert float(g) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert float(g) == pytest.approx(float(expected.detach()), rel=1e-5)
     if name == "adaptpatch":
         ours = of_networks[adaptpatch.HEAD]["conv0"]["kernel"]
         theirs = system.generator.patch_head.convs[0].weight.grad.numpy().transpose(2, 3, 1, 0)

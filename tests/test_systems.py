@@ -14,6 +14,8 @@ torch = pytest.importorskip("torch")
 
 import parity  # noqa: E402
 import scipy.optimize  # noqa: E402
+import systems_cells  # noqa: E402
+import systems_networks as networks  # noqa: E402
 import systems_parity  # noqa: E402
 import torch_systems_cells as cells  # noqa: E402
 
@@ -21,12 +23,15 @@ torch.set_num_threads(1)
 
 # As in test_parity.
 ROUNDING = 1e-6
-CASES = systems_parity.cases()
+CASES = systems_cells.cases()
 QUICK = (
     "feature_space equal",
     "adaptsegnet_multi released",
     "clan-focal equal",
     "advent-levels equal",
+    "fcn_wild equal",
+    "crosscity-late equal",
+    "adaptpatch-late equal",
 )
 
 
@@ -38,17 +43,16 @@ def quick_first() -> list:
 def check_complete(rows: list[parity.Row], case: systems_parity.Case) -> None:
     """Every loss and every network is there."""
     names = " ".join(row.name for row in rows)
-    nets = ["F", "C", *(["C2"] if case.second else []), *(f"D{i}" for i in range(len(case.reads)))]
-    for net in nets:
+    for net in networks.parts(*case.networks()):
         for what in ("gradient of {} without labels", "gradient of {} with labels", "update of {}"):
             assert what.format(net) in names
-    for loss in ("loss_seg", "loss_adv", *(["loss_d"] if case.reads else [])):
+    for loss in case.losses:
         assert f"{loss}, iteration 3" in names
 
 
 @pytest.mark.parametrize("case", quick_first())
 def test_a_system_in_float32(case):
-    rows = systems_parity.measure(case)
+    rows = systems_cells.measure(case)
     check_complete(rows, case)
     limits = [
         # A loss is one rounded number: PyTorch's may be exact by luck.
