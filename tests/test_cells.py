@@ -33,6 +33,7 @@ NARROW = {
     "adaptpatch": {"patch_height": 8, "patch_width": 16, "clusters": 6, "head_width": 8, "warmup_steps": 0},
 }
 SYSTEM = pytest.mark.parametrize("name", NARROW)
+QUICK_FIRST = ["fcn_wild", *(pytest.param(name, marks=pytest.mark.slow) for name in list(NARROW)[1:])]
 
 
 def method_of(name, **options):
@@ -281,7 +282,8 @@ def their_system(torch, name, method, params, known, labels):
     return theirs.AdaptPatch(generator, nets, options, np.asarray(known["centres"]), (8, 16))
 
 
-@SYSTEM
+@pytest.mark.slow  # Whole iterations in tests/test_systems.py have them, too.
+@pytest.mark.parametrize("name", QUICK_FIRST)
 def test_losses_and_gradients_are_those_of_pytorch(name):
     torch = pytest.importorskip("torch")
     reference = pytest.importorskip("torch_systems")
@@ -380,13 +382,14 @@ def plain(name):
     return numbers(*stepped(name))
 
 
-@pytest.mark.parametrize("name", ["fcn_wild", *(pytest.param(x, marks=pytest.mark.slow) for x in list(NARROW)[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", QUICK_FIRST)
 def test_micro_batches_do_not_change_a_step(name):
     """Dropout draws with it: its keys are those of the images."""
     assert differing(plain(name), numbers(*stepped(name, accumulate_steps=2))) < 1e-3
 
 
-@SYSTEM
+@pytest.mark.parametrize("name", QUICK_FIRST)
 def test_every_network_learns(name):
     method, spec = method_of(name), spec_of()
     start = quick_jit(lambda: method.init(jax.random.key(0), spec))()
@@ -447,7 +450,7 @@ def config_of(name, data_dir, **values):
     return schema.read(config)
 
 
-@pytest.mark.parametrize("name", ["fcn_wild", "adaptpatch"])
+@pytest.mark.parametrize("name", ["fcn_wild", pytest.param("adaptpatch", marks=pytest.mark.slow)])
 def test_a_stage_prepares_once_and_goes_on_bit_for_bit(name, data_dir, tmp_path):
     config, said = config_of(name, data_dir), []
     whole = run.train(config, tmp_path / "whole", log=said.append)

@@ -87,7 +87,7 @@ def by_hand(models, data_dir, multi_scale):
     return confusion
 
 
-@pytest.mark.parametrize("multi_scale", [False, True])
+@pytest.mark.parametrize("multi_scale", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_scores_are_those_of_numpys_mean(stored, data_dir, multi_scale):
     """Networks of other widths, input sizes, normalisation and scales; six images in batches of four."""
     names = ["a", "b", "small"]

@@ -25,11 +25,8 @@ torch.set_num_threads(1)
 ROUNDING = 1e-6
 CASES = systems_cells.cases()
 QUICK = (
-    "feature_space equal",
     "adaptsegnet_multi released",
     "clan-focal equal",
-    "advent-levels equal",
-    "fcn_wild equal",
     "crosscity-late equal",
     "adaptpatch-late equal",
 )
