@@ -100,6 +100,7 @@ def labels_of(path):
     return labels
 
 
+@pytest.mark.slow  # tests/test_hosts.py trains on such labels, too.
 def test_two_processes_share_the_labelling(data_dir, tmp_path):
     teacher = ("--config.total_steps=1", *SIZES, f"--workdir={tmp_path}/teacher")
     run(1, "fada_jax.train", f"--config={CONFIG}", f"--config.data_dir={data_dir}", *teacher)

@@ -133,6 +133,8 @@ def test_what_orbax_opens_is_whole_when_connections_are_cut(store, folder):
         assert min(len(file.read()) for file in own) < len(data)
 
 
+# gcsfs tries for half a minute by itself.
+@pytest.mark.parametrize("store", [pytest.param("gs", marks=pytest.mark.slow), "s3"], indirect=True)
 def test_a_store_that_stays_silent_ends_in_one_line(store, folder, patience):
     store.set(faults=1.0, kinds=["refused"])
     with pytest.raises(UserError, match=r"cannot be read: the store gave no answer for \d+ seconds \("):
