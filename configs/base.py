@@ -168,7 +168,10 @@ def finish(config: ConfigDict) -> ConfigDict:
 # Discriminators of patches tell output spaces apart too soon at the rate of 1e-3 that FADA's has in miniature.
 PATCHES = ("feature_space", "adaptsegnet", "adaptsegnet_multi", "clan", "advent", "adaptpatch")
 # Chosen for each method on images that no table reports (docs/systems.md); 0.03 for the others.
-MINIATURE_LAMBDA = {"binary": 0.01, "minent": 0.003, **dict.fromkeys(PATCHES, 0.003)}
+MINIATURE_LAMBDA = {
+    **{"binary": 0.01, "minent": 0.003, **dict.fromkeys(PATCHES, 0.003)},
+    **{"adaptsegnet_multi": 3e-4, "clan": 1e-3},
+}
 # Widths and patches of the miniature's scale.
 MINIATURE_OPTIONS = {
     "fcn_wild": {"width": 64},
