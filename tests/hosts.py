@@ -42,6 +42,9 @@ STAGES = {
     "source, validated": ("source", "--config.eval_every=2"),
     "adversarial": ("adaptation", "--config.model.norm=frozen"),
     "adversarial, resumed": ("adaptation", "--config.model.norm=frozen"),
+    "CLAN": ("adaptation,method=clan", "--config.discriminator.patch_width=4"),
+    # It looks at the source's labels first.
+    "FCNs in the wild": ("adaptation,method=fcn_wild", "--config.options.width=32", "--config.options.dropout=0.5"),
     "self-distillation, live batch norm": ("self_distillation", "--config.model.norm=live"),
     # The first update is finite, and what follows from it is not.
     "NaN skipped": ("source", "--config.on_non_finite=skip", "--config.generator_optimizer.learning_rate=1e25"),

@@ -20,7 +20,7 @@ import optax
 
 from fada_jax.errors import UserError, missing_extra
 from fada_jax.methods.adaptsegnet import DISCRIMINATORS, PATCH, SOURCE, TARGET, domain_loss, patch_discriminator
-from fada_jax.methods.alternating import Alternating, probabilities
+from fada_jax.methods.alternating import Alternating, mean, probabilities
 from fada_jax.methods.interface import States, TrainingSpec
 from fada_jax.models import Outputs, Pointwise, compute_dtype, pool
 from fada_jax.ranges import NonNegative, Positive, Whole
@@ -128,14 +128,14 @@ class AdaptPatch(Alternating):
         begun = (view.step >= self.warmup_steps).astype(jnp.float32)
         domain = SOURCE if view.is_source else TARGET
         # A half, since a discriminator has two domains.
-        loss_d = begun * 0.5 * view.share * sum(domain_loss(answer, domain).mean() for answer in answers)
+        loss_d = begun * 0.5 * view.share * sum(mean(domain_loss(answer, domain)) for answer in answers)
         if view.labels is not None:
             loss_seg = self.segmentation(view, view.labels, spec, (1.0,))
             wanted = nearest_cluster(histograms(view.labels, p.shape[-1], grid), view.statistics["centres"])
             of_patches = optax.softmax_cross_entropy_with_integer_labels(scores, wanted)
-            loss_clusters = view.share * of_patches.mean()
+            loss_clusters = view.share * mean(of_patches)
             metrics = {"loss_seg": loss_seg, "loss_clusters": loss_clusters, "loss_d": loss_d}
             return Losses(loss_seg + self.lambda_clusters * loss_clusters, loss_d, metrics)
-        loss_adv, loss_patch = (begun * view.share * domain_loss(answer, SOURCE).mean() for answer in answers)
+        loss_adv, loss_patch = (begun * view.share * mean(domain_loss(answer, SOURCE)) for answer in answers)
         metrics = {"loss_adv": loss_adv, "loss_patch": loss_patch, "loss_d": loss_d}
         return Losses(self.lambda_adv * (loss_adv + self.patch_adv * loss_patch), loss_d, metrics)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from fada_jax.methods.alternating import Alternating, of_levels, probabilities
+from fada_jax.methods.alternating import Alternating, mean, of_levels, probabilities
 from fada_jax.methods.interface import States, TrainingSpec
 from fada_jax.models import Outputs, compute_dtype
 from fada_jax.ranges import NonNegative
@@ -86,11 +86,11 @@ class AdaptSegNet(Alternating):
     def losses(self, view: View, networks: Networks, spec: TrainingSpec) -> Losses:
         answers, domain = self.answers(networks, view), SOURCE if view.is_source else TARGET
         # A half, since a discriminator has two domains.
-        told = (domain_loss(answer, domain, self.gan).mean() for answer in answers)
+        told = (mean(domain_loss(answer, domain, self.gan)) for answer in answers)
         loss_d = 0.5 * view.share * sum(told, jnp.float32(0))
         if view.labels is not None:
             loss_seg = self.segmentation(view, view.labels, spec, (1.0, self.auxiliary_seg))
             return Losses(loss_seg, loss_d, {"loss_seg": loss_seg, "loss_d": loss_d})
-        towards_source = [domain_loss(answer, SOURCE, self.gan).mean() for answer in answers]
+        towards_source = [mean(domain_loss(answer, SOURCE, self.gan)) for answer in answers]
         loss_adv = view.share * of_levels(towards_source, self.auxiliary_adv)
         return Losses(self.lambda_adv * loss_adv, loss_d, {"loss_adv": loss_adv, "loss_d": loss_d})

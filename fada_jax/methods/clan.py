@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from fada_jax.classes import IGNORE
 from fada_jax.methods.adaptsegnet import DISCRIMINATORS, PATCH, SOURCE, TARGET, domain_loss, patch_discriminator
-from fada_jax.methods.alternating import Alternating, probabilities
+from fada_jax.methods.alternating import Alternating, mean, probabilities
 from fada_jax.methods.interface import States, TrainingSpec
 from fada_jax.models import Outputs, resize_align_corners
 from fada_jax.ranges import NonNegative, Share
@@ -64,14 +64,14 @@ class Clan(Alternating):
         read = probabilities(one + two, view.size, self.temperature)
         answers = resize_align_corners(networks[DISCRIMINATORS[0]](read), view.size)[..., 0]
         if view.labels is not None:
-            loss_d = view.share * domain_loss(answers, SOURCE).mean()
+            loss_d = view.share * mean(domain_loss(answers, SOURCE))
             loss_seg = self.segmentation(view, view.labels, spec, (1.0, 1.0))
             return Losses(loss_seg, loss_d, {"loss_seg": loss_seg, "loss_d": loss_d})
         p1, p2 = (probabilities(logits, view.size, self.temperature) for logits in (one, two))
         weighed = self.everywhere + self.local * (1 - cosine(p1, p2))
         weight = jnp.where(view.progress > self.warmup, weighed, 1.0)
-        loss_adv = view.share * (weight * domain_loss(answers, SOURCE)).mean()
-        loss_d = view.share * (weight * domain_loss(answers, TARGET)).mean()
+        loss_adv = view.share * mean(weight * domain_loss(answers, SOURCE))
+        loss_d = view.share * mean(weight * domain_loss(answers, TARGET))
         damped = self.lambda_adv * (1 - view.progress) * loss_adv
         return Losses(damped, loss_d, {"loss_adv": loss_adv, "loss_d": loss_d})
 

@@ -16,7 +16,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from fada_jax.methods.alternating import Alternating, probabilities
+from fada_jax.methods.alternating import Alternating, mean, probabilities
 from fada_jax.methods.fcn_wild import DISCRIMINATOR, domain_losses, ramp
 from fada_jax.methods.interface import States, TrainingSpec
 from fada_jax.models import ByClass, Outputs, Pointwise, compute_dtype, height_width, pool
@@ -73,7 +73,7 @@ class CrossCity(Alternating):
     def losses(self, view: View, networks: Networks, spec: TrainingSpec) -> Losses:
         features = view.outputs.features
         answers = networks[DISCRIMINATOR](features, view.keys)
-        own, other = (0.5 * view.share * loss.mean() for loss in domain_losses(answers, view))
+        own, other = (0.5 * view.share * mean(loss) for loss in domain_losses(answers, view))
         # [K, N, h, w]
         known = jnp.moveaxis(self.knowledge(view), -1, 0)
         class_keys = jax.vmap(jax.random.fold_in, (0, None))(view.keys, 2**16)

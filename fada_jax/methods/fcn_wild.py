@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fada_jax.methods.alternating import Alternating
+from fada_jax.methods.alternating import Alternating, mean
 from fada_jax.methods.interface import States, TrainingSpec
 from fada_jax.models import Outputs, Pointwise, compute_dtype, interpolate, interpolation_matrix
 from fada_jax.ranges import NonNegative, Positive, Share
@@ -90,7 +90,7 @@ class FcnWild(Alternating):
 
     def losses(self, view: View, networks: Networks, spec: TrainingSpec) -> Losses:
         answers = networks[DISCRIMINATOR](view.outputs.features, view.keys)
-        own, other = (0.5 * view.share * loss.mean() for loss in domain_losses(answers, view))
+        own, other = (0.5 * view.share * mean(loss) for loss in domain_losses(answers, view))
         confusion = (own + other) / 2
         total = self.lambda_adv * ramp(view.step, self.ramp_steps) * confusion
         metrics = {"loss_adv": confusion, "loss_d": own}
@@ -116,8 +116,8 @@ class FcnWild(Alternating):
             return constraints.nearest(log_p, bounds, self.slack)
 
         q = jax.vmap(wanted)(jax.lax.stop_gradient(log_p))
-        cross_entropy = -jnp.sum(q * log_p, axis=-1).mean()
+        cross_entropy = -mean(jnp.sum(q * log_p, axis=-1))
         slope = jax.lax.stop_gradient(weight * (jnp.exp(log_p) - q))
-        sloped = jnp.sum(slope * z, axis=-1).mean()
+        sloped = mean(jnp.sum(slope * z, axis=-1))
         # The value of the one and the gradient of the other.
         return sloped + jax.lax.stop_gradient(cross_entropy - sloped)

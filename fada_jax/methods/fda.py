@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from fada_jax.methods.alternating import Alternating, probabilities, self_information
+from fada_jax.methods.alternating import Alternating, mean, probabilities, self_information
 from fada_jax.methods.interface import TrainingSpec
 from fada_jax.ranges import Divisor
 from fada_jax.training.alternation import Losses, Networks, View
@@ -33,5 +33,5 @@ class Fda(Alternating):
             return Losses(loss_seg, 0.0, {"loss_seg": loss_seg})
         p = probabilities(view.outputs.logits[0], view.size, self.temperature)
         entropy = self_information(p).sum(axis=-1)
-        penalty = view.share * ((entropy**2 + 1e-8) ** self.eta).mean()
+        penalty = view.share * mean((entropy**2 + 1e-8) ** self.eta)
         return Losses(self.lambda_adv * penalty, 0.0, {"loss_adv": penalty})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from fada_jax.methods.alternating import Alternating, of_levels, probabilities, self_information
+from fada_jax.methods.alternating import Alternating, mean, of_levels, probabilities, self_information
 from fada_jax.methods.interface import TrainingSpec
 from fada_jax.ranges import NonNegative
 from fada_jax.training.alternation import Losses, Networks, View
@@ -34,7 +34,7 @@ class MinEnt(Alternating):
             loss_seg = self.segmentation(view, view.labels, spec, (1.0, self.auxiliary_seg))
             return Losses(loss_seg, 0.0, {"loss_seg": loss_seg})
         entropies = [
-            self_information(probabilities(logits, view.size, self.temperature)).sum(axis=-1).mean()
+            mean(self_information(probabilities(logits, view.size, self.temperature)).sum(axis=-1))
             for logits in view.outputs.logits
         ]
         entropy = view.share * of_levels(entropies, self.auxiliary_adv)
