@@ -170,7 +170,7 @@ PATCHES = ("feature_space", "adaptsegnet", "adaptsegnet_multi", "clan", "advent"
 # Chosen for each method on images that no table reports (docs/systems.md); 0.03 for the others.
 MINIATURE_LAMBDA = {
     **{"binary": 0.01, "minent": 0.003, **dict.fromkeys(PATCHES, 0.003)},
-    **{"adaptsegnet_multi": 3e-4, "clan": 1e-3},
+    **{"adaptsegnet_multi": 3e-4, "advent": 3e-4, "clan": 1e-3, "feature_space": 1e-3},
 }
 # Widths and patches of the miniature's scale.
 MINIATURE_OPTIONS = {
