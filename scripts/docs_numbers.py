@@ -225,6 +225,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "jitter": jitter,
     "rehearsal": rehearsal,
     "errors": errors,
+    "ccd_systems": systems.distance_table,
 }
 
 

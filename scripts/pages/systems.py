@@ -86,3 +86,13 @@ def measured_table(task: Mapping[str, Any]) -> str:
         rows.append(cells)
     over = [f"over {label}" for label in BASELINES.values()]
     return markdown(["mIoU", *(f"seed {seed}" for seed in seeds), "mean ± sd", *over], rows)
+
+
+def distance_table(data: Mapping[str, Any]) -> str:
+    """Mean class centre distance of every stage of docs/results/ccd_systems.json, over its seeds."""
+    domains = ("both", "source", "target")
+    rows = [
+        [name, *(f"{stage[domain]['mean']:.2f} ± {stage[domain]['mean_sd']:.2f}" for domain in domains)]
+        for name, stage in data["ccd_systems"]["stages"].items()
+    ]
+    return markdown(["CCD", "both domains", *domains[1:]], rows)
