@@ -66,11 +66,6 @@ class StreamConfig:
     # Colours change before resizing and cropping, as released. False: after both, for less time (docs/data.md).
     jitter_first: bool = True
 
-    @property
-    def trained(self) -> tuple[int, int]:
-        """(width, height) of what a batch holds."""
-        return self.crop or self.size
-
     def stream(self, *, labels: bool = True, augment: bool = True, pseudo_labels: str = "", role: str = "") -> Stream:
         """What the input pipeline reads; without ``augment`` plain images in uniform order."""
         augmentation = Augment(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Augment)})
@@ -349,7 +344,7 @@ def _check_together(config: Config) -> None:
     if config.kind.adapts and config.lambda_adv:
         _one_of("method", config.method, [name for name, system in SYSTEMS.items() if system.adapts])
     check_options(config.method, config.options)
-    check_sizes(config.training_method, {"source": config.source.trained, "target": config.target.trained}, what)
+    check_sizes(config.training_method, {name: getattr(config, name).stream().image_size for name in _STREAMS}, what)
     if config.fourier_beta and "target" not in config.training_method.streams:
         raise UserError(f"config.fourier_beta={config.fourier_beta}: {what} reads no target images to take them from")
     if config.eval_every % config.checkpoint_every:

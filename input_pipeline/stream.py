@@ -32,3 +32,8 @@ class Stream:
     labels: bool = True
     pseudo_labels: str = ""
     role: str = ""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(width, height) of what a batch holds."""
+        return self.augment.crop or self.size

@@ -144,7 +144,7 @@ def train_batches(
     number = _order(stream, class_set, stored, seed)
     note = handovers.recorder(stream=stream.role or "labelled", dataset=stream.dataset)
     decode_label = _label_decoder(stream, class_set, stored, damaged_records, note)
-    stream_id, (width, height) = _stream_id(stream), stream.augment.crop or stream.size
+    stream_id, (width, height) = _stream_id(stream), stream.image_size
 
     def load(i: int) -> tuple[np.ndarray, np.ndarray]:
         position = first + i // share * batch_size + process_index * share + i % share

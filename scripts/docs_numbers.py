@@ -33,7 +33,7 @@ from fada_jax import cli, files
 from fada_jax.errors import UserError
 from fada_jax.reporting import paper
 from fada_jax.scripts.pages import systems
-from fada_jax.scripts.pages.tables import gain, markdown
+from fada_jax.scripts.pages.tables import gain, interval_text, markdown
 from fada_jax.scripts.rehearsal import report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,8 +109,8 @@ def _spread(task: Mapping[str, Any], name: str) -> str:
 
 
 def _interval(task: Mapping[str, Any], name: str, baseline: str) -> str:
-    gain = task["over"][baseline].get(name)
-    return "" if gain is None else f"{gain['mean']:+.1f} [{gain['low']:+.1f}, {gain['high']:+.1f}]"
+    found = task["over"][baseline].get(name)
+    return "" if found is None else interval_text(found)
 
 
 def component_table(name: str, data: Mapping[str, Any]) -> str:

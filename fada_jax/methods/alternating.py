@@ -87,6 +87,13 @@ class Alternating:
             total += weight * steps.segmentation_sums(logits, labels, self.temperature, spec.block_rows)[0]
         return total / view.labelled
 
+    def supervised(
+        self, view: View, labels: jax.Array, spec: TrainingSpec, weights: Sequence[float] = (1.0,)
+    ) -> Losses:
+        """Of the source in a system without discriminators: L_seg alone."""
+        loss_seg = self.segmentation(view, labels, spec, weights)
+        return Losses(loss_seg, 0.0, {"loss_seg": loss_seg})
+
     def init(self, rng: jax.Array, spec: TrainingSpec) -> States:
         g_key, others_key = jax.random.split(rng)
         generator = create_generator(spec.model, spec.generator_optimizer, g_key)

@@ -29,8 +29,7 @@ class Fda(Alternating):
     def losses(self, view: View, networks: Networks, spec: TrainingSpec) -> Losses:
         del networks
         if view.labels is not None:
-            loss_seg = self.segmentation(view, view.labels, spec, (1.0,))
-            return Losses(loss_seg, 0.0, {"loss_seg": loss_seg})
+            return self.supervised(view, view.labels, spec)
         p = probabilities(view.outputs.logits[0], view.size, self.temperature)
         entropy = self_information(p).sum(axis=-1)
         penalty = view.share * mean((entropy**2 + 1e-8) ** self.eta)

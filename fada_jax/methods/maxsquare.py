@@ -47,8 +47,7 @@ class MaxSquare(Alternating):
     def losses(self, view: View, networks: Networks, spec: TrainingSpec) -> Losses:
         del networks
         if view.labels is not None:
-            loss_seg = self.segmentation(view, view.labels, spec, (1.0,))
-            return Losses(loss_seg, 0.0, {"loss_seg": loss_seg})
+            return self.supervised(view, view.labels, spec)
         p = probabilities(view.outputs.logits[0], view.size, self.temperature)
         images, height, width, classes = p.shape
         weights = class_weights(p, self.ratio)[..., None] if self.image_wise else 1 / (height * width)

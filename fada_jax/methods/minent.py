@@ -31,8 +31,7 @@ class MinEnt(Alternating):
     def losses(self, view: View, networks: Networks, spec: TrainingSpec) -> Losses:
         del networks
         if view.labels is not None:
-            loss_seg = self.segmentation(view, view.labels, spec, (1.0, self.auxiliary_seg))
-            return Losses(loss_seg, 0.0, {"loss_seg": loss_seg})
+            return self.supervised(view, view.labels, spec, (1.0, self.auxiliary_seg))
         entropies = [
             mean(self_information(probabilities(logits, view.size, self.temperature)).sum(axis=-1))
             for logits in view.outputs.logits

@@ -35,7 +35,7 @@ def batch_shapes(config: Config) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     """Shapes of a stage's batch, without data."""
     result, count = {}, stream_batch_size(config)
     for name, stream in streams(config).items():
-        width, height = stream.augment.crop or stream.size
+        width, height = stream.image_size
         result[name] = {"image": jax.ShapeDtypeStruct((count, height, width, 3), jnp.uint8)}
         if stream.labels:
             result[name]["label"] = jax.ShapeDtypeStruct((count, height, width), jnp.uint8)
@@ -54,7 +54,7 @@ def check_streams(config: Config, pseudo_labels: str, mesh: jax.sharding.Mesh) -
     images, size = {}, stream_batch_size(config)
     for name, stream in streams(config, pseudo_labels).items():
         distributed.check_batch("config.batch_size (per stream)", size, mesh, config.accumulate_steps)
-        distributed.check_height(f"{stream.dataset}/{stream.split}", (stream.augment.crop or stream.size)[1], mesh)
+        distributed.check_height(f"{stream.dataset}/{stream.split}", stream.image_size[1], mesh)
         pipeline.check(config.data_dir, stream, config.classes, config.class_map)
         images[name] = pipeline.num_examples(config.data_dir, stream)
     if config.eval_every:

@@ -8,7 +8,7 @@ from typing import Any
 from fada_jax.classes import CITIES
 from fada_jax.methods import SYSTEMS
 from fada_jax.reporting import paper
-from fada_jax.scripts.pages.tables import gain_text, markdown, spread_text
+from fada_jax.scripts.pages.tables import gain, interval_text, markdown, spread_text
 
 # Names of the paper's tables 1 to 3 by ours in docs/systems.md.
 PRINTED = {
@@ -82,7 +82,7 @@ def measured_table(task: Mapping[str, Any]) -> str:
             base = task.get(baseline, {}).get("seeds", {})
             shared = [seed for seed in seeds if seed in values and seed in base]
             paired = [[scores[seed] for seed in shared] for scores in (values, base)]
-            cells.append(gain_text(*paired) if name != baseline and len(shared) > 1 else "")
+            cells.append(interval_text(gain(*paired)) if name != baseline and len(shared) > 1 else "")
         rows.append(cells)
     over = [f"over {label}" for label in BASELINES.values()]
     return markdown(["mIoU", *(f"seed {seed}" for seed in seeds), "mean ± sd", *over], rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy import stats
@@ -16,9 +16,8 @@ def gain(values: Sequence[float], baseline: Sequence[float]) -> dict[str, float]
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
-def gain_text(values: Sequence[float], baseline: Sequence[float]) -> str:
-    """``gain`` as a cell."""
-    found = gain(values, baseline)
+def interval_text(found: Mapping[str, float]) -> str:
+    """What ``gain`` gives as a cell."""
     return f"{found['mean']:+.1f} [{found['low']:+.1f}, {found['high']:+.1f}]"
 
 
