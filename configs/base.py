@@ -28,7 +28,7 @@ VALUES = {
     "fidelity": FIDELITIES,
 }
 # Of their papers and releases, where it is not FADA's 0.001.
-OWN_LAMBDA = {"control": 0.0, "adaptpatch": 5e-4, "fda": 0.005, "maxsquare": 0.1}
+OWN_LAMBDA = {"control": 0.0, "adaptpatch": 5e-4, "fda": 0.005, "maxsquare": 0.1, "st": 1.0, "cbst": 1.0, "crst": 1.0}
 RELEASED_HERE = ("fada", "source_only", "control", "oracle")  # FADA's release, which the defaults follow.
 # Releases of AdaptSegNet's lineage: steps, steps of their poly decay, and ASPP branches that take part (0: all).
 LINEAGE = {
@@ -82,6 +82,8 @@ def get_config(arguments: ConfigDict) -> ConfigDict:
         config.total_steps = 40_000
         config.generator_optimizer.update(learning_rate=2.5e-4, schedule_steps=62_500)
         config.model.heads = SYSTEMS[arguments.method].heads
+    if arguments.stage == "self_training":
+        _as_rounds(config)
     config.lambda_adv = OWN_LAMBDA.get(arguments.method, config.lambda_adv)
     if arguments.method == "fda" and STAGES[arguments.stage].adapts:
         config.fourier_beta = 0.01
@@ -89,6 +91,15 @@ def get_config(arguments: ConfigDict) -> ConfigDict:
     if arguments.fidelity == "released" and arguments.method in LINEAGE:
         _as_lineage(config)
     return config
+
+
+def _as_rounds(config: ConfigDict) -> None:
+    """Rounds that are together as long as an adaptation stage, with the shares of CBST.
+
+    Releases: 15% (GTA5) or 20% (SYNTHIA) of the pixels and 5% more each round, SGD at 1e-4 (CRST: a constant 5e-5).
+    """
+    config.total_steps = 40_000 // config.rounds.number
+    config.pseudo_labels.update(keep=0.15, balanced=config.method != "st", relative=config.method != "st")
 
 
 def _check_release(arguments: Mapping[str, str]) -> None:
@@ -169,7 +180,7 @@ def finish(config: ConfigDict) -> ConfigDict:
 PATCHES = ("feature_space", "adaptsegnet", "adaptsegnet_multi", "clan", "advent", "adaptpatch")
 # Chosen for each method on images that no table reports (docs/systems.md); 0.03 for the others.
 MINIATURE_LAMBDA = {
-    **{"binary": 0.01, "minent": 0.003, **dict.fromkeys(PATCHES, 0.003)},
+    **{"st": 1.0, "cbst": 1.0, "crst": 1.0, "binary": 0.01, "minent": 0.003, **dict.fromkeys(PATCHES, 0.003)},
     **{"adaptsegnet_multi": 3e-4, "advent": 3e-4, "clan": 1e-3, "feature_space": 1e-3},
 }
 # Widths and patches of the miniature's scale.
@@ -183,7 +194,9 @@ MINIATURE_OPTIONS = {
 def miniature(config: ConfigDict) -> None:
     """A narrow network from random initialisation that a laptop trains in minutes."""
     adapts = STAGES[config.stage].adapts
-    config.total_steps = {"source": 1_000, "adaptation": 750, "self_distillation": 800}[config.stage]
+    config.rounds.number = 3
+    steps = {"source": 1_000, "adaptation": 750, "self_training": 250, "self_distillation": 800}
+    config.total_steps = steps[config.stage]
     for name, value in config.options.to_dict().items():
         if name.endswith("_steps"):  # Of an adaptation stage of 40,000 steps.
             config.options[name] = value * config.total_steps // 40_000

@@ -25,6 +25,8 @@ def get_config(arguments: str = "") -> ConfigDict:
     base.released_augmentation(config)
     if args.method == "clan":
         config.options.local = 10.0
+    if args.stage == "self_training":
+        config.pseudo_labels.keep = 0.2
     if args.size == "miniature":
         base.miniature(config)
         base.miniature_streams(config, (128, 76))

@@ -17,12 +17,12 @@ from typing import Any, Literal, TypeAlias
 from ml_collections import ConfigDict
 from pydantic import TypeAdapter, ValidationError
 
-from fada_jax import classes, documents
+from fada_jax import classes, documents, earlier
 from fada_jax.errors import UserError
 from fada_jax.input_pipeline.stream import Augment, Stream
 from fada_jax.methods import SYSTEMS, Method, Supervised, TrainingSpec, build
-from fada_jax.methods.checks import check_heads, check_options, check_sizes
-from fada_jax.methods.stages import STAGES, Stage, current_name
+from fada_jax.methods.checks import check_heads, check_options, check_recipe, check_sizes
+from fada_jax.methods.stages import STAGES, Part, Stage, current_name
 from fada_jax.models import BACKBONES, ModelSpec, check_spec
 from fada_jax.preprocessing import Preprocessing
 from fada_jax.ranges import (
@@ -54,7 +54,8 @@ class StreamConfig:
     split: str = ""  # Its split.
     city: str = ""  # Cross-City only: Rome, Rio, Tokyo or Taipei.
     size: Size = (8, 8)  # The whole image is resized to this: bicubic with antialiasing, labels nearest.
-    sampling: str = "uniform"  # 'uniform' epochs, 'balanced' by class as released, or 'rare' classes first.
+    # 'uniform' epochs, 'balanced' by class as released, 'rare' classes first, or 'mined' for the 3 rarest (CBST).
+    sampling: str = "uniform"
     sampling_temperature: Finite = 0.01  # Of 'rare': the lower, the rarer the classes.
     flip: bool = False  # Random horizontal flips.
     scale: Scale = ()  # (low, high) of a random scale after resizing; empty: none.
@@ -108,6 +109,19 @@ class KnowledgeConfig:
     threshold: Share = 0.9  # Hard labels of pixels below this confidence are ignored.
 
 
+@dataclasses.dataclass(frozen=True)
+class RoundsConfig:
+    """Self-training: rounds of a recipe, each with labels of the one before it (CBST)."""
+
+    number: Positive = 6  # Of them, total_steps each.
+    growth: Share = 0.05  # pseudo_labels.keep grows by so much a round,
+    most: Share = 0.5  # up to this.
+
+    def keep(self, first: float, number: int) -> float:
+        """Share of the pixels that round ``number``, from 1, labels."""
+        return max(first, min(self.most, first + self.growth * (number - 1)))
+
+
 # Of the discriminator, as released.
 ADAM = OptimizerSpec("adam", 1e-4, 62_500, weight_decay=0.0, classifier_multiplier=1.0)
 
@@ -142,7 +156,7 @@ class Config:
     log_images: Whole = 4  # Target images whose predictions TensorBoard shows at each checkpoint; 0: none.
     wandb: str = ""  # Project of Weights & Biases that receives the logs too; empty: none.
     init_from: str = ""  # Workdir whose weights start the stage; empty: random initialisation.
-    teacher_from: str = ""  # Self-distillation: workdir of the adapted model that labels the target images.
+    teacher_from: str = ""  # Self-distillation, self-training: workdir of the model that labels the target images.
     num_devices: Whole = 0  # Devices in all; 0: every one there is.
     mesh: MeshConfig = MeshConfig()
     model: ModelSpec = ModelSpec("resnet101", 0, dtype="auto")
@@ -156,6 +170,8 @@ class Config:
     fourier_beta: Half = 0.0
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # Fields of the method that no key here has.
     pseudo_labels: Selection = Selection()
+    rounds: RoundsConfig = RoundsConfig()
+    recipe: tuple[Part, ...] = ()  # Stages that run_recipe trains, of fada_jax/methods/stages.py; empty: the method's.
     student_from: str = "init_from"  # In a recipe the student starts from 'init_from', 'source' or 'adaptation'.
     source: StreamConfig = StreamConfig()  # Labelled images.
     target: StreamConfig = StreamConfig()  # Images without labels; the student trains on them with pseudo labels.
@@ -184,7 +200,12 @@ class Config:
         if not self.kind.adapts:
             return Supervised()
         shared = {**dataclasses.asdict(self.knowledge), "lambda_adv": self.lambda_adv}
-        return build(self.method if self.lambda_adv else "control", shared, self.options)
+        return build(self.training_name, shared, self.options)
+
+    @property
+    def training_name(self) -> str:
+        """Name of the method that a stage which adapts trains."""
+        return self.method if self.lambda_adv else "control"
 
     @property
     def training_spec(self) -> TrainingSpec:
@@ -212,12 +233,10 @@ class Config:
 # Keys that may differ between the run that wrote a checkpoint and the one that goes on from it.
 FREE_ON_RESUME = (
     *("checkpoint_every", "keep_checkpoints", "keep_every", "eval_every", "on_non_finite", "log_every", "data_dir"),
-    *("damaged_records", "num_devices", "mesh", "eval_batch_size", "log_images", "wandb"),
+    *("recipe", "rounds", "damaged_records", "num_devices", "mesh", "eval_batch_size", "log_images", "wandb"),
 )
 
 
-_STREAMS = ("source", "target", "eval")
-_NETWORKS = ("generator", "discriminator")
 Experiment: TypeAlias = ConfigDict  # What ``get_config`` of a config file returns.
 
 
@@ -252,49 +271,20 @@ def stored(values: Mapping[str, Any], num_classes: int) -> Config:
     Raises:
       UserError: it does not fit this version.
     """
-    values = _renamed(values)
+    values = earlier.renamed(values)
     _same_keys(values, defaults(), optional=True)
     # Earlier versions jittered last.
-    old = {name: {"jitter_first": False, **values[name]} for name in _STREAMS}
-    return _checked(_merged(defaults().to_dict(), {**values, **old}), num_classes)
-
-
-def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored config whose first keys have the names of today."""
-    values = dict(values)
-    knowledge = values.get("knowledge")
-    if isinstance(knowledge, Mapping) and "kind" in knowledge:
-        values["knowledge"] = {key: value for key, value in knowledge.items() if key != "kind"}
-        if values.get("method") == "fada":  # Which took its kind of class knowledge from there.
-            values["method"] = "fada" if knowledge["kind"] == "soft" else knowledge["kind"]
-    if "student_from_teacher" in values:
-        values["student_from"] = "adaptation" if values.pop("student_from_teacher") else "init_from"
-    return values
-
-
-def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    result = {**under, **over}
-    for key in under.keys() & over.keys():
-        if isinstance(under[key], Mapping) and isinstance(over[key], Mapping):
-            result[key] = _merged(under[key], over[key])
-    return result
-
-
-# Keys that earlier versions did not have.
-_ADDED = (
-    *("accumulate_steps", "damaged_records", "eval_every", "fidelity", "keep_every", "log_images", "mesh", "options"),
-    *("fourier_beta", "loss_block_rows", "on_non_finite", "pseudo_labels", "reduce_dtype", "student_from", "wandb"),
-    *("model.remat", "model.variant", "model.active_rates", "model.heads", "discriminator.patch_width"),
-    *(f"{name}_optimizer.{key}" for key in ("warmup_steps", "lineage_repeats") for name in _NETWORKS),
-    *(f"{name}.{key}" for name in _STREAMS for key in ("jitter_first", "sampling", "sampling_temperature")),
-)
+    old = {name: {"jitter_first": False, **values[name]} for name in earlier.STREAMS}
+    return _checked(earlier.merged(defaults().to_dict(), {**values, **old}), num_classes)
 
 
 def _same_keys(config: Any, wanted: Any, prefix: str = "config", *, optional: bool = False) -> None:
-    """Refuses keys that the schema does not have, and lacks of them; ``optional``: those of ``_ADDED`` may lack."""
+    """Refuses keys that the schema does not have, and lacks of them, if ``optional`` but for ``earlier.ADDED``."""
     for key in [*config, *wanted]:
         name = f"{prefix}.{documents.key_name(str(key))}"
-        if name == "config.options" or (optional and key not in config and name.removeprefix("config.") in _ADDED):
+        if name == "config.options" or (
+            optional and key not in config and name.removeprefix("config.") in earlier.ADDED
+        ):
             continue
         if key not in wanted:
             raise UserError(f"{name} is no key of fada_jax/config.py: correct its spelling or take it out")
@@ -343,8 +333,13 @@ def _check_together(config: Config) -> None:
         raise UserError(f"config.batch_size={config.batch_size} must be even: half source, half target")
     if config.kind.adapts and config.lambda_adv:
         _one_of("method", config.method, [name for name, system in SYSTEMS.items() if system.adapts])
+    if config.kind.adapts and (stage := SYSTEMS[config.training_name].stage) != config.stage:
+        raise UserError(f"config.stage={config.stage}: method={config.training_name} is trained in stage={stage}")
     check_options(config.method, config.options)
-    check_sizes(config.training_method, {name: getattr(config, name).stream().image_size for name in _STREAMS}, what)
+    check_recipe(config.recipe)
+    check_sizes(
+        config.training_method, {name: getattr(config, name).stream().image_size for name in earlier.STREAMS}, what
+    )
     if config.fourier_beta and "target" not in config.training_method.streams:
         raise UserError(f"config.fourier_beta={config.fourier_beta}: {what} reads no target images to take them from")
     if config.eval_every % config.checkpoint_every:
@@ -352,7 +347,7 @@ def _check_together(config: Config) -> None:
             f"config.eval_every={config.eval_every} must be a multiple of config.checkpoint_every="
             f"{config.checkpoint_every}: what is scored is a checkpoint"
         )
-    for name in _STREAMS:
+    for name in earlier.STREAMS:
         scale = getattr(config, name).scale
         if scale and scale[0] > scale[1]:
             raise UserError(f"config.{name}.scale={scale} must be (low, high)")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from annotated_types import Ge, Le, Len
-from pydantic import AllowInfNan, ValidationError, WrapValidator
+from pydantic import AllowInfNan, StringConstraints, ValidationError, WrapValidator
 
 # What counts anything here fits into 32 bits, as devices count.
 MOST = 2**31 - 1
@@ -14,6 +14,7 @@ Whole = Annotated[int, Ge(0), Le(MOST)]
 Positive = Annotated[int, Ge(1), Le(MOST)]
 Byte = Annotated[int, Ge(0), Le(255)]
 Seed = Annotated[int, Ge(0), Le(MOST)]
+FolderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Finite = Annotated[float, AllowInfNan(False)]
 NonNegative = Annotated[Finite, Ge(0)]
 Share = Annotated[Finite, Ge(0), Le(1)]

@@ -21,7 +21,7 @@ from fada_jax.documents import STRICT
 from fada_jax.errors import UserError
 from fada_jax.models.spec import ComputeType, ModelSpec
 from fada_jax.preprocessing import Preprocessing
-from fada_jax.ranges import Finite, NonNegative, Positive, Scales, Size, Whole
+from fada_jax.ranges import Finite, FolderName, NonNegative, Positive, Scales, Size, Whole
 
 Step = Whole
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -51,6 +51,7 @@ class PseudoLabelOrigin:
     label_size: Size
     images: tuple[str, str, str]  # Data set, city and split.
     num_images: Positive
+    prior: tuple[str, str, str] | None = None  # Of the labels that a spatial prior is made of.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +157,13 @@ class Row(Scores):
     """A row of ``Results``."""
 
     name: Annotated[str, Len(1)] = dataclasses.field(kw_only=True)  # Without the default of ``Scores``.
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """``recipe.json`` of a recipe: folders of its stages, in their order."""
+
+    stages: Annotated[tuple[FolderName, ...], Len(1)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,8 @@ def write(
         writer.write(_example(format=_FORMAT, provenance=origin))
         for name, label in items:
             data = encoding.encode_tiff(Image.fromarray(label))
-            writer.write(_example(name=name.encode(), label=data, sha256=_digest(name.encode(), data)))
+            counts = np.trim_zeros(np.bincount(label.ravel())[:IGNORE], "b").astype("<i8").tobytes()
+            writer.write(_example(name=name.encode(), label=data, sha256=_digest(name.encode(), data), counts=counts))
             count += 1
     return count
 
@@ -89,6 +90,7 @@ class PseudoLabels:
         self._path, self._local, self._num_classes = path, files.fetched(path), num_classes
         self._size: tuple[int, int] | None = None
         self._places: dict[str, _Place] = {}
+        self._counts: dict[str, bytes | None] = {}
         with_digests = False
         for number, (offset, payload, features) in enumerate(_records(path)):
             if number == 0 and "provenance" in features:
@@ -103,10 +105,25 @@ class PseudoLabels:
             if with_digests and digest != _digest(name, label):
                 raise UserError(f"{path} is damaged (the checksum of record {number} differs): {_ADVICE}")
             self._places[name.decode(errors="replace")] = _Place(offset, len(payload), zlib.crc32(payload))
+            self._counts[name.decode(errors="replace")] = _value(features, "counts") if "counts" in features else None
 
     def missing(self, names: Iterable[str]) -> list[str]:
         """Those of ``names`` that have no label."""
         return [name for name in names if name not in self._places]
+
+    def class_counts(self, names: Sequence[str], num_classes: int) -> np.ndarray:
+        """Labelled pixels per image and class, int64 [N, num_classes]; none of images without a label.
+
+        Raises:
+          UserError: an earlier version wrote the file, without these counts.
+        """
+        result = np.zeros((len(names), num_classes), np.int64)
+        for row, name in zip(result, names, strict=True):
+            counts = self._counts.get(name, b"")
+            if counts is None or len(counts) % 8 or len(counts) > 8 * num_classes:
+                raise UserError(f"{self._path} does not say which classes its labels hold: {_ADVICE}")
+            row[: len(counts) // 8] = np.frombuffer(counts, "<i8")
+        return result
 
     def read(self, name: str) -> Image.Image:
         """The label of an image: class indices and ``IGNORE``, in grey.

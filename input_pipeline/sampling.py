@@ -1,4 +1,4 @@
-"""Which image comes when: uniform epochs, class-balanced runs as released, or rare-class draws.
+"""Which image comes when: uniform epochs, class-balanced runs as released, rare-class draws, or CBST's mining.
 
 The positions of a stream are cut into runs; the order of each is a function of its key and number alone, so that a
 stream starts anywhere without replaying what came before.
@@ -10,9 +10,11 @@ import numpy as np
 
 from fada_jax.errors import UserError
 
-KINDS = ("uniform", "balanced", "rare")
+KINDS = ("uniform", "balanced", "rare", "mined")
 # Images of a run that is no epoch: the released code forgets the frequencies so far after as many.
 RUN = 3_000
+# CBST's mining (Zou et al., ECCV 2018): of so many rarest classes, with this chance.
+MINED_CLASSES, MINED_CHANCE = 3, 0.8
 
 
 def run_length(kind: str, count: int) -> int:
@@ -78,6 +80,24 @@ def rare_run(class_counts: np.ndarray, key: list[int], temperature: float) -> np
     chosen = random.choice(len(members), RUN, p=weights / weights.sum())
     draws = random.random(RUN)
     return np.array([members[k][int(u * len(members[k]))] for k, u in zip(chosen, draws, strict=True)], np.int64)
+
+
+def mined_run(class_counts: np.ndarray, key: list[int]) -> np.ndarray:
+    """Rare-class mining: with a chance any image that holds one of the rarest classes, otherwise any image.
+
+    CBST's release draws the crop likewise, around a pixel of such a class; here it is drawn anywhere.
+
+    Args and result as ``balanced_run``; classes without any pixel are no rare ones.
+    """
+    random = np.random.default_rng(key)
+    totals = class_counts.sum(0)
+    _members(class_counts > 0)
+    present = np.flatnonzero(totals > 0)
+    rarest = present[np.argsort(totals[present], kind="stable")[:MINED_CLASSES]]
+    mined = np.flatnonzero((class_counts[:, rarest] > 0).any(1))
+    chances, draws = random.random(RUN), random.random(RUN)
+    of_mined = mined[(draws * len(mined)).astype(np.int64)]
+    return np.where(chances < MINED_CHANCE, of_mined, (draws * len(class_counts)).astype(np.int64))
 
 
 def _members(holds: np.ndarray) -> list[np.ndarray]:

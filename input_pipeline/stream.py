@@ -15,7 +15,7 @@ class Stream:
       dataset, split, city: which images.
       size: (width, height) that whole images are resized to.
       augment: random changes; training only.
-      sampling: one of ``sampling.KINDS``; training only. All but 'uniform' need the labels.
+      sampling: one of ``sampling.KINDS``; training only. All but 'uniform' need labels or pseudo labels.
       sampling_temperature: of 'rare'.
       labels: yield labels.
       pseudo_labels: file of ``pseudo_labels.write`` that replaces the labels; its maps hold class indices.

@@ -105,7 +105,9 @@ def check(
         _table(stream, class_set, stored)
         if class_map is not None and stream.dataset not in ENCODINGS:
             records.check_class_map(stored.root, class_map)
-    _sampler(stream, class_set, stored, 0)
+    # Pseudo labels may not be made yet.
+    counts = np.ones((1, class_set.num_classes), np.int64) if stream.pseudo_labels else None
+    _sampler(stream, class_set, stored, 0, counts)
 
 
 def train_batches(
@@ -265,10 +267,15 @@ def _order(stream: Stream, class_set: ClassSet, stored: Records, seed: int) -> C
     return lambda position: int(sampler(position // length)[position % length])
 
 
-def _sampler(stream: Stream, class_set: ClassSet, stored: Records, seed: int) -> Callable[[int], np.ndarray]:
+def _sampler(
+    stream: Stream, class_set: ClassSet, stored: Records, seed: int, counts: np.ndarray | None = None
+) -> Callable[[int], np.ndarray]:
     """A function from the number of a run to its image numbers, int64 [``sampling.run_length``].
 
     It keeps the last runs. One thread computes a run while the others that need it wait for it.
+
+    Args:
+      counts: pixels per image and class; None: those of the stream's labels.
 
     Raises:
       UserError: no such sampling, or one that needs labels on a stream without.
@@ -278,9 +285,15 @@ def _sampler(stream: Stream, class_set: ClassSet, stored: Records, seed: int) ->
         raise UserError(f"sampling={kind!r}: one of {', '.join(sampling.KINDS)}")
     if kind == "uniform":
         return _computed_once(lambda run: sampling.uniform_run(len(stored.records), [seed, stream_id, run]))
-    if not stream.labels:
+    if not (stream.labels or stream.pseudo_labels):
         raise UserError(f"sampling={kind!r} needs labels: use 'uniform' for {stream.dataset}/{stream.split}")
-    counts = stored.class_counts(_table(stream, class_set, stored))
+    if counts is None and stream.pseudo_labels:
+        pseudo = PseudoLabels(stream.pseudo_labels, class_set.num_classes)
+        counts = pseudo.class_counts(stored.names.tolist(), class_set.num_classes)
+    elif counts is None:
+        counts = stored.class_counts(_table(stream, class_set, stored))
+    if kind == "mined":
+        return _computed_once(lambda run: sampling.mined_run(counts, [seed, stream_id, run]))
     if kind == "balanced":
         return _computed_once(lambda run: sampling.balanced_run(counts, [seed, stream_id, run]))
     if stream.sampling_temperature <= 0:

@@ -9,7 +9,8 @@ r"""Runs one ablation over seeds and writes its table, with mean and spread, bes
 
 Tables: components (the paper's table 4, with global alignment, the oracle and the honest baselines beside it),
 knowledge (table 5), clipping (table 6), alignment (what the discriminator reads), lambda, temperature and distillation
-(pseudo labels and start of the student) of the config's own method; systems (every system that adapts, from one source
+(pseudo labels and start of the student) of the config's own method, portion (labelled share of the first round of
+self-training); systems (every system that adapts, from one source
 stage, beside the paper's tables 1 to 3). Several --config share the overrides and get a folder each.
 
 W receives a folder a seed, with one a stage or variant, and TABLE.md and TABLE.csv of every seed that is finished.
@@ -20,7 +21,8 @@ in the making waits for it. W then also receives systems.json, from which docs/s
 
 To choose a value without touching the reported labels, score another split: --split=train where the target's training
 images have labels, as in the miniature data. The table is then called TABLE_train. --table=lambda takes any method
-(--config=...:method=clan); that of another method than fada is called lambda_METHOD, and shares the workdir.
+(--config=...:method=clan), portion those with rounds; that of another method than fada is called lambda_METHOD, and
+shares the workdir.
 """
 
 from __future__ import annotations
@@ -53,6 +55,8 @@ from fada_jax.stages import recipe, run, workdirs
 
 # Seconds between two looks at a stage that another process trains.
 WAIT = 2.0
+# Tables that a value is chosen from for each method.
+SEARCHES = ("lambda", "portion")
 
 
 def _train(config: Config, folder: Path) -> None:
@@ -71,12 +75,17 @@ def _train(config: Config, folder: Path) -> None:
 
 def run_variant(task: Task, name: str, variant: ablation.Variant, seed: int) -> dict[str, dict[str, Any]]:
     """Scores of the rows of one variant, trained from the stages before its own where it is not yet."""
-    folder = task.workdir / f"seed{seed}"
-    own = stages_of(task, seed)[variant.stage]
+    folder, stages = task.workdir / f"seed{seed}", stages_of(task, seed)
+    own = stages[_trained(stages, variant)]
     changes = dict(variant.overrides)
     if "lambda_adv" in changes:
         changes["lambda_adv"] *= own.lambda_adv
-    config = stages_of(task, seed, variant.method, changes)[variant.stage]
+    changed = stages_of(task, seed, variant.method, changes)
+    config = changed[_trained(changed, variant)]
+    if config.kind.adapts and config.stage != variant.stage:
+        return {
+            name: _run_stages(task, folder, changed, config.method if variant.method else f"{config.method}_{name}")
+        }
     # A variant that is the recipe's own stage shares its folder.
     trained = workdirs.stage_folder(folder, variant.stage) if config == own else folder / name
     if "lambda_adv" in changes and config.method != ARGUMENTS["method"]:  # The folder may be that of several methods.
@@ -86,6 +95,24 @@ def run_variant(task: Task, name: str, variant: ablation.Variant, seed: int) -> 
     if variant.stage == "self_distillation":
         scores[name + ablation.MULTI_SCALE] = _score(task, trained, config, multi_scale=True)
     return scores
+
+
+def _trained(stages: Mapping[str, Config], variant: ablation.Variant) -> str:
+    """The stage of a recipe that a variant is scored by."""
+    return variant.stage if variant.stage in stages else recipe.adapted(stages)
+
+
+def _run_stages(task: Task, folder: Path, stages: Mapping[str, Config], own: str) -> dict[str, Any]:
+    """Scores of the last of several stages after the source's, such as rounds, in folders that begin with ``own``."""
+    places = {str(folder / name): folder / (name if name == "source" else f"{own}_{name}") for name in stages}
+    scored: tuple[Path, Config]
+    for name, config in stages.items():
+        parents = [str(places.get(parent, parent)) for parent in (config.init_from, config.teacher_from)]
+        config = dataclasses.replace(config, init_from=parents[0], teacher_from=parents[1])
+        scored = places[str(folder / name)], config
+        if name != "source":
+            _train(config, scored[0])
+    return _score(task, *scored)
 
 
 def stages_of(task: Task, seed: int, method: str = "", changes: Mapping[str, Any] | None = None) -> dict[str, Config]:
@@ -114,9 +141,9 @@ def check_split(task: Task, config: Config) -> None:
 
 
 def _source(table: str, task: Task, seed: int) -> Config:
-    """Config of the source stage, which the lambda tables of all methods share."""
+    """Config of the source stage, which the searches of all methods share."""
     config = stages_of(task, seed)["source"]
-    if table != "lambda" or config.method == ARGUMENTS["method"]:
+    if table not in SEARCHES or config.method == ARGUMENTS["method"]:
         return config
     shared = {key: value for key, value in task.overrides.items() if key.partition(".")[0] not in ("options", "method")}
     return stages_of(dataclasses.replace(task, overrides=shared), seed, ARGUMENTS["method"])["source"]
@@ -205,7 +232,8 @@ def run_row(file: str, task: Task, name: str, seed: int) -> None:
     stages, folder = stages_of(task, seed), task.workdir / f"seed{seed}"
     variant = ablation.TABLES["systems"].get(name)
     if variant:
-        config = stages_of(task, seed, variant.method)[variant.stage]
+        changed = stages_of(task, seed, variant.method)
+        config = changed[_trained(changed, variant)]
     elif name == "control":  # Not every recipe has one.
         config = stages["control"] if "control" in stages else stages_of(task, seed, "control")["adaptation"]
     else:
@@ -271,6 +299,8 @@ def tasks_of(paths: Sequence[str], overrides: Mapping[str, Any], options: flags.
             raise UserError(f"--config={path}: method={config.method} has nothing to ablate: {', '.join(methods)}")
         if options.table == "lambda" and not hasattr(SYSTEMS[config.method].method(), "lambda_adv"):
             raise UserError(f"--config={path}: method={config.method} has no lambda_adv to choose")
+        if options.table == "portion" and SYSTEMS[config.method].stage != "self_training":
+            raise UserError(f"--config={path}: method={config.method} has no rounds of pseudo labels: --table=portion")
         name = "_".join(filter(None, (config.task, config.target.city)))
         network = paper.VGG if config.model.backbone == "vgg16" else paper.RESNET
         folder = workdir / name if len(paths) > 1 else workdir
@@ -288,7 +318,7 @@ def main(arguments: list[str]) -> None:
     seeds, rows = seeds_of(options.seeds), rows_of(options.table, options.rows)
     workdir, tasks = Path(options.workdir).absolute(), tasks_of((first, *options.and_config), overrides, options)
     method = schema.load(first, overrides).method
-    of_method = method if options.table == "lambda" and method != ARGUMENTS["method"] else ""
+    of_method = method if options.table in SEARCHES and method != ARGUMENTS["method"] else ""
     file = "_".join(filter(None, (options.table, of_method, options.split)))
     for task in tasks:
         files.check_output(task.workdir / f"{file}.md", ours=files.anything)

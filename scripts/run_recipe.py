@@ -2,7 +2,8 @@
 
   python scripts/run_recipe.py --config=configs/gta5_to_cityscapes.py:size=miniature --workdir=W --config.data_dir=DATA
 
-W receives one folder a stage (source, adaptation, control, self_distillation), results.md and results.json (rows of
+W receives one folder a stage (source, adaptation, control, self_distillation; rounds of self-training are round_1 and
+so on) and recipe.json, which lists them, results.md and results.json (rows of
 the paper's table 4 beside the lambda = 0 control and training-free colour matching), confusion.json, panel.png and its
 images in panels; scripts/report.py makes a page of them. The same command goes on where it stopped. Overrides apply to
 every stage; --config.init_from names the weights that the source stage and, with --config.student_from=init_from, the
@@ -43,11 +44,14 @@ def run(
     """
     stages = recipe.configs(path, overrides, workdir)
     recipe.check(stages, workdir)
-    suffix, pictures = f"_{split}" if split else "", ["panel.png", "panels"] if "adaptation" in stages else []
+    adapted = recipe.adapted(stages)
+    suffix, pictures = f"_{split}" if split else "", ["panel.png", "panels"] if adapted and "source" in stages else []
     if not any(workdirs.stage_folder(workdir, name).is_dir() for name in stages):
         for name in (f"results{suffix}.json", f"results{suffix}.md", f"confusion{suffix}.json", "panel.png"):
             files.check_output(workdir / name)
     with workdirs.hold(workdir):
+        if jax.process_index() == 0:
+            workdirs.write_stages(workdir, list(stages))
         recipe.train(stages, workdir)
         rows = recipe.score(stages, workdir, split)
     first = next(iter(stages.values()))
@@ -58,7 +62,7 @@ def run(
         files.write_text(workdir / f"results{suffix}.md", markdown(rows, first))
         files.write_text(workdir / f"confusion{suffix}.json", json.dumps(confusions) + "\n")
         if pictures:
-            write_panels(workdir, stages["adaptation"])
+            write_panels(workdir, adapted, stages[adapted])
     folders = [workdirs.stage_folder(workdir, name).name for name in stages]
     return rows, [workdir / name for name in (f"results{suffix}.md", f"results{suffix}.json", *pictures, *folders)]
 

@@ -62,9 +62,10 @@ def make_data(root):
     return root / "data"
 
 
-def recipe_command(data_dir, workdir):
-    config = "--config=configs/gta5_to_cityscapes.py:size=miniature"
-    return ("scripts/run_recipe.py", config, f"--config.data_dir={data_dir}", f"--workdir={workdir}", CROP, *OPTIONS)
+def recipe_command(data_dir, workdir, method="fada"):
+    config = f"--config=configs/gta5_to_cityscapes.py:size=miniature,method={method}"
+    crop = (CROP,) if method == "fada" else ()
+    return ("scripts/run_recipe.py", config, f"--config.data_dir={data_dir}", f"--workdir={workdir}", *crop, *OPTIONS)
 
 
 def stage_command(data_dir, workdir):

@@ -59,7 +59,7 @@ def two_steps(name, mesh=(1, 1, 1), dtype="float32", accumulate_steps=1):
     )
     for i in range(2):
         source, target = make_batch(i), make_batch(10 + i, height=48)
-        batch = {"source": source, "target": {"image": target["image"]}}
+        batch = {"source": source, "target": target if system.stage == "self_training" else {"image": target["image"]}}
         batch = {key: distributed.put_batch(part, mesh) for key, part in batch.items()}
         states, metrics = step(states, batch, jnp.float32(0.5 * i))
     parts = {key: state.params if isinstance(state, TrainState) else state for key, state in states.items()}
@@ -102,7 +102,7 @@ def test_micro_batches_change_nothing_and_bfloat16_little(name):
 
 
 def tiny_config(name, **values):
-    config = base.get_config(base.parse(f"stage=adaptation,method={name},size=miniature"))
+    config = base.get_config(base.parse(f"stage={SYSTEMS[name].stage},method={name},size=miniature"))
     config.task, config.options = "tiny", options_of(name)
     base.miniature(config)
     config.source, config.target, config.eval = (base.stream("x", "x", (48, 32)) for _ in range(3))
@@ -112,20 +112,21 @@ def tiny_config(name, **values):
     return schema.read(config)
 
 
-def batches():
+def batches(name):
+    taught = SYSTEMS[name].stage == "self_training"
     for i in range(4):
         source, target = make_batch(i, 2), make_batch(10 + i, 2)
-        yield {"source": source, "target": {"image": target["image"]}}
+        yield {"source": source, "target": target if taught else {"image": target["image"]}}
 
 
 @pytest.mark.parametrize("name", quick(RESUMED))
 def test_resumed_it_ends_bit_for_bit_where_it_would_have(name, tmp_path):
     config = tiny_config(name)
-    whole = run.train(config, tmp_path / "whole", batches=batches())
+    whole = run.train(config, tmp_path / "whole", batches=batches(name))
     with pytest.raises(UserError, match="the input ended after 3 of 4 steps"):
-        run.train(config, tmp_path / "resumed", batches=itertools.islice(batches(), 3))
+        run.train(config, tmp_path / "resumed", batches=itertools.islice(batches(name), 3))
     assert checkpoints.available_steps(tmp_path / "resumed") == [2]
-    resumed = run.train(config, tmp_path / "resumed", batches=batches())
+    resumed = run.train(config, tmp_path / "resumed", batches=batches(name))
     assert checkpoints.available_steps(tmp_path / "resumed") == [2, 4]
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))

@@ -98,7 +98,7 @@ def test_losses_of_the_target_are_pytorchs(name, options, temperature):
     def ours(logits):
         outputs = Outputs(logits=(logits,), features=logits)
         zero = jnp.float32(0)
-        view = View(outputs, None, (49, 65), 1.0, zero, zero, jnp.int32(0), None, {})
+        view = View("target", outputs, None, (49, 65), 1.0, zero, zero, jnp.int32(0), None, {})
         return method.losses(view, {}, spec).metrics["loss_adv"]
 
     value, gradient = jax.value_and_grad(ours)(jnp.asarray(z))

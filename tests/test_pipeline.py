@@ -1,5 +1,6 @@
 """The streams: stateless randomness, shares of processes, resizing against its definition, files of pseudo labels."""
 
+import dataclasses
 import io
 import itertools
 import math
@@ -222,6 +223,21 @@ def test_pseudo_labels_replace_the_labels(data_dir, tmp_path):
     assert batch["label"].shape == (7, 36, 64)
     for image, label in zip(batch["image"], batch["label"], strict=True):
         np.testing.assert_array_equal(image, raw_trees.picture(label[0, 0], 36, 64))
+
+
+def test_pseudo_labels_say_what_is_rare(data_dir, tmp_path):
+    """Images are drawn by the classes of their pseudo labels, as by those of labels."""
+    stream = label_file(tmp_path / "p.tfrecord")
+    names = [f"{i:05d}" for i in range(1, 8)]
+    counts = pseudo_labels.PseudoLabels(stream.pseudo_labels, 19).class_counts([*names, "absent"], 19)
+    np.testing.assert_array_equal(counts[:7], np.eye(19, dtype=np.int64)[1:8] * 18 * 32)
+    assert not counts[7].any()
+    mined = dataclasses.replace(stream, sampling="mined")
+    drawn = streams.batch_names(data_dir, mined, class_set=CITYSCAPES, batch_size=2_000, seed=0, step=0)
+    shares = [drawn.count(name) / 2_000 for name in names]
+    np.testing.assert_allclose(shares, [0.8 / 3 + 0.2 / 7] * 3 + [0.2 / 7] * 4, atol=0.03)
+    with pytest.raises(UserError, match="sampling='mined' needs labels: use 'uniform' for gta5/train"):
+        streams.check(data_dir, dataclasses.replace(mined, pseudo_labels=""), CITYSCAPES)
 
 
 def test_equal_pseudo_labels_are_equal_files_in_every_process(tmp_path):

@@ -38,7 +38,7 @@ def class_counts(seed, images=40, classes=6):
 @given(seed=st.integers(0, 2**31 - 1), run=st.integers(0, 10**6))
 def test_runs_depend_on_their_key_alone(seed, run):
     counts = class_counts(seed)
-    for draw in (sampling.balanced_run, functools.partial(sampling.rare_run, temperature=0.05)):
+    for draw in (sampling.balanced_run, functools.partial(sampling.rare_run, temperature=0.05), sampling.mined_run):
         order = draw(counts, [seed, run])
         assert order.shape == (sampling.RUN,) and order.dtype == np.int64
         assert 0 <= order.min() and order.max() < len(counts)
@@ -181,6 +181,16 @@ def test_rare_draws_follow_the_softmax():
     drawn = sum(np.bincount(classes[sampling.rare_run(counts, [2, r], 0.5)], minlength=3) for r in range(8))
     weights = np.exp((1 - np.array([0.6, 0.3, 0.1])) / 0.5)
     assert scipy.stats.chisquare(drawn, drawn.sum() * weights / weights.sum()).pvalue > 1e-4
+
+
+def test_mined_draws_hold_the_three_rarest_classes_four_times_in_five():
+    classes = np.repeat(np.arange(5), (40, 30, 20, 9, 1))
+    counts = np.eye(6, dtype=np.int64)[classes] * 5
+    counts[:, 0] += 100
+    drawn = sum(np.bincount(sampling.mined_run(counts, [3, r]), minlength=100) for r in range(8))
+    rare = np.isin(classes, (2, 3, 4))
+    expected = np.where(rare, 0.8 / rare.sum(), 0) + 0.2 / 100
+    assert scipy.stats.chisquare(drawn, drawn.sum() * expected).pvalue > 1e-4
 
 
 @pytest.fixture(scope="module")

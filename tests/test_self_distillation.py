@@ -21,8 +21,12 @@ def probabilities(seed, scale, shape=(3, 16, 20)):
 def thresholds_of(p, keep, mask=None):
     """Of three batches of one image, as a pass over a split adds them up."""
     mask = np.ones(len(p), bool) if mask is None else mask
-    counts = sum(np.asarray(sd.confidence_counts(p[i : i + 1], mask[i : i + 1]), np.int64) for i in range(len(p)))
-    return sd.class_thresholds(counts, keep)
+
+    def count(upper):
+        counts = (sd.confidence_counts(p[i : i + 1], mask[i : i + 1], upper) for i in range(len(p)))
+        return sum(np.asarray(x, np.int64) for x in counts)
+
+    return sd.thresholds(sd.Selection(keep=keep), count)
 
 
 @settings(max_examples=15, deadline=None)
@@ -40,10 +44,10 @@ def test_the_surest_share_of_each_predicted_class_is_labelled(seed, scale, keep)
         kept = predicted & (labels == c)
         assert np.all((labels == c) <= predicted)
         assert np.all((labels[predicted] == c) | (labels[predicted] == IGNORE))
-        # At least the share, and no more than the exact quantile's neighbours within a bin: 0.4 % of 1 - confidence.
-        exact = np.sort(confidence[predicted])[::-1][int(np.ceil(keep * predicted.sum() - 1e-9)) - 1]
-        assert kept.sum() >= np.floor(keep * predicted.sum())
-        assert np.all(1 - confidence[kept] <= (1 - exact) * 1.005 + 1e-6)
+        rank = max(int(np.floor(keep * predicted.sum())), 1)
+        exact = np.sort(confidence[predicted])[::-1][rank - 1]
+        assert thresholds[c] == exact
+        assert kept.sum() == np.sum(confidence[predicted] >= exact) >= rank
 
 
 def test_nothing_is_left_out_as_released():

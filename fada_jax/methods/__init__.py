@@ -27,6 +27,7 @@ from fada_jax.methods.interface import Batch, Method, Metrics, Prepared, States,
 from fada_jax.methods.maxsquare import MaxSquare
 from fada_jax.methods.minent import MinEnt
 from fada_jax.methods.output_space import OutputSpace
+from fada_jax.methods.self_training import Crst, SelfTraining
 from fada_jax.methods.supervised import Supervised
 from fada_jax.models import Heads
 
@@ -39,6 +40,7 @@ __all__ = [
     "Batch",
     "Clan",
     "CrossCity",
+    "Crst",
     "DomainLabels",
     "Entropy",
     "FcnWild",
@@ -51,6 +53,7 @@ __all__ = [
     "MinEnt",
     "OutputSpace",
     "Prepared",
+    "SelfTraining",
     "SoftLabels",
     "States",
     "Supervised",
@@ -67,16 +70,18 @@ class System(NamedTuple):
     Attributes:
       method: its class.
       recipe: on equal terms with FADA.
-      heads: what the network has in its adaptation stage, ``model.heads``.
+      heads: what the network has in the stage that adapts, ``model.heads``.
+      stage: the one that adapts, key of ``STAGES``.
     """
 
     method: type[Method]
     recipe: tuple[stages.Part, ...] = stages.ADAPTED
     heads: Heads = "one"
+    stage: str = "adaptation"
 
     @property
     def adapts(self) -> bool:
-        """Whether it learns from target images in its adaptation stage."""
+        """Whether it learns from target images in that stage."""
         return "target" in self.method.streams
 
 
@@ -98,6 +103,9 @@ SYSTEMS: Mapping[str, System] = {
     "adaptpatch": System(AdaptPatch, stages.ALIGNED),
     "fda": System(Fda, stages.ALIGNED),
     "maxsquare": System(MaxSquare, stages.ALIGNED),
+    "st": System(SelfTraining, stages.SELF_TRAINED, stage="self_training"),
+    "cbst": System(SelfTraining, stages.SELF_TRAINED, stage="self_training"),
+    "crst": System(Crst, stages.SELF_TRAINED, stage="self_training"),
     "control": System(Supervised, stages.CONTROL),
     "source_only": System(Supervised, stages.SOURCE_ALONE),
     "oracle": System(Supervised, stages.SOURCE_ALONE),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from fada_jax import documents
 from fada_jax.errors import UserError
 from fada_jax.methods import SYSTEMS, Method, options_of
+from fada_jax.methods.stages import STAGES, STUDENT, Part
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
@@ -27,6 +28,27 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
         TypeAdapter(SYSTEMS[name].method).validate_json(json.dumps(options), strict=True)
     except ValidationError as error:
         raise UserError(documents.describe(error.errors()[0], options, "config.options")) from error
+
+
+def check_recipe(recipe: Sequence[Part]) -> None:
+    """Refuses a recipe that cannot be followed.
+
+    Raises:
+      UserError: naming the part.
+    """
+    before: list[str] = []
+    for i, part in enumerate(recipe):
+        name = f"config.recipe[{i}]"
+        for key, allowed in (("stage", STAGES), ("method", ("", *SYSTEMS))):
+            if (value := getattr(part, key)) not in allowed:
+                raise UserError(f"{name}.{key}={value!r} must be one of {', '.join(filter(None, allowed))}")
+        if part.folder in before:
+            raise UserError(f"{name}.folder={part.folder!r} is that of an earlier part: each has one of its own")
+        for key in ("init_from", "teacher_from"):
+            if (value := getattr(part, key)) and value not in (*before, STUDENT):
+                known = ", ".join(before) or "none before it"
+                raise UserError(f"{name}.{key}={value!r} must be the folder of an earlier part: {known}")
+        before.append(part.folder)
 
 
 def check_heads(method: Method, heads: str, what: str) -> None:

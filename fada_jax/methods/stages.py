@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import ClassVar
+
+from fada_jax.ranges import FolderName
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,13 +18,13 @@ class Stage:
 
     Attributes:
       images: the config's stream whose images carry the labels that G is trained on.
-      pseudo_labels: these labels are a teacher's.
+      pseudo_labels: the config's stream that a teacher labels; empty: none.
       adapts: trains the config's method; otherwise G learns from labels alone.
       parts: equal parts that the batch is cut into, one for each domain.
     """
 
     images: str
-    pseudo_labels: bool = False
+    pseudo_labels: str = ""
     adapts: bool = False
     parts: int = 1
 
@@ -29,7 +32,8 @@ class Stage:
 STAGES: Mapping[str, Stage] = {
     "source": Stage("source"),
     "adaptation": Stage("source", adapts=True, parts=2),
-    "self_distillation": Stage("target", pseudo_labels=True),
+    "self_training": Stage("source", pseudo_labels="target", adapts=True, parts=2),
+    "self_distillation": Stage("target", pseudo_labels="target"),
 }
 # Names of earlier versions: configs, folders and checkpoints that have them stay readable.
 RENAMED: Mapping[str, str] = {"adversarial": "adaptation"}
@@ -51,13 +55,17 @@ class Part:
       init_from: folder of the stage whose weights it starts from; ``STUDENT``: as ``config.student_from`` says; empty:
         ``config.init_from``.
       teacher_from: folder of the stage that labels its images.
+      repeated: it stands for ``config.rounds.number`` parts, FOLDER_1 and so on, each of which starts from the one
+        before it and has it for its teacher; the first as said here.
     """
 
-    folder: str
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    folder: FolderName
     stage: str
     method: str = ""
     init_from: str = ""
     teacher_from: str = ""
+    repeated: bool = False
 
 
 STUDENT = "student_from"
@@ -70,5 +78,6 @@ SOURCE_ALONE = (_SOURCE,)
 # As the releases of AdaptSegNet's lineage: from ImageNet weights, without a source stage.
 RELEASED = (Part("adaptation", "adaptation"),)
 CONTROL = ALIGNED = (_SOURCE, _ADAPTATION)
+SELF_TRAINED = (_SOURCE, Part("round", "self_training", init_from="source", teacher_from="source", repeated=True))
 # Adapted and distilled as in the paper, with the control beside it.
 ADAPTED = (_SOURCE, _CONTROL, _ADAPTATION, _DISTILLATION)

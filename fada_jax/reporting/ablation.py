@@ -57,6 +57,7 @@ _SYSTEMS: Mapping[str, Variant] = {
     "adaptpatch": Variant("AdaptPatch", printed="AdaptPatch"),
     "cbst": Variant("CBST", printed="CBST"),
     "st": Variant("ST", printed="ST"),
+    "crst": Variant("CRST (MRKLD)"),
     "cda": Variant("CDA", printed="CDA"),
     "cycada": Variant("CyCADA", printed="CyCADA"),
     "fda": Variant("FDA"),
@@ -97,6 +98,10 @@ TABLES: Mapping[str, Mapping[str, Variant]] = {
     "lambda": {
         f"lambda_x{factor:g}": Variant(f"lambda_adv times {factor:g}", overrides={"lambda_adv": factor})
         for factor in (0.1, 0.3, 1.0, 3.0, 10.0)
+    },
+    "portion": {
+        f"portion_{keep:g}": Variant(f"surest {keep:.0%} in the first round", overrides={"pseudo_labels.keep": keep})
+        for keep in (0.1, 0.2, 0.3, 0.5, 0.8)
     },
     "temperature": {
         f"temperature_{t}": Variant(f"T = {t}", overrides={"knowledge.temperature": t}) for t in (1.0, 1.8, 3.0)

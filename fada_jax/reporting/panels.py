@@ -17,16 +17,17 @@ from fada_jax.training import checkpoints
 COLUMNS = ("image", "source", "adaptation", "label")
 
 
-def write_panels(workdir: Path, config: Config, count: int = 4) -> None:
+def write_panels(workdir: Path, adapted: str, config: Config, count: int = 4) -> None:
     """Image, source-only, adapted and ground truth of evenly spread evaluation images.
 
     Args:
       workdir: of a recipe. ``panels/`` receives them one by one, N_{image,source,adaptation,label}.png; ``panel.png``
         has them all.
-      config: of its adaptation stage.
+      adapted: folder of its stage that adapts.
+      config: of that stage.
       count: of images.
     """
-    folders = [workdirs.stage_folder(workdir, stage) for stage in COLUMNS[1:3]]
+    folders = [workdirs.stage_folder(workdir, stage) for stage in (COLUMNS[1], adapted)]
     segmenters = [from_model(checkpoints.load_model(folder)) for folder in folders]
     stream = config.eval.stream(augment=False)
     every = max(1, streams.num_examples(config.data_dir, stream) // count)

@@ -20,6 +20,9 @@ LABELS = {
 
 def label(row: Mapping[str, Any]) -> str:
     """The label of a row of results.json."""
+    folder, _, number = row["name"].partition("round_")
+    if not folder and number.isdecimal():
+        return f"self-training, round {number}"
     return LABELS.get(row["name"], row["name"]) + (f", {row['mode']}" if "mode" in row else "")
 
 

@@ -20,9 +20,11 @@ from fada_jax.input_pipeline.stream import Stream
 def streams(config: Config, pseudo_labels: str = "") -> dict[str, Stream]:
     """Streams of a stage's batch by name; each has the share ``stream_batch_size`` of it."""
     kind, labelled = config.kind, getattr(config, config.kind.images)
-    result = {"source": labelled.stream(pseudo_labels=pseudo_labels if kind.pseudo_labels else "")}
+    result = {"source": labelled.stream(pseudo_labels=pseudo_labels if kind.pseudo_labels == kind.images else "")}
     if "target" in config.training_method.streams:
-        result["target"] = config.target.stream(labels=False, role="target")
+        taught = kind.pseudo_labels == "target"
+        own = pseudo_labels if taught else ""
+        result["target"] = config.target.stream(labels=taught, pseudo_labels=own, role="target")
     return result
 
 
@@ -37,7 +39,7 @@ def batch_shapes(config: Config) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     for name, stream in streams(config).items():
         width, height = stream.image_size
         result[name] = {"image": jax.ShapeDtypeStruct((count, height, width, 3), jnp.uint8)}
-        if stream.labels:
+        if stream.labels or stream.pseudo_labels:
             result[name]["label"] = jax.ShapeDtypeStruct((count, height, width), jnp.uint8)
     return result
 

@@ -1,4 +1,4 @@
-"""A teacher's labels for self-distillation: made by all devices, in a file that says where they come from.
+"""A teacher's labels of the target: made by all devices, in a file that says where they come from.
 
 The teacher sees the images at the size that it is tested at, and its softmax is upsampled to the size of the student's
 images, as released.
@@ -24,8 +24,10 @@ from fada_jax.errors import UserError
 from fada_jax.evaluation import inference, scoring
 from fada_jax.input_pipeline import pseudo_labels as label_files
 from fada_jax.input_pipeline import streams
+from fada_jax.input_pipeline.label_maps import label_maps
 from fada_jax.input_pipeline.stream import Stream
 from fada_jax.models import Segmenter
+from fada_jax.stages import statistics
 from fada_jax.stages.parents import load_teacher
 from fada_jax.stored import Meta
 from fada_jax.training import checkpoints, selection
@@ -42,14 +44,27 @@ def provenance(config: Config, teacher: checkpoints.Model) -> dict[str, Any]:
         "teacher": teacher.digest,
         "teacher_step": teacher.step,
         "classes": teacher.classes.names,
-        "selection": dataclasses.asdict(config.pseudo_labels),
+        "selection": _named(config.pseudo_labels),
         "scales": config.multi_scale if config.pseudo_labels.multi_scale else (1.0,),
         "teacher_size": teacher.config["eval"]["size"],
         "label_size": config.target.size,
         "images": [config.target.dataset, config.target.city, config.target.split],
         "num_images": streams.num_examples(config.data_dir, _teacher_stream(config, teacher)),
     }
+    if config.pseudo_labels.spatial_prior:
+        values["prior"] = [config.source.dataset, config.source.city, config.source.split]
     return json.loads(json.dumps(values))
+
+
+# Keys of a selection that earlier versions did not have: where they say nothing they do not stand in a provenance, so
+# that labels of then are still those of now.
+_ADDED = ("balanced", "cap", "spatial_prior")
+
+
+def _named(chosen: selection.Selection) -> dict[str, Any]:
+    """What a provenance says of the selection."""
+    plain = dataclasses.asdict(selection.Selection())
+    return {key: x for key, x in dataclasses.asdict(chosen).items() if key not in _ADDED or x != plain[key]}
 
 
 def _teacher_stream(config: Config, teacher: checkpoints.Model) -> Stream:
@@ -135,8 +150,10 @@ def make_pseudo_labels(
       mesh: that shares the work.
       log: receives what is done.
     """
-    stream = _teacher_stream(config, teacher)
+    stream, (width, height) = _teacher_stream(config, teacher), config.target.size
     teacher = checkpoints.in_dtype(teacher, "auto")
+    most = origin["num_images"] * width * height / 1e6
+    log(f"labels of {origin['num_images']:,} images of {width}x{height}: at most {most:,.0f} MB in {path}")
     labelled = pseudo_labels(
         teacher,
         functools.partial(scoring.eval_batches, config, stream, teacher.classes, mesh),
@@ -144,6 +161,7 @@ def make_pseudo_labels(
         size=config.target.size[::-1],
         mesh=mesh,
         chosen=config.pseudo_labels,
+        prior=_prior(config, log) if config.pseudo_labels.spatial_prior else None,
         scales=config.multi_scale,
         log=log,
     )
@@ -151,9 +169,17 @@ def make_pseudo_labels(
         collections.deque(labelled, maxlen=0)
     else:
         count = label_files.write(path, labelled, origin)
-        sizes = "{}x{}, seen at {}x{}".format(*config.target.size, *stream.size)
+        sizes = "{}x{}, seen at {}x{}".format(width, height, *stream.size)
         log(f"labelled {count} target images ({sizes}) with step {teacher.step} of {config.teacher_from}: {path}")
     multihost_utils.sync_global_devices("pseudo labels")
+
+
+def _prior(config: Config, log: Callable[[str], None]) -> np.ndarray:
+    """``selection.spatial_prior`` of the source at the size of the pseudo labels, the same in every process."""
+    stream = dataclasses.replace(config.source.stream(), size=config.target.size)
+    numbers = statistics.spread_numbers(config, stream, log)
+    labels = label_maps(config.data_dir, stream, config.classes, numbers, config.damaged_records)
+    return multihost_utils.broadcast_one_to_all(selection.spatial_prior(labels, config.classes.num_classes))
 
 
 def pseudo_labels(
@@ -164,6 +190,7 @@ def pseudo_labels(
     size: tuple[int, int],
     mesh: jax.sharding.Mesh,
     chosen: selection.Selection = selection.Selection(),
+    prior: np.ndarray | None = None,
     scales: tuple[float, ...] = inference.MULTI_SCALE,
     log: Callable[[str], None] = print,
 ) -> Iterator[tuple[str, np.ndarray]]:
@@ -172,18 +199,19 @@ def pseudo_labels(
     Args:
       model: the teacher.
       read: starts one pass over this process's share of batches with ``image`` uint8 [N, h, w, 3] at the size that the
-        teacher is tested at, ``number`` int32 [N] and ``mask`` bool [N]; called twice where thresholds are needed.
+        teacher is tested at, ``number`` int32 [N] and ``mask`` bool [N]; called thrice where thresholds are needed.
       names: of the images, by number.
       size: (H, W) of the labels, which the teacher's softmax is upsampled to.
       mesh: that splits the batches.
       chosen: which pixels are labelled.
+      prior: float32 [H, W, K] that probabilities are multiplied by.
       scales: of multi-scale testing.
       log: receives the thresholds.
 
     Yields:
       the same in every process: each must take all.
     """
-    probabilities = functools.partial(
+    softmax = functools.partial(
         inference.class_probabilities,
         Segmenter(model.spec).apply,
         preprocessing=model.preprocessing,
@@ -191,7 +219,11 @@ def pseudo_labels(
         scales=scales if chosen.multi_scale else inference.SINGLE_SCALE,
         flip=chosen.multi_scale,
     )
-    variables = jax.device_put(model.variables, distributed.replicated(mesh))
+    variables, prior = jax.device_put((model.variables, prior), distributed.replicated(mesh))
+
+    def probabilities(given: Any, images: jax.Array) -> jax.Array:
+        variables, prior = given
+        return softmax(variables, images) if prior is None else softmax(variables, images) * prior
 
     def batches() -> Iterator[dict[str, jax.Array]]:
         for batch in read():
@@ -200,7 +232,7 @@ def pseudo_labels(
 
     thresholds = np.zeros(model.classes.num_classes, np.float32)
     if chosen.needs_thresholds:
-        thresholds = _thresholds(probabilities, variables, batches(), chosen.keep, mesh)
+        thresholds = _thresholds(probabilities, (variables, prior), batches, chosen, mesh)
         named = zip(model.classes.names, thresholds, strict=True)
         log("confidence thresholds: " + ", ".join(f"{name} {value:.3f}" for name, value in named))
 
@@ -210,23 +242,29 @@ def pseudo_labels(
         return labels, batch["number"], batch["mask"]
 
     for batch in batches():
-        labels, numbers, mask = jax.device_get(label(variables, batch))
+        labels, numbers, mask = jax.device_get(label((variables, prior), batch))
         yield from ((names[number], x) for x, number, real in zip(labels, numbers, mask, strict=True) if real)
 
 
 def _thresholds(
     probabilities: Callable[..., jax.Array],
     variables: Any,
-    batches: Iterable[Mapping[str, jax.Array]],
-    keep: float,
+    batches: Callable[[], Iterable[Mapping[str, jax.Array]]],
+    chosen: selection.Selection,
     mesh: jax.sharding.Mesh,
 ) -> np.ndarray:
-    """``selection.class_thresholds`` over one pass, float32 [K]."""
+    """``selection.thresholds`` over two passes, float32 [K]."""
     count = jax.jit(
-        lambda variables, images, mask: selection.confidence_counts(probabilities(variables, images), mask),
+        lambda variables, images, mask, upper: selection.confidence_counts(
+            probabilities(variables, images), mask, upper
+        ),
         out_shardings=distributed.replicated(mesh),
     )
-    total = np.zeros((), np.int64)
-    for batch in batches:
-        total = total + np.asarray(count(variables, batch["image"], batch["mask"]))
-    return selection.class_thresholds(total, keep)
+
+    def counted(upper: np.ndarray | None) -> np.ndarray:
+        total = np.zeros((), np.int64)
+        for batch in batches():
+            total = total + np.asarray(count(variables, batch["image"], batch["mask"], upper))
+        return total
+
+    return selection.thresholds(chosen, counted)

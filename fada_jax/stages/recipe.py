@@ -16,6 +16,9 @@ from fada_jax.methods.stages import ALIGNED, RELEASED, STUDENT, Part
 from fada_jax.stages import beginning, run, workdirs
 
 Row = dict[str, Any]
+_BASELINES = ("source", "control")
+# Names of rows that are not those of folders.
+_ROWS = {"source": "source_only", "adaptation": "adapted", "self_distillation": "self_distilled"}
 
 
 def configs(path: str, overrides: Mapping[str, Any], workdir: Path, method: str = "") -> dict[str, Config]:
@@ -25,22 +28,43 @@ def configs(path: str, overrides: Mapping[str, Any], workdir: Path, method: str 
       path: config file with the user's arguments.
       overrides: ``--config.key=value`` of the command line, by flattened key.
       workdir: of the recipe.
-      method: replaces that of the config.
+      method: replaces that of the config; its own recipe is then the method's.
 
     Raises:
       UserError: an impossible value.
     """
     begun = schema.load(path, overrides)
+    parts = (begun.recipe if not method else ()) or SYSTEMS[method or begun.method].recipe
     method = method or begun.method
-    parts = SYSTEMS[method].recipe
     if begun.fidelity == "released" and parts == ALIGNED:
         parts = RELEASED
-    return {part.folder: _part(part, path, overrides, workdir, method) for part in parts}
+    stages: dict[str, Config] = {}
+    for part in parts:
+        stages |= (
+            _rounds(part, path, overrides, workdir, method)
+            if part.repeated
+            else {part.folder: _part(part, path, overrides, workdir, method)}
+        )
+    return stages
+
+
+def _rounds(part: Part, path: str, overrides: Mapping[str, Any], workdir: Path, method: str) -> dict[str, Config]:
+    """Configs of the rounds that a part stands for, by folder."""
+    stages: dict[str, Config] = {}
+    config = _part(part, path, overrides, workdir, method)
+    for number in range(1, config.rounds.number + 1):
+        keep = config.rounds.keep(config.pseudo_labels.keep, number)
+        if stages:
+            before = str(workdirs.stage_folder(workdir, [*stages][-1]))
+            config = dataclasses.replace(config, init_from=before, teacher_from=before)
+        chosen = dataclasses.replace(config.pseudo_labels, keep=keep)
+        stages[f"{part.folder}_{number}"] = dataclasses.replace(config, pseudo_labels=chosen)
+    return stages
 
 
 def _part(part: Part, path: str, overrides: Mapping[str, Any], workdir: Path, method: str) -> Config:
-    if part.method:  # A lambda on the command line is that of the method, not of the control beside it.
-        overrides = {**overrides, "lambda_adv": 0.0}
+    if part.method not in ("", method):  # What the command line says of a method is not said of another beside it.
+        overrides = {key: x for key, x in overrides.items() if key.partition(".")[0] not in ("lambda_adv", "options")}
     config = schema.load(path, overrides, stage=part.stage, method=part.method or method)
     folders = {"init_from": part.init_from, "teacher_from": part.teacher_from}
     if part.init_from == STUDENT:
@@ -88,21 +112,25 @@ def score(stages: Mapping[str, Config], workdir: Path, split: str = "") -> list[
         with handovers.within(row=name):
             return {"name": name, **scoring.evaluate_stage(folder, data_dir=data_dir, split=split, **options)}
 
-    rows = [row("source_only", "source")] if "source" in stages else []
-    if "control" in stages:
-        rows.append(row("control", "control"))
+    rows = [row(_ROWS.get(name, name), name) for name in _BASELINES if name in stages]
     if "source" in stages and first.method != "oracle":
         # The better of the two is reported, chosen by the reported labels: in the baseline's favour.
         tried = {mode: row("colour_matching", "source", colour=mode) for mode in colour_matching.MODES}
         best = max(tried, key=lambda mode: tried[mode]["miou"])
         by_mode = {mode: only_scores(result) for mode, result in tried.items()}
         rows.append({**tried[best], "mode": best, "by_mode": by_mode})
-    if "adaptation" in stages:
-        rows.append(row("adapted", "adaptation"))
-    if "self_distillation" in stages:
-        rows.append(row("self_distilled", "self_distillation"))
-        rows.append(row("self_distilled_multi_scale", "self_distillation", multi_scale=True))
+    for folder, config in stages.items():
+        if folder not in _BASELINES:
+            name = _ROWS.get(folder, folder)
+            rows.append(row(name, folder))
+            if config.stage == "self_distillation":
+                rows.append(row(f"{name}_multi_scale", folder, multi_scale=True))
     return rows
+
+
+def adapted(stages: Mapping[str, Config]) -> str:
+    """Folder of the last stage of a recipe that adapts; empty where none does."""
+    return ([""] + [name for name, config in stages.items() if config.kind.adapts and name not in _BASELINES])[-1]
 
 
 def only_scores(result: Mapping[str, Any]) -> Row:

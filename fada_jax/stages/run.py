@@ -95,7 +95,7 @@ def train(
     run = _Run(config, workdir, make_mesh(config), log, batches is None, inspection, account)
     models, states = {}, None
     if not begun.meta:
-        models = parents.load_parents(config, needs_teacher=run.data_sets and config.kind.pseudo_labels)
+        models = parents.load_parents(config, needs_teacher=run.data_sets and bool(config.kind.pseudo_labels))
         states = parents.initial_states(config, run.mesh, models.get("init_from"))
 
     with workdirs.hold(workdir), handovers.within(stage=config.stage, method=config.method):

@@ -12,6 +12,7 @@ from fada_jax.config import Config
 from fada_jax.errors import UserError
 from fada_jax.input_pipeline import streams
 from fada_jax.input_pipeline.label_maps import label_maps
+from fada_jax.input_pipeline.stream import Stream
 from fada_jax.methods import Prepared, States
 from fada_jax.stages import data
 
@@ -32,6 +33,18 @@ def refuse_batches(config: Config) -> None:
         )
 
 
+def spread_numbers(config: Config, stream: Stream, log: Callable[[str], None]) -> np.ndarray:
+    """Numbers of the images of a split whose labels are looked at.
+
+    Raises:
+      UserError: missing data.
+    """
+    images = streams.num_examples(config.data_dir, stream)
+    count = min(images, MOST)
+    log(f"{config.method}: looks at the labels of {count:,} of {images:,} images of {stream.dataset}/{stream.split}")
+    return np.arange(count) * images // count
+
+
 def with_statistics(config: Config, states: States, log: Callable[[str], None]) -> States:
     """``states`` of step 0 with the statistics that the method prepares, the same in every process.
 
@@ -47,10 +60,7 @@ def with_statistics(config: Config, states: States, log: Callable[[str], None]) 
     if not isinstance(method, Prepared):
         return states
     stream = data.streams(config)["source"]
-    images = streams.num_examples(config.data_dir, stream)
-    count = min(images, MOST)
-    log(f"{config.method}: looks at the labels of {count:,} of {images:,} images of {stream.dataset}/{stream.split}")
-    numbers = np.arange(count) * images // count
+    numbers = spread_numbers(config, stream, log)
     labels = label_maps(config.data_dir, stream, config.classes, numbers, config.damaged_records)
     found = method.prepare(labels, config.classes.num_classes)
     own = {name: np.asarray(found[name], x.dtype).reshape(x.shape) for name, x in states["statistics"].items()}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from fada_jax import files
+from fada_jax import documents, files, stored
 from fada_jax.config import FREE_ON_RESUME, flat
 from fada_jax.errors import Busy, UserError
 from fada_jax.methods.stages import RENAMED, STAGES, current_name
 from fada_jax.models import compute_dtype
 from fada_jax.storage import leases
 from fada_jax.training import checkpoints
+
+# In a recipe's workdir.
+RECIPE = "recipe.json"
 
 
 def stage_folder(workdir: str | Path, name: str) -> Path:
@@ -39,11 +43,30 @@ def stage_workdir(workdir: str | Path) -> Path:
     """
     if checkpoints.available_steps(workdir):
         return files.place(workdir)
-    folders = [stage_folder(workdir, name) for name in reversed(list(STAGES))]
+    folders = [stage_folder(workdir, name) for name in reversed(stages_of(workdir))]
     begun = [folder for folder in folders if checkpoints.available_steps(folder)]
     for folder in (*filter(_finished, begun), *begun):
         return folder
     raise UserError(f"no checkpoint in {checkpoints.directory(workdir)} or in a stage folder of {workdir}")
+
+
+def write_stages(workdir: Path, names: Sequence[str]) -> None:
+    """Writes down the stages of a recipe's workdir, in their order."""
+    files.write_text(workdir / RECIPE, json.dumps({"stages": list(names)}, indent=2) + "\n")
+
+
+def stages_of(workdir: str | Path) -> list[str]:
+    """Folders of the stages of a recipe's workdir, in their order; those of FADA's where it does not say.
+
+    Raises:
+      UserError: its list cannot be read.
+    """
+    path = files.place(workdir) / RECIPE
+    if not path.exists():
+        return list(STAGES)
+    values = documents.read(path)
+    documents.check(values, stored.Recipe, path, advice="delete it, scripts/run_recipe.py writes it anew")
+    return list(values["stages"])
 
 
 def _finished(folder: Path) -> bool:

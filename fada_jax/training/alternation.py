@@ -30,17 +30,19 @@ class View(NamedTuple):
     """What a system's losses see of one domain of a micro-batch.
 
     Attributes:
+      domain: ``source`` or ``target``.
       outputs: of G.
-      labels: uint8 [n, H, W], 255 ignored; None on the target.
+      labels: uint8 [n, H, W], 255 ignored; None where the domain has none.
       size: (H, W) of the images.
       share: of the domain's images, which makes a mean over these an addend of the mean over all.
-      labelled: labelled pixels of all source images, float32, at least 1.
+      labelled: labelled pixels of the whole batch, float32, at least 1.
       progress: share of the steps that are done, float32 from 0 to 1.
       step: number of the step, int32 from 0.
       keys: of each image, for what is drawn at random; the same for any number of devices.
       statistics: of the source that the method has prepared, by name.
     """
 
+    domain: str
     outputs: Outputs
     labels: jax.Array | None
     size: tuple[int, int]
@@ -53,7 +55,7 @@ class View(NamedTuple):
 
     @property
     def is_source(self) -> bool:
-        return self.labels is not None
+        return self.domain == "source"
 
 
 class Losses(NamedTuple):
@@ -101,7 +103,7 @@ class Alternation:
         Args:
           states: ``generator`` and the other networks, each a TrainState; what is none stays as it is.
           batch: ``source`` with ``image`` uint8 [N, H, W, 3] and ``label`` uint8 [N, H, W]; ``target`` with ``image``
-            uint8 [M, H', W', 3], or none of it.
+            uint8 [M, H', W', 3] and, in self-training, its ``label``; or none of it.
           rng, progress: of the step.
           statistics: of ``View``.
 
@@ -117,8 +119,8 @@ class Alternation:
 
         def gradients(variables: Any, batch: Any) -> tuple[Any, dict[str, jax.Array], Any]:
             params, collections, progress, step, statistics = variables
-            source = batch["source"]["label"]
-            labelled = reduction.total(jnp.sum(source != IGNORE, dtype=jnp.int32))
+            counts = [jnp.sum(part["label"] != IGNORE, dtype=jnp.int32) for part in batch.values() if "label" in part]
+            labelled = reduction.total(sum(counts))
             labelled = jnp.maximum(labelled, 1).astype(jnp.float32)
             known = _Known(self, networks, params, images, labelled, progress, step, statistics)
             (grads, metrics), collections = steps.accumulate(known.sums, collections, batch, self.accumulate_steps)
@@ -182,8 +184,9 @@ class _Known(NamedTuple):
 
         def losses(outputs: Outputs, params: Mapping[str, Any]) -> tuple[tuple[jax.Array, jax.Array], Any]:
             view = View(
+                name,
                 outputs,
-                part["label"] if name == "source" else None,
+                part.get("label"),
                 height_width(images),
                 share,
                 self.labelled,
