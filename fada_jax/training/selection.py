@@ -20,8 +20,8 @@ from scipy import ndimage
 
 from fada_jax.classes import IGNORE
 
-# Confidences are ranked by the bits of their float32: first by the upper half, then by the lower half of those that share
-# the upper one with what is sought.
+# Confidences are ranked by the bits of their float32: by the upper half, then by the lower one of those that share the
+# upper one with what is sought.
 _HALF = 16
 _UPPER = (0x3F800000 >> _HALF) + 1  # Of 1.0 is the largest.
 _LOWER = 1 << _HALF
