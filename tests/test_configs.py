@@ -24,18 +24,20 @@ def load(task, arguments=""):
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("variant", ["backbone=resnet101", "backbone=vgg16", "size=miniature"])
 def test_every_stage_builds_and_its_data_has_the_classes(task, stage, variant):
-    config = schema.read(load(task, f"stage={stage},{variant}"))
+    method = "cbst" if stage == "self_training" else "fada"
+    config = schema.read(load(task, f"stage={stage},{variant},method={method}"))
     for stream in (config.source, config.target, config.eval):
         classes.label_table(stream.dataset, config.classes)
     assert config.model.num_classes == config.classes.num_classes
-    assert ("target" in data.batch_shapes(config)) == (stage == "adaptation")
+    assert ("target" in data.batch_shapes(config)) == (stage in ("adaptation", "self_training"))
 
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("size", base.SIZES)
 def test_the_rate_never_reaches_zero(task, stage, size):
-    config = schema.read(load(task, f"stage={stage},size={size}"))
+    method = "cbst" if stage == "self_training" else "fada"
+    config = schema.read(load(task, f"stage={stage},size={size},method={method}"))
     for network, spec in (("generator", config.generator_optimizer), ("discriminator", config.discriminator_optimizer)):
         schedule = optimizers.poly_schedule(spec.learning_rate, spec.schedule_steps, spec.power)
         assert float(schedule(config.total_steps - 1)) > 0

@@ -33,7 +33,7 @@ LAYERS = (
     "distributed cli config_arguments stored",
     "models",
     "preprocessing images",
-    "classes handovers documents folders files storage ranges errors progress endings peers as_command __init__",
+    "earlier classes handovers documents folders files storage ranges errors progress endings peers as_command __init__",
 )
 COMMANDS = ("train", "evaluate", "predict", "convert_weights", "export", "__main__")
 # Imports inside functions serve dependencies that not everybody has.

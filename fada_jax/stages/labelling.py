@@ -225,11 +225,7 @@ def pseudo_labels(
         variables, prior = given
         return softmax(variables, images) if prior is None else softmax(variables, images) * prior
 
-    def batches() -> Iterator[dict[str, jax.Array]]:
-        for batch in read():
-            handovers.note("teacher", input=handovers.size(batch["image"].shape[1:3]), labels=handovers.size(size))
-            yield distributed.put_batch({key: batch[key] for key in ("image", "number", "mask")}, mesh)
-
+    batches = functools.partial(_placed, read, handovers.size(size), mesh)
     thresholds = np.zeros(model.classes.num_classes, np.float32)
     if chosen.needs_thresholds:
         thresholds = _thresholds(probabilities, (variables, prior), batches, chosen, mesh)
@@ -244,6 +240,15 @@ def pseudo_labels(
     for batch in batches():
         labels, numbers, mask = jax.device_get(label((variables, prior), batch))
         yield from ((names[number], x) for x, number, real in zip(labels, numbers, mask, strict=True) if real)
+
+
+def _placed(
+    read: Callable[[], Iterable[Mapping[str, Any]]], size: str, mesh: jax.sharding.Mesh
+) -> Iterator[dict[str, jax.Array]]:
+    """One pass over what the teacher sees, on the devices."""
+    for batch in read():
+        handovers.note("teacher", input=handovers.size(batch["image"].shape[1:3]), labels=size)
+        yield distributed.put_batch({key: batch[key] for key in ("image", "number", "mask")}, mesh)
 
 
 def _thresholds(
