@@ -32,8 +32,8 @@ LAYERS = (
     "training",
     "distributed cli config_arguments stored",
     "models",
-    "preprocessing images",
-    "earlier classes handovers documents folders files storage ranges errors progress endings peers as_command __init__",
+    "preprocessing images earlier",
+    "classes handovers documents folders files storage ranges errors progress endings peers as_command __init__",
 )
 COMMANDS = ("train", "evaluate", "predict", "convert_weights", "export", "__main__")
 # Imports inside functions serve dependencies that not everybody has.
