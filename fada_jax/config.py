@@ -21,7 +21,7 @@ from fada_jax import classes, documents
 from fada_jax.errors import UserError
 from fada_jax.input_pipeline.stream import Augment, Stream
 from fada_jax.methods import SYSTEMS, Method, Supervised, TrainingSpec, build
-from fada_jax.methods.checks import check_heads, check_options, check_sizes
+from fada_jax.methods.checks import check_heads, check_options, check_sizes, check_stage, check_translation
 from fada_jax.methods.stages import STAGES, Stage, current_name
 from fada_jax.models import BACKBONES, ModelSpec, check_spec
 from fada_jax.preprocessing import Preprocessing
@@ -120,7 +120,7 @@ class Config:
     damaged_records: Literal["fail", "skip"] = "fail"  # A record whose checksum differs: 'skip' says so on stderr.
     seed: Seed = 0  # Determines initialisation and every random choice of the input.
     task: str = ""  # Name of the config file.
-    stage: str = "source"  # source, adaptation or self_distillation.
+    stage: str = "source"  # source, adaptation, self_distillation or translation.
     method: str = "fada"  # What is adapted and how, or a baseline without adaptation: of fada_jax/methods.
     size: str = "released"  # 'released' or 'miniature'.
     # 'equal': every method has FADA's network, batch, schedule and preprocessing; 'released': those of its own release.
@@ -141,7 +141,8 @@ class Config:
     log_every: Positive = 50  # Steps between log lines; nothing is fetched from the device in between.
     log_images: Whole = 4  # Target images whose predictions TensorBoard shows at each checkpoint; 0: none.
     wandb: str = ""  # Project of Weights & Biases that receives the logs too; empty: none.
-    init_from: str = ""  # Workdir whose weights start the stage; empty: random initialisation.
+    # Workdir whose weights start the stage; empty: random initialisation. Translation: the model of its semantic loss.
+    init_from: str = ""
     teacher_from: str = ""  # Self-distillation: workdir of the adapted model that labels the target images.
     num_devices: Whole = 0  # Devices in all; 0: every one there is.
     mesh: MeshConfig = MeshConfig()
@@ -181,6 +182,9 @@ class Config:
     @property
     def training_method(self) -> Method:
         """What the stage trains. With lambda 0 a discriminator has no effect on G, and the control leaves it out."""
+        if self.kind.translates:
+            sizes = {f"{name}_size": getattr(self, name).stream().image_size for name in ("source", "target")}
+            return build(self.method, sizes, self.options)
         if not self.kind.adapts:
             return Supervised()
         shared = {**dataclasses.asdict(self.knowledge), "lambda_adv": self.lambda_adv}
@@ -285,7 +289,7 @@ _ADDED = (
     *("accumulate_steps", "damaged_records", "eval_every", "fidelity", "keep_every", "log_images", "mesh", "options"),
     *("fourier_beta", "loss_block_rows", "on_non_finite", "pseudo_labels", "reduce_dtype", "student_from", "wandb"),
     *("model.remat", "model.variant", "model.active_rates", "model.heads", "discriminator.patch_width"),
-    *(f"{name}_optimizer.{key}" for key in ("warmup_steps", "lineage_repeats") for name in _NETWORKS),
+    *(f"{name}_optimizer.{key}" for key in ("warmup_steps", "lineage_repeats", "constant_steps") for name in _NETWORKS),
     *(f"{name}.{key}" for name in _STREAMS for key in ("jitter_first", "sampling", "sampling_temperature")),
 )
 
@@ -338,6 +342,7 @@ def _check_together(config: Config) -> None:
     _one_of("student_from", config.student_from, ("init_from", "source", "adaptation"))
     check_spec(config.model)
     what = f"method={config.method}" if config.kind.adapts else f"stage={config.stage}"
+    check_stage(config.method, config.kind, f"stage={config.stage}")
     check_heads(config.training_method, config.model.heads, what)
     if config.batch_size % config.kind.parts:
         raise UserError(f"config.batch_size={config.batch_size} must be even: half source, half target")
@@ -361,6 +366,8 @@ def _check_together(config: Config) -> None:
             f"config.multi_scale={config.multi_scale}: an image of config.eval.size={config.eval.size} would have "
             "fewer than 8 pixels a side"
         )
+    if config.kind.translates:
+        check_translation(config.options, config.init_from, config.eval_every)
     check_optimizers(config.generator_optimizer, config.discriminator_optimizer, config.model, config.total_steps)
 
 

@@ -18,6 +18,8 @@ from fada_jax.methods.adversarial import Adversarial
 from fada_jax.methods.binary import DomainLabels
 from fada_jax.methods.clan import Clan
 from fada_jax.methods.crosscity import CrossCity
+from fada_jax.methods.cycada import Cycada
+from fada_jax.methods.cyclegan import CycleGan
 from fada_jax.methods.entropy import Entropy
 from fada_jax.methods.fada import HardLabels, SoftLabels
 from fada_jax.methods.fcn_wild import FcnWild
@@ -39,6 +41,8 @@ __all__ = [
     "Batch",
     "Clan",
     "CrossCity",
+    "Cycada",
+    "CycleGan",
     "DomainLabels",
     "Entropy",
     "FcnWild",
@@ -68,16 +72,18 @@ class System(NamedTuple):
       method: its class.
       recipe: on equal terms with FADA.
       heads: what the network has in its adaptation stage, ``model.heads``.
+      translates: its stage is 'translation'.
     """
 
     method: type[Method]
     recipe: tuple[stages.Part, ...] = stages.ADAPTED
     heads: Heads = "one"
+    translates: bool = False
 
     @property
     def adapts(self) -> bool:
         """Whether it learns from target images in its adaptation stage."""
-        return "target" in self.method.streams
+        return "target" in self.method.streams and not self.translates
 
 
 # By ``config.method``.
@@ -98,12 +104,14 @@ SYSTEMS: Mapping[str, System] = {
     "adaptpatch": System(AdaptPatch, stages.ALIGNED),
     "fda": System(Fda, stages.ALIGNED),
     "maxsquare": System(MaxSquare, stages.ALIGNED),
+    "cycada": System(Cycada, stages.ALIGNED),
+    "cyclegan": System(CycleGan, stages.TRANSLATED, translates=True),
     "control": System(Supervised, stages.CONTROL),
     "source_only": System(Supervised, stages.SOURCE_ALONE),
     "oracle": System(Supervised, stages.SOURCE_ALONE),
 }
 # Fields that the config has keys for; all others are ``config.options``.
-SHARED = ("temperature", "clip", "threshold", "lambda_adv")
+SHARED = ("temperature", "clip", "threshold", "lambda_adv", "source_size", "target_size")
 
 
 def _fields(method: Any) -> list[str]:

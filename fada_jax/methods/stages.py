@@ -18,18 +18,21 @@ class Stage:
       pseudo_labels: these labels are a teacher's.
       adapts: trains the config's method; otherwise G learns from labels alone.
       parts: equal parts that the batch is cut into, one for each domain.
+      translates: trains image translators, from images alone, instead of G.
     """
 
     images: str
     pseudo_labels: bool = False
     adapts: bool = False
     parts: int = 1
+    translates: bool = False
 
 
 STAGES: Mapping[str, Stage] = {
     "source": Stage("source"),
     "adaptation": Stage("source", adapts=True, parts=2),
     "self_distillation": Stage("target", pseudo_labels=True),
+    "translation": Stage("source", parts=2, translates=True),
 }
 # Names of earlier versions: configs, folders and checkpoints that have them stay readable.
 RENAMED: Mapping[str, str] = {"adversarial": "adaptation"}
@@ -70,5 +73,7 @@ SOURCE_ALONE = (_SOURCE,)
 # As the releases of AdaptSegNet's lineage: from ImageNet weights, without a source stage.
 RELEASED = (Part("adaptation", "adaptation"),)
 CONTROL = ALIGNED = (_SOURCE, _ADAPTATION)
+# What scripts/translate_dataset.py then translates the source with.
+TRANSLATED = (Part("translation", "translation"),)
 # Adapted and distilled as in the paper, with the control beside it.
 ADAPTED = (_SOURCE, _CONTROL, _ADAPTATION, _DISTILLATION)

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import importlib.util
-import itertools
 import json
 import math
 import resource
@@ -23,17 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tensorboardX import SummaryWriter
 from tensorboardX.summary import hparams
 
-from fada_jax import distributed, documents, images
-from fada_jax.config import Config, flat
+from fada_jax import documents
+from fada_jax.config import flat
 from fada_jax.errors import UserError
-from fada_jax.evaluation import inference
-from fada_jax.input_pipeline import streams
-from fada_jax.models import Segmenter, height_width
 from fada_jax.storage import caches, lines
 from fada_jax.stored import LogLine
 from fada_jax.training import goodput, loop
@@ -65,51 +59,6 @@ def memory() -> dict[str, float]:
     return result
 
 
-def target_pictures(
-    config: Config, mesh: jax.sharding.Mesh, log: Callable[[str], None]
-) -> Callable[[Any], np.ndarray] | None:
-    """A function from the variables of G to a picture: the first images of the target above their predictions.
-
-    Args:
-      config: of the stage.
-      mesh: of the training states; every process must call the function.
-      log: told why there is none.
-
-    Returns:
-      None where no images are wanted or the data set is not there.
-    """
-    if not config.log_images:
-        return None
-    stream, class_set = config.target.stream(labels=False, augment=False, role="pictures"), config.classes
-    try:
-        streams.check(config.data_dir, stream, class_set)
-    except UserError as error:
-        log(f"TensorBoard gets no target images: {error}")
-        return None
-    batches = streams.eval_batches(config.data_dir, stream, class_set=class_set, batch_size=1)
-    shown = np.concatenate([batch["image"] for batch in itertools.islice(batches, config.log_images)])
-
-    @functools.partial(jax.jit, out_shardings=distributed.replicated(mesh))
-    def predict(variables: Any, image: jax.Array) -> jax.Array:
-        probabilities = inference.class_probabilities(
-            Segmenter(config.model).apply,
-            variables,
-            image,
-            preprocessing=config.preprocessing,
-            size=height_width(image),
-        )
-        return jnp.argmax(probabilities, axis=-1).astype(jnp.uint8)
-
-    def picture(variables: Any) -> np.ndarray:
-        columns = []
-        for image in shown:
-            label = jax.device_get(predict(variables, jax.device_put(image[None], distributed.replicated(mesh))))[0]
-            columns.append(np.vstack([image, images.colorize(label, class_set)]))
-        return np.hstack(columns)
-
-    return picture
-
-
 @contextlib.contextmanager
 def open_log(
     workdir: Path,
@@ -118,6 +67,7 @@ def open_log(
     log: Callable[[str], None],
     *,
     images_per_step: int,
+    pictures: str = "predictions/target_images",
     account: goodput.Account | None = None,
 ) -> Iterator[RunLog]:
     """Opens the logs of a stage; what they hold beyond the step that the run goes on from is dropped.
@@ -128,6 +78,7 @@ def open_log(
       config: the stage's, as a plain dict.
       log: receives the progress lines.
       images_per_step: of all streams, which images_per_second is made of.
+      pictures: what they are called.
       account: of where time goes; it learns what earlier starts spent.
     """
     if jax.process_index():
@@ -162,11 +113,11 @@ def open_log(
             log(f"{config['stage']} {step:>6}/{plan.total}  {shown}  {rate}  {remaining / 60:.1f} min left")
 
         def picture(step: int, picture: np.ndarray) -> None:
-            board.add_image("predictions/target_images", picture, step, dataformats="HWC")
+            board.add_image(pictures, picture, step, dataformats="HWC")
             if online:
                 import wandb
 
-                online.log({"predictions/target_images": wandb.Image(picture)}, step=step)
+                online.log({pictures: wandb.Image(picture)}, step=step)
             board.flush()
             send(0.0)
 

@@ -39,7 +39,8 @@ def stage_workdir(workdir: str | Path) -> Path:
     """
     if checkpoints.available_steps(workdir):
         return files.place(workdir)
-    folders = [stage_folder(workdir, name) for name in reversed(list(STAGES))]
+    segmenting = [name for name, stage in STAGES.items() if not stage.translates]
+    folders = [stage_folder(workdir, name) for name in reversed(segmenting)]
     begun = [folder for folder in folders if checkpoints.available_steps(folder)]
     for folder in (*filter(_finished, begun), *begun):
         return folder
