@@ -98,7 +98,8 @@ class CycleGan:
             DISCRIMINATORS: create_pair(discriminator, of_d, dict(zip(DOMAINS, keys[2:4], strict=True))),
         }
         if self.pool_size:
-            sizes = zip(DOMAINS, (self.source_size, self.target_size), strict=True)
+            # What is translated into a domain has the size of the other one's images.
+            sizes = zip(DOMAINS, (self.target_size, self.source_size), strict=True)
             states[POOLS] = {
                 domain: image_pool.empty(self.pool_size, height, width) for domain, (width, height) in sizes
             }
@@ -143,7 +144,7 @@ class CycleGan:
                 here, there = (f"{width}x{height}" for height, width, _ in (made.shape[1:], pool["images"].shape[1:]))
                 raise UserError(
                     f"translations into the {domain} are {here}, its pool keeps {there}: train on images of "
-                    "config.source.size and config.target.size, or their crops, which must be alike in both"
+                    "config.source.size and config.target.size, or of their crops"
                 )
             draws = image_pool.draw(jax.random.fold_in(rng, number), len(made), self.pool_size)
             pools[domain], shown[domain] = image_pool.query(pool, made, draws)
