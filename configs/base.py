@@ -241,7 +241,9 @@ MINIATURE_OPTIONS = {
 def miniature(config: ConfigDict) -> None:
     """A narrow network from random initialisation that a laptop trains in minutes."""
     adapts = STAGES[config.stage].adapts
-    config.total_steps = {"source": 1_000, "adaptation": 750, "self_distillation": 800, "translation": 600}[config.stage]
+    config.total_steps = {"source": 1_000, "adaptation": 750, "self_distillation": 800, "translation": 600}[
+        config.stage
+    ]
     for name, value in config.options.to_dict().items():
         if name.endswith("_steps"):  # Of an adaptation stage of 40,000 steps.
             config.options[name] = value * config.total_steps // 40_000

@@ -251,7 +251,11 @@ def class_map_of(dataset: str) -> dict[str, Any]:
     colored = CLASS_SETS["camvid11" if dataset == "camvid" else "cityscapes19"]
     colors = dict(zip(colored.names, colored.colors, strict=True))
     rows = [
-        {"name": name, "ids": [raw for raw, other in encoding.ids.items() if other == name], "color": list(colors[name])}
+        {
+            "name": name,
+            "ids": [raw for raw, other in encoding.ids.items() if other == name],
+            "color": list(colors[name]),
+        }
         for name in dict.fromkeys(encoding.ids.values())
     ]
     return {"name": dataset, "classes": rows, "ignored_ids": sorted(encoding.defined - encoding.ids.keys())}

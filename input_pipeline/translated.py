@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +27,8 @@ from fada_jax.input_pipeline import conversion, decoding, records
 from fada_jax.input_pipeline.encoding import encode_image, encode_label
 from fada_jax.input_pipeline.records import Records
 
-A, B = TypeVar("A"), TypeVar("B")
+A = TypeVar("A")
+B = TypeVar("B")
 Progress = conversion.Progress
 # Images of the size that the translator works at, uint8 [H, W, 3], to their translations, one after the other.
 Translate = Callable[[Iterator[np.ndarray]], Iterable[np.ndarray]]
@@ -76,9 +77,7 @@ def check(translation: Translation, data_dir: str | Path) -> tuple[Records, Path
     return records.open_split(data_dir, translation.dataset, translation.split, translation.city), final
 
 
-def write(
-    translation: Translation, data_dir: str | Path, translate: Translate, progress: Progress
-) -> tuple[Path, int]:
+def write(translation: Translation, data_dir: str | Path, translate: Translate, progress: Progress) -> tuple[Path, int]:
     """Writes a translated data set, which appears at its place only when it is complete.
 
     Args:
@@ -107,7 +106,12 @@ def write(
         "size": list(translation.size),
         "images": [translation.dataset, translation.city, translation.split],
     }
-    note = {"format": 2, "resize": noted.resize, "encoding": encoding, "images": {translation.split: count}}
+    note: dict[str, Any] = {
+        "format": 2,
+        "resize": noted.resize,
+        "encoding": encoding,
+        "images": {translation.split: count},
+    }
     note |= {"skipped": 0, "class_map": class_map, "raw": {}, "translated": origin}
     with contextlib.ExitStack() as stack:
         stack.enter_context(conversion.tidied(final.parent))
@@ -129,7 +133,7 @@ def _examples(
     translate: Translate,
     pool: concurrent.futures.Executor,
     show: Callable[[int], None],
-) -> Iterator[tuple[int, dict[str, Any]]]:
+) -> Generator[tuple[int, dict[str, Any]]]:
     """Keyed examples in stored order, as they are written; ``encodings``: of the original and of the new data set."""
     raw_counts, waiting = stored.raw_counts(), collections.deque[tuple[int, dict[str, Any]]]()
     depth = 2 * translation.workers

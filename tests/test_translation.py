@@ -16,6 +16,7 @@ import raw_trees
 from commands import command, command_here, on_devices, one_error, quick_jit
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from test_steps import make_batch
 
 from fada_jax import config as schema
@@ -26,7 +27,7 @@ from fada_jax.evaluation import scoring, translation
 from fada_jax.input_pipeline import conversion
 from fada_jax.methods import CycleGan, TrainingSpec, cyclegan, image_pool
 from fada_jax.models import ModelSpec, TranslationGenerator, TranslationSpec
-from fada_jax.stages import run, workdirs
+from fada_jax.stages import parents, run, workdirs
 from fada_jax.training import checkpoints, optimizers
 from fada_jax.training.optimizers import OptimizerSpec
 from fada_jax.training.states import TrainState
@@ -148,7 +149,9 @@ def test_a_pool_is_that_of_plain_python(size, batches, seed):
         number += count
         exchange, place = rng.random(count) < 0.5, rng.integers(0, size, count)
         draws = image_pool.Draws(jnp.asarray(exchange), jnp.asarray(place, jnp.int32))
-        pool, given_back = image_pool.query(pool, jnp.broadcast_to(values[:, None, None, None], (count, 1, 1, 3)), draws)
+        pool, given_back = image_pool.query(
+            pool, jnp.broadcast_to(values[:, None, None, None], (count, 1, 1, 3)), draws
+        )
         expected = []
         for value, swap, i in zip(values, exchange, place, strict=True):
             if len(stored) < size:
@@ -246,24 +249,25 @@ HOLDS = "holds image translators, not a segmenter: scripts/translate_dataset.py"
 
 def test_everything_else_refuses_translators(trained, tmp_path):
     workdir, _ = trained
+    Image.fromarray(raw_trees.picture(0, 32, 48)).save(tmp_path / "x.png")
     for arguments in (
         ("-m", "fada_jax.evaluate", f"--workdir={workdir}", f"--output={tmp_path}/x.json"),
-        ("-m", "fada_jax.predict", f"--workdir={workdir}", f"--out={tmp_path}/p", "x.png"),
+        ("-m", "fada_jax.predict", f"--workdir={workdir}", f"--out={tmp_path}/p", tmp_path / "x.png"),
         ("-m", "fada_jax.export", f"--workdir={workdir}", f"--output={tmp_path}/e"),
         ("-m", "fada_jax.convert_weights", "export", f"--workdir={workdir}", f"--output={tmp_path}/x.pth"),
-        ("-m", "fada_jax.train", "--config=configs/gta5_to_cityscapes.py:size=miniature", f"--workdir={tmp_path}/w",
-         f"--config.init_from={workdir}"),
     ):  # fmt: skip
         status, _, errors = command_here(*arguments)
         assert status == 1 and HOLDS in one_error(errors), (arguments, errors)
     with pytest.raises(UserError, match=HOLDS):
         scoring.evaluate_stage(workdir)
+    with pytest.raises(UserError, match=f"config.init_from: .* {HOLDS}"):
+        parents.load_compatible(tiny_config(), str(workdir), "config.init_from")
 
 
 def test_a_recipe_whose_translators_alone_are_there_has_no_segmenter(trained, tmp_path):
     workdir, _ = trained
     (tmp_path / "translation").symlink_to(workdir)
-    with pytest.raises(UserError, match="no checkpoint in .* or in a stage folder of"):
+    with pytest.raises(UserError, match=r"no checkpoint in .* or in a stage folder of"):
         workdirs.stage_workdir(tmp_path)
 
 
@@ -323,8 +327,8 @@ def translators(data_dir, tmp_path_factory):
     """A stage of two steps on data sets, trained by the command."""
     workdir = tmp_path_factory.mktemp("stage") / "w"
     output = command(
-        "-m", "fada_jax.train", *data_config(data_dir, "--config.total_steps=2", "--config.checkpoint_every=1", *NARROW),
-        f"--workdir={workdir}",
+        "-m", "fada_jax.train", f"--workdir={workdir}",
+        *data_config(data_dir, "--config.total_steps=2", "--config.checkpoint_every=1", *NARROW),
     )  # fmt: skip
     assert "translation (cyclegan): steps 0 to 2" in output
     assert "TensorBoard gets no" not in output

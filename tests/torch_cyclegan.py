@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch_systems import SOURCE, TARGET, System, Terms, View
+from torch_systems_cells import two_class
 
 Draws = tuple[Sequence[bool], Sequence[int]]
 
@@ -135,12 +137,35 @@ class CycleGan:
 
     def d_loss(self, d: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
         on_real, on_fake = d(real), d(fake)
-        return 0.5 * (
-            F.mse_loss(on_real, torch.ones_like(on_real)) + F.mse_loss(on_fake, torch.zeros_like(on_fake))
-        )
+        return 0.5 * (F.mse_loss(on_real, torch.ones_like(on_real)) + F.mse_loss(on_fake, torch.zeros_like(on_fake)))
 
     def semantic_loss(self, real: Tensor, fake: Tensor) -> Tensor:
         assert self.segment is not None
         with torch.no_grad():
             labels = self.segment(real).argmax(1)
         return F.cross_entropy(self.segment(fake), labels)
+
+
+class Cycada(System):
+    """The feature-level stage while its gate is open: D reads each cell's scores, or the features before them."""
+
+    def __init__(self, *arguments: object, reads: str = "scores") -> None:
+        super().__init__(*arguments)
+        self.reads = reads
+
+    def answers(self, view: View) -> Tensor:
+        read = view.features
+        if self.reads == "scores":
+            read = self.generator.c(view.features)
+            read = read if view.features.requires_grad else read.detach()
+        return self.discriminators[0](read)
+
+    def generator_terms(self, source: View, labels: Tensor, target: View, progress: float) -> Terms:
+        adversarial = two_class(self.answers(target), SOURCE).mean()
+        return {**self.segmentation(source, labels), "adv0": (self.options.lambda_adv, adversarial)}
+
+    def discriminator_terms(self, source: View, target: View, progress: float) -> Terms:
+        return {
+            "d0_source": (0.5, two_class(self.answers(source), SOURCE).mean()),
+            "d0_target": (0.5, two_class(self.answers(target), TARGET).mean()),
+        }

@@ -47,8 +47,8 @@ def paths(name: str, blocks: int) -> list[tuple[str, ...]]:
     """Our convolutions in the order of theirs."""
     if name.startswith("D"):
         return [("conv0",), ("conv1",), ("conv2",), ("conv3",), ("head",)]
-    body = [(f"block{i}", conv, "conv") for i in range(blocks) for conv in ("conv1", "conv2")]
-    return [("first", "conv"), ("down1",), ("down2",), *body, ("up1",), ("up0",), ("last", "conv")]
+    body = [(f"block{i}", conv) for i in range(blocks) for conv in ("conv1", "conv2")]
+    return [("first",), ("down1",), ("down2",), *body, ("up1",), ("up0",), ("last",)]
 
 
 def _layout(conv: torch.nn.Module, weight: np.ndarray) -> np.ndarray:
@@ -134,7 +134,9 @@ def run_theirs(case: str, dtype: torch.dtype) -> Measured:
     losses = []
     for index in range(ITERATIONS):
         training.set_rate(RATE * (1 - max(0, index - CONSTANT) / (SCHEDULE - CONSTANT)))
-        images = {name: torch.from_numpy(x).permute(0, 3, 1, 2).to(dtype) / 127.5 - 1 for name, x in batch(index).items()}
+        images = {
+            name: torch.from_numpy(x).permute(0, 3, 1, 2).to(dtype) / 127.5 - 1 for name, x in batch(index).items()
+        }
         drawn = draws(index)
         losses.append(training.step(images["source"], images["target"], drawn["source"], drawn["target"]))
         if not index:
@@ -153,7 +155,9 @@ def our_states(case: str, dtype: str) -> dict[str, Any]:
     """States of the method's own making with PyTorch's weights, and optimizers that keep the gradient."""
     states = dict(jax.eval_shape(functools.partial(method(case).init, spec=spec(dtype)), jax.random.key(0)))
     nets, shapes = initial(), net_shapes()
-    trees = {name: jax.tree.map(lambda x: np.asarray(x, dtype), ours_of(name, nets[name], shapes[name])) for name in NETS}
+    trees = {
+        name: jax.tree.map(lambda x: np.asarray(x, dtype), ours_of(name, nets[name], shapes[name])) for name in NETS
+    }
     params = {
         "generator": {"to_target": trees["to_target"], "to_source": trees["to_source"]},
         cyclegan.DISCRIMINATORS: {"source": trees["D source"], "target": trees["D target"]},
@@ -229,4 +233,3 @@ def measure_networks(seeds: Sequence[int] = (0,)) -> list[parity.Row]:
             errors = [parity.relative(np.asarray(v), truth) for v in (value, parity.nhwc(single))]
             rows.append(parity.Row(f"{name}, seed {seed}", *errors, parity.LOGITS))
     return rows
-

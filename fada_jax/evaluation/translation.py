@@ -33,7 +33,7 @@ def translate(spec: TranslationSpec, params: Any, images: jax.Array) -> jax.Arra
     height, width = images.shape[1:3]
     missing = [(0, -side % _MULTIPLE) for side in (height, width)]
     padded = jnp.pad(signed(images), ((0, 0), *missing, (0, 0)), mode="reflect")
-    made = TranslationGenerator(spec).apply({"params": params}, padded)
+    made: Any = TranslationGenerator(spec).apply({"params": params}, padded)
     return jnp.rint(unsigned(made[:, :height, :width])).astype(jnp.uint8)
 
 

@@ -66,7 +66,8 @@ def check_sizes(method: Method, sizes: Mapping[str, tuple[int, int]], what: str)
             )
         if any(side % multiple for side in sizes[name]):
             raise UserError(
-                f"config.{name}.size, or its crop, is {sizes[name]}: {what} needs multiples of {multiple} pixels each way"
+                f"config.{name}.size, or its crop, is {sizes[name]}: {what} needs multiples of {multiple} pixels each "
+                "way"
             )
 
 

@@ -88,9 +88,7 @@ class CycleGan:
     def init(self, rng: jax.Array, spec: TrainingSpec) -> States:
         keys = jax.random.split(rng, 5)
         discriminator = TranslationDiscriminator(spec.patch_width, jnp.dtype(compute_dtype(spec.model.dtype)))
-        of_g, of_d = map(
-            optimizers.discriminator_optimizer, (spec.generator_optimizer, spec.discriminator_optimizer)
-        )
+        of_g, of_d = map(optimizers.discriminator_optimizer, (spec.generator_optimizer, spec.discriminator_optimizer))
         states: States = {
             "generator": create_pair(
                 TranslationGenerator(self.translator(spec)), of_g, dict(zip(TRANSLATORS, keys[:2], strict=True))

@@ -7,6 +7,8 @@ it away again, is left out here; the release has them, without any effect.
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -42,24 +44,37 @@ def instance_norm(x: jax.Array) -> jax.Array:
     return (centred * jax.lax.rsqrt(mean(jnp.square(centred)) + 1e-5)).astype(x.dtype)
 
 
-class _Reflected(nn.Module):
-    """A square convolution of odd size behind as much reflection padding as keeps the size."""
+class _Conv(nn.Module):
+    """A square convolution in XLA's own form, behind zeros or reflections of the image.
+
+    Attributes:
+      padding: pixels on each side.
+      reflects: they are reflections.
+    """
 
     features: int
     kernel_size: int
+    stride: int = 1
+    padding: int = 1
+    reflects: bool = False
     use_bias: bool = False
     dtype: layers.Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[N, H, W, C] -> [N, H, W, features]."""
-        pad = self.kernel_size // 2
-        conv = layers.Conv(
-            self.features, self.kernel_size, use_bias=self.use_bias, dtype=self.dtype, kernel_init=_INIT, name="conv"
-        )
-        padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="reflect")
-        # What the convolution itself pads with zeros is cut off: it is fast in one form alone.
-        return conv(padded)[:, pad:-pad, pad:-pad]
+        """[N, H, W, C] -> [N, (H + 2 padding - kernel_size) // stride + 1, ..., features]."""
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", _INIT, shape, jnp.float32).astype(self.dtype)
+        x, pad = x.astype(self.dtype), (self.padding, self.padding)
+        if self.reflects:
+            x, pad = jnp.pad(x, ((0, 0), pad, pad, (0, 0)), mode="reflect"), (0, 0)
+        strides = (self.stride, self.stride)
+        x = jax.lax.conv_general_dilated(x, kernel, strides, (pad, pad), dimension_numbers=_DIMENSIONS)
+        if self.use_bias:
+            # Added in float32, so that its gradient is summed in float32 too.
+            bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
+            x = (x.astype(jnp.float32) + bias).astype(self.dtype)
+        return x
 
 
 class _Upsampling(nn.Module):
@@ -86,8 +101,9 @@ class _Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, H, W, C] -> [N, H, W, C]."""
-        y = instance_norm(_Reflected(x.shape[-1], 3, dtype=self.dtype, name="conv1")(x))
-        return x + instance_norm(_Reflected(x.shape[-1], 3, dtype=self.dtype, name="conv2")(layers.relu(y)))
+        options: dict[str, Any] = {"kernel_size": 3, "reflects": True, "dtype": self.dtype}
+        y = instance_norm(_Conv(x.shape[-1], name="conv1", **options)(x))
+        return x + instance_norm(_Conv(x.shape[-1], name="conv2", **options)(layers.relu(y)))
 
 
 class TranslationGenerator(nn.Module):
@@ -106,39 +122,18 @@ class TranslationGenerator(nn.Module):
           float32 [N, H, W, 3] from -1 to 1.
         """
         width, dtype = self.spec.width, jnp.dtype(compute_dtype(self.spec.dtype))
-        x = _Reflected(width, 7, dtype=dtype, name="first")(images.astype(dtype))
+        ends: dict[str, Any] = {"kernel_size": 7, "padding": 3, "reflects": True, "dtype": dtype}
+        x = _Conv(width, name="first", **ends)(images)
         x = layers.relu(instance_norm(x))
         for i in (1, 2):
-            down = layers.Conv(width * 2**i, 3, stride=2, dtype=dtype, kernel_init=_INIT, name=f"down{i}")
+            down = _Conv(width * 2**i, 3, stride=2, dtype=dtype, name=f"down{i}")
             x = layers.relu(instance_norm(down(x)))
         for i in range(self.spec.blocks):
             x = _Block(dtype, name=f"block{i}")(x)
         for i in (1, 0):
             x = layers.relu(instance_norm(_Upsampling(width * 2**i, dtype, name=f"up{i}")(x)))
-        x = _Reflected(3, 7, use_bias=True, dtype=dtype, name="last")(x)
+        x = _Conv(3, use_bias=True, name="last", **ends)(x)
         return jnp.tanh(x.astype(jnp.float32))
-
-
-class _Patches(nn.Module):
-    """A 4x4 convolution with padding 1."""
-
-    features: int
-    stride: int = 2
-    use_bias: bool = False
-    dtype: layers.Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[N, H, W, C] -> [N, (H - 2) // stride + 1, (W - 2) // stride + 1, features]."""
-        kernel = self.param("kernel", _INIT, (4, 4, x.shape[-1], self.features), jnp.float32)
-        x, strides = x.astype(self.dtype), (self.stride, self.stride)
-        x = jax.lax.conv_general_dilated(
-            x, kernel.astype(self.dtype), strides, ((1, 1), (1, 1)), dimension_numbers=_DIMENSIONS
-        )
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
-            x = (x.astype(jnp.float32) + bias).astype(self.dtype)
-        return x
 
 
 class TranslationDiscriminator(nn.Module):
@@ -156,9 +151,9 @@ class TranslationDiscriminator(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         """[N, H, W, 3] of ``signed``, 24 pixels each way at least -> float32 [N, H // 8 - 2, W // 8 - 2, 1]."""
-        x = images.astype(self.dtype)
+        x = images
         for i in range(4):
             stride = 2 if i < 3 else 1
-            x = _Patches(self.width * 2**i, stride, use_bias=not i, dtype=self.dtype, name=f"conv{i}")(x)
+            x = _Conv(self.width * 2**i, 4, stride, use_bias=not i, dtype=self.dtype, name=f"conv{i}")(x)
             x = nn.leaky_relu(instance_norm(x) if i else x, 0.2)
-        return _Patches(1, 1, use_bias=True, dtype=self.dtype, name="head")(x).astype(jnp.float32)
+        return _Conv(1, 4, use_bias=True, dtype=self.dtype, name="head")(x).astype(jnp.float32)

@@ -20,7 +20,9 @@ from fada_jax.input_pipeline.stream import Stream
 def streams(config: Config, pseudo_labels: str = "") -> dict[str, Stream]:
     """Streams of a stage's batch by name; each has the share ``stream_batch_size`` of it."""
     kind, labelled = config.kind, getattr(config, config.kind.images)
-    result = {"source": labelled.stream(labels=not kind.translates, pseudo_labels=pseudo_labels if kind.pseudo_labels else "")}
+    result = {
+        "source": labelled.stream(labels=not kind.translates, pseudo_labels=pseudo_labels if kind.pseudo_labels else "")
+    }
     if "target" in config.training_method.streams:
         result["target"] = config.target.stream(labels=False, role="target")
     return result

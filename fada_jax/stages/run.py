@@ -203,7 +203,7 @@ def _fit(run: _Run, states: States, batches: Iterable[Any], start: int, meta: Me
     with contextlib.ExitStack() as stack:
         stack.enter_context(run.account.spent("checkpoint"))  # The last are written when the others are closed.
         should_stop = stack.enter_context(distributed.stop_signals())
-        names = {"images_per_step": images, "pictures": pictures.tag(config)}
+        names: dict[str, Any] = {"images_per_step": images, "pictures": pictures.tag(config)}
         opened = logs.open_log(workdir, plan, config.plain(), log, **names, account=run.account)
         written = stack.enter_context(opened)
         step = stack.enter_context(inspected(run.inspection, jitted, start, workdir))

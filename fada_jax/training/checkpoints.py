@@ -308,7 +308,7 @@ def _load(workdir: str | Path, step: int) -> Model:
     meta, place = read_meta(workdir, step), directory(workdir) / str(step)
     if meta.translator:
         raise UserError(
-            f"{place} holds image translators, not a segmenter: scripts/translate_dataset.py translates a data set with "
+            f"{place} holds image translators, not a segmenter: scripts/translate_dataset.py translates data sets with "
             "them; name the workdir of another stage"
         )
     state = generator_shapes(meta.model, f"{place}: model")

@@ -37,9 +37,7 @@ class OptimizerSpec:
     constant_steps: Whole = 0  # The rate stays at first, and decays over the rest of schedule_steps (CycleGAN).
 
 
-def poly_schedule(
-    learning_rate: float, schedule_steps: int, power: float, constant_steps: int = 0
-) -> optax.Schedule:
+def poly_schedule(learning_rate: float, schedule_steps: int, power: float, constant_steps: int = 0) -> optax.Schedule:
     """``learning_rate * (1 - step / schedule_steps) ** power``, 0 from ``schedule_steps`` on.
 
     With ``constant_steps`` the rate stays for so many, and decays over the others.
