@@ -21,9 +21,9 @@ from absl import flags
 from fada_jax import cli, distributed, files, progress
 from fada_jax.errors import UserError
 from fada_jax.evaluation.translation import translated
+from fada_jax.evaluation.translators import Translator, load_translator
 from fada_jax.methods.cyclegan import TO_TARGET
 from fada_jax.training import checkpoints
-from fada_jax.training.translators import Translator, load_translator
 
 
 def load(workdir: str, checkpoint: str) -> Translator:

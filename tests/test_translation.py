@@ -24,6 +24,7 @@ from fada_jax import distributed
 from fada_jax.configs import base
 from fada_jax.errors import UserError
 from fada_jax.evaluation import scoring, translation
+from fada_jax.evaluation.translators import load_translator
 from fada_jax.input_pipeline import conversion
 from fada_jax.methods import CycleGan, TrainingSpec, cyclegan, image_pool
 from fada_jax.models import ModelSpec, TranslationGenerator, TranslationSpec
@@ -31,7 +32,6 @@ from fada_jax.stages import parents, run, workdirs
 from fada_jax.training import checkpoints, optimizers
 from fada_jax.training.optimizers import OptimizerSpec
 from fada_jax.training.states import TrainState
-from fada_jax.training.translators import load_translator
 
 # So small a rate, and so small images below, that rounding turns no ReLU on or off.
 SGD = OptimizerSpec("sgd", 1e-3, 100)

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fada_jax import distributed
+from fada_jax.evaluation.translators import Translator
 from fada_jax.models import TranslationGenerator, TranslationSpec, signed, unsigned
-from fada_jax.training.translators import Translator
 
 # Translators halve images twice.
 _MULTIPLE = 4

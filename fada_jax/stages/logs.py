@@ -42,11 +42,11 @@ class RunLog:
 
     Attributes:
       metrics: called with the step and its metrics; what ``loop.fit`` takes as ``on_log``.
-      picture: called with the step and a uint8 [H, W, 3] picture.
+      picture: called with the step, a uint8 [H, W, 3] picture, and its name unless it is of predictions.
     """
 
     metrics: Callable[[int, dict[str, float]], None]
-    picture: Callable[[int, np.ndarray], None]
+    picture: Callable[..., None]
 
 
 def memory() -> dict[str, float]:
@@ -67,7 +67,6 @@ def open_log(
     log: Callable[[str], None],
     *,
     images_per_step: int,
-    pictures: str = "predictions/target_images",
     account: goodput.Account | None = None,
 ) -> Iterator[RunLog]:
     """Opens the logs of a stage; what they hold beyond the step that the run goes on from is dropped.
@@ -78,11 +77,10 @@ def open_log(
       config: the stage's, as a plain dict.
       log: receives the progress lines.
       images_per_step: of all streams, which images_per_second is made of.
-      pictures: what they are called.
       account: of where time goes; it learns what earlier starts spent.
     """
     if jax.process_index():
-        yield RunLog(lambda step, values: None, lambda step, picture: None)
+        yield RunLog(lambda step, values: None, lambda step, picture, name: None)
         return
     path = workdir / "metrics.jsonl"
     kept = lines.read(path)
@@ -112,12 +110,12 @@ def open_log(
             rate = f"{values['steps_per_second']:.2f} steps/s"
             log(f"{config['stage']} {step:>6}/{plan.total}  {shown}  {rate}  {remaining / 60:.1f} min left")
 
-        def picture(step: int, picture: np.ndarray) -> None:
-            board.add_image(pictures, picture, step, dataformats="HWC")
+        def picture(step: int, picture: np.ndarray, name: str = "predictions/target_images") -> None:
+            board.add_image(name, picture, step, dataformats="HWC")
             if online:
                 import wandb
 
-                online.log({pictures: wandb.Image(picture)}, step=step)
+                online.log({name: wandb.Image(picture)}, step=step)
             board.flush()
             send(0.0)
 

@@ -203,8 +203,7 @@ def _fit(run: _Run, states: States, batches: Iterable[Any], start: int, meta: Me
     with contextlib.ExitStack() as stack:
         stack.enter_context(run.account.spent("checkpoint"))  # The last are written when the others are closed.
         should_stop = stack.enter_context(distributed.stop_signals())
-        names: dict[str, Any] = {"images_per_step": images, "pictures": pictures.tag(config)}
-        opened = logs.open_log(workdir, plan, config.plain(), log, **names, account=run.account)
+        opened = logs.open_log(workdir, plan, config.plain(), log, images_per_step=images, account=run.account)
         written = stack.enter_context(opened)
         step = stack.enter_context(inspected(run.inspection, jitted, start, workdir))
         kept, every, scored = config.keep_checkpoints, config.keep_every, bool(config.eval_every)
@@ -221,7 +220,7 @@ def _fit(run: _Run, states: States, batches: Iterable[Any], start: int, meta: Me
             save(number, states, scores)
             if picture:
                 with run.account.spent("evaluation"):
-                    written.picture(number, picture(states["generator"].variables))
+                    written.picture(number, picture(states["generator"].variables), pictures.tag(config))
 
         stack.enter_context(run.account.spent("steps"))
         return loop.fit(
