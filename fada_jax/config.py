@@ -141,8 +141,7 @@ class Config:
     log_every: Positive = 50  # Steps between log lines; nothing is fetched from the device in between.
     log_images: Whole = 4  # Target images whose predictions TensorBoard shows at each checkpoint; 0: none.
     wandb: str = ""  # Project of Weights & Biases that receives the logs too; empty: none.
-    # Workdir whose weights start the stage; empty: random initialisation. Translation: the model of its semantic loss.
-    init_from: str = ""
+    init_from: str = ""  # Workdir whose weights start the stage; empty: random initialisation.
     teacher_from: str = ""  # Self-distillation: workdir of the adapted model that labels the target images.
     num_devices: Whole = 0  # Devices in all; 0: every one there is.
     mesh: MeshConfig = MeshConfig()

@@ -34,7 +34,7 @@ class OptimizerSpec:
     classifier_multiplier: NonNegative = 10.0  # The classifiers' rate over the feature extractor's.
     warmup_steps: Whole = 0  # The rate rises linearly from 0 first (CLAN).
     lineage_repeats: bool = False  # F steps once for each time that AdaptSegNet's list names a parameter.
-    constant_steps: Whole = 0  # The rate stays at first, and decays over the rest of schedule_steps (CycleGAN).
+    constant_steps: Whole = 0  # The rate decays after these (CycleGAN).
 
 
 def poly_schedule(learning_rate: float, schedule_steps: int, power: float, constant_steps: int = 0) -> optax.Schedule:
