@@ -28,7 +28,10 @@ VALUES = {
     "fidelity": FIDELITIES,
 }
 # Of their papers and releases, where it is not FADA's 0.001.
-OWN_LAMBDA = {"control": 0.0, "adaptpatch": 5e-4, "fda": 0.005, "maxsquare": 0.1, "st": 1.0, "cbst": 1.0, "crst": 1.0}
+OWN_LAMBDA = {
+    **{"control": 0.0, "adaptpatch": 5e-4, "fda": 0.005, "maxsquare": 0.1, "cycada": 0.1},
+    **{"st": 1.0, "cbst": 1.0, "crst": 1.0},
+}
 RELEASED_HERE = ("fada", "source_only", "control", "oracle")  # FADA's release, which the defaults follow.
 # Releases of AdaptSegNet's lineage: steps, steps of their poly decay, and ASPP branches that take part (0: all).
 LINEAGE = {
@@ -47,19 +50,33 @@ def parse(text: str, **own: str) -> ConfigDict:
     Raises:
       ValueError: an argument or a value that does not exist.
     """
-    arguments = {**ARGUMENTS, **own}
+    arguments, given = {**ARGUMENTS, **own}, set()
     for item in filter(None, (text or "").split(",")):
         key, separator, value = item.partition("=")
         if not separator or key not in arguments:
             raise ValueError(f"config argument {item!r}: expected key=value with a key of {', '.join(arguments)}")
         arguments[key] = value
+        given.add(key)
     arguments["stage"] = current_name(arguments["stage"])
     for key, allowed in VALUES.items():
         if arguments[key] not in allowed:
             raise ValueError(f"config argument {key}={arguments[key]!r}: one of {', '.join(allowed)}")
+    _pair_translation(arguments, given)
     if arguments["fidelity"] == "released":
         _check_release(arguments)
     return ConfigDict(arguments)
+
+
+def _pair_translation(arguments: dict[str, str], given: set[str]) -> None:
+    """Of a translation stage and its method either names the other."""
+    if STAGES[arguments["stage"]].translates and "method" not in given:
+        arguments["method"] = next(name for name, system in SYSTEMS.items() if system.translates)
+    elif SYSTEMS[arguments["method"]].translates and "stage" not in given:
+        arguments["stage"] = next(name for name, stage in STAGES.items() if stage.translates)
+    if STAGES[arguments["stage"]].translates != SYSTEMS[arguments["method"]].translates:
+        raise ValueError(
+            f"config argument stage={arguments['stage']}: method={arguments['method']} is not trained in it"
+        )
 
 
 def stream(dataset: str = "", split: str = "", size: tuple[int, int] = (0, 0), city: str = "") -> ConfigDict:
@@ -74,6 +91,8 @@ def get_config(arguments: ConfigDict) -> ConfigDict:
     config.options = ConfigDict(options_of(arguments.method))
     config.model.backbone = arguments.backbone
     vgg = arguments.backbone == "vgg16"
+    if STAGES[arguments.stage].translates:
+        _as_cyclegan(config)
     if vgg:  # Its weights are Caffe's.
         config.preprocessing.update(dataclasses.asdict(preprocessing.CAFFE))
     if arguments.stage == "self_distillation" and not vgg:
@@ -100,6 +119,27 @@ def _as_rounds(config: ConfigDict) -> None:
     """
     config.total_steps = 40_000 // config.rounds.number
     config.pseudo_labels.update(keep=0.15, balanced=config.method != "st", relative=config.method != "st")
+
+
+def _as_cyclegan(config: ConfigDict) -> None:
+    """CycleGAN's settings for CyCADA's 20 epochs of GTA5, one image of each domain a step; see methods/cyclegan.py.
+
+    The rate stays for the first half, as CycleGAN's does; CyCADA's schedule is unverified.
+    """
+    config.total_steps, config.batch_size = 500_000, 2
+    config.checkpoint_every, config.keep_checkpoints = 10_000, 2
+    for name in ("generator", "discriminator"):
+        config[f"{name}_optimizer"].update(
+            kind="adam",
+            learning_rate=2e-4,
+            b1=0.5,
+            b2=0.999,
+            power=1.0,
+            weight_decay=0.0,
+            classifier_multiplier=1.0,
+            schedule_steps=config.total_steps + 1,
+            constant_steps=config.total_steps // 2,
+        )
 
 
 def _check_release(arguments: Mapping[str, str]) -> None:
@@ -143,6 +183,22 @@ def _lineage_augmentation(config: ConfigDict) -> None:
             config[name].update(flip=True, scale=(0.8, 1.1), crop=config[name].size)
 
 
+def _crops(config: ConfigDict) -> None:
+    """CyCADA's crops of images 1,024 pixels wide, flipped as CycleGAN's are by default (unverified).
+
+    Other data sets keep their size: what is left of it in multiples of 4 is the crop, 400 pixels at most.
+    """
+    for name in ("source", "target"):
+        stream_config = config[name]
+        stream_config.size = _WIDTH_1024.get(stream_config.dataset, stream_config.size)
+        stream_config.crop = tuple(min(400, side // 4 * 4) for side in stream_config.size)
+        stream_config.flip = True
+
+
+# Of images of their own shape.
+_WIDTH_1024 = {"gta5": (1024, 563), "synthia": (1024, 608), "cityscapes": (1024, 512), "crosscity": (1024, 512)}
+
+
 def released_augmentation(config: ConfigDict, size: tuple[int, int] = (2048, 1024)) -> None:
     """Sampling and augmentation as released: jitter in the last two stages, geometry only in self-distillation.
 
@@ -152,6 +208,9 @@ def released_augmentation(config: ConfigDict, size: tuple[int, int] = (2048, 102
       config: to change.
       size: of the images that the student is trained and tested on, of which it sees crops as large as the teacher's.
     """
+    if STAGES[config.stage].translates:
+        _crops(config)
+        return
     if config.fidelity == "released" and config.method in LINEAGE:
         _lineage_augmentation(config)
         return
@@ -189,6 +248,8 @@ MINIATURE_OPTIONS = {
     "fcn_wild": {"width": 64, "lambda_constraint": 0.01},  # Chosen likewise.
     "crosscity": {"width": 32},
     "adaptpatch": {"patch_height": 8, "patch_width": 16, "clusters": 20},
+    "cycada": {"width": 64},
+    "cyclegan": {"width": 16, "blocks": 3},
 }
 
 
@@ -196,7 +257,7 @@ def miniature(config: ConfigDict) -> None:
     """A narrow network from random initialisation that a laptop trains in minutes."""
     adapts = STAGES[config.stage].adapts
     config.rounds.number = 3
-    steps = {"source": 1_000, "adaptation": 750, "self_training": 250, "self_distillation": 800}
+    steps = {"source": 1_000, "adaptation": 750, "self_training": 250, "self_distillation": 800, "translation": 600}
     config.total_steps = steps[config.stage]
     for name, value in config.options.to_dict().items():
         if name.endswith("_steps"):  # Of an adaptation stage of 40,000 steps.
@@ -216,6 +277,12 @@ def miniature(config: ConfigDict) -> None:
     )
     config.discriminator.update(widths=(64, 64), patch_width=16)
     config.options.update(MINIATURE_OPTIONS.get(config.method, {}))
+    config.student_from = "source"  # There are no ImageNet weights for this network.
+    if STAGES[config.stage].translates:
+        for name in ("generator", "discriminator"):
+            rates = {"schedule_steps": config.total_steps + 1, "constant_steps": config.total_steps // 2}
+            config[f"{name}_optimizer"].update(rates)
+        return
     config.generator_optimizer.update(
         kind="adam",
         learning_rate=1e-3 if adapts else 2e-3,
@@ -228,7 +295,6 @@ def miniature(config: ConfigDict) -> None:
     if config.lambda_adv:
         config.lambda_adv = MINIATURE_LAMBDA.get(config.method, 0.03)
     config.eval_batch_size = 10
-    config.student_from = "source"  # There are no ImageNet weights for this network.
     if config.stage == "self_distillation":
         config.pseudo_labels.keep = 0.5  # Chosen likewise; released: 1.
     if config.stage == "self_training":
@@ -239,5 +305,7 @@ def miniature_streams(config: ConfigDict, source: tuple[int, int], target: tuple
     """Streams at miniature size, without the released augmentation: only the student flips and scales its images."""
     for name, size in (("source", source), ("target", target), ("eval", target)):
         config[name] = stream(config[name].dataset, config[name].split, size, config[name].city)
+    if STAGES[config.stage].translates:
+        config.source.flip = config.target.flip = True
     if config.stage == "self_distillation":  # The student then stands multi-scale testing.
         config.target.update(flip=True, scale=(0.7, 1.4), crop=target)

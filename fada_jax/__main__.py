@@ -29,6 +29,7 @@ MODULES = ("train", "evaluate", "predict", "export", "convert_weights")
 SCRIPTS = (
     *("ablate", "benchmark", "ccd", "config_reference", "convert_dataset", "docs_numbers", "inspect_dataset"),
     *("make_miniature", "measure_encodings", "measure_input", "measure_parity", "rehearse", "report", "run_recipe"),
+    "translate_dataset",
 )
 # Modules by the command that runs them.
 COMMANDS = {name: f"fada_jax.{name}" for name in MODULES} | {name: f"fada_jax.scripts.{name}" for name in SCRIPTS}

@@ -245,6 +245,22 @@ def parse_class_map(values: Any, source: str | Path) -> tuple[ClassSet, LabelEnc
     return ClassSet(mapped.name, tuple(names), colors), LabelEncoding(ids, frozenset(ids) | set(mapped.ignored_ids))
 
 
+def class_map_of(dataset: str) -> dict[str, Any]:
+    """A class map, as ``read_class_map`` returns it, that says what the labels of one of ``ENCODINGS`` mean."""
+    encoding = ENCODINGS[dataset]
+    colored = CLASS_SETS["camvid11" if dataset == "camvid" else "cityscapes19"]
+    colors = dict(zip(colored.names, colored.colors, strict=True))
+    rows = [
+        {
+            "name": name,
+            "ids": [raw for raw, other in encoding.ids.items() if other == name],
+            "color": list(colors[name]),
+        }
+        for name in dict.fromkeys(encoding.ids.values())
+    ]
+    return {"name": dataset, "classes": rows, "ignored_ids": sorted(encoding.defined - encoding.ids.keys())}
+
+
 def _color(i: int) -> tuple[int, int, int]:
     """A colour of class ``i``: hues a golden angle apart stay distinct for any number of classes."""
     red, green, blue = (round(255 * x) for x in colorsys.hsv_to_rgb(i * 0.618034 % 1, 0.7, 0.9))

@@ -21,7 +21,14 @@ from fada_jax import classes, documents, earlier
 from fada_jax.errors import UserError
 from fada_jax.input_pipeline.stream import Augment, Stream
 from fada_jax.methods import SYSTEMS, Method, Supervised, TrainingSpec, build
-from fada_jax.methods.checks import check_heads, check_options, check_recipe, check_sizes
+from fada_jax.methods.checks import (
+    check_heads,
+    check_options,
+    check_recipe,
+    check_sizes,
+    check_stage,
+    check_translation,
+)
 from fada_jax.methods.stages import STAGES, Part, Stage, current_name
 from fada_jax.models import BACKBONES, ModelSpec, check_spec
 from fada_jax.preprocessing import Preprocessing
@@ -134,7 +141,7 @@ class Config:
     damaged_records: Literal["fail", "skip"] = "fail"  # A record whose checksum differs: 'skip' says so on stderr.
     seed: Seed = 0  # Determines initialisation and every random choice of the input.
     task: str = ""  # Name of the config file.
-    stage: str = "source"  # source, adaptation or self_distillation.
+    stage: str = "source"  # source, adaptation, self_distillation or translation.
     method: str = "fada"  # What is adapted and how, or a baseline without adaptation: of fada_jax/methods.
     size: str = "released"  # 'released' or 'miniature'.
     # 'equal': every method has FADA's network, batch, schedule and preprocessing; 'released': those of its own release.
@@ -197,6 +204,9 @@ class Config:
     @property
     def training_method(self) -> Method:
         """What the stage trains. With lambda 0 a discriminator has no effect on G, and the control leaves it out."""
+        if self.kind.translates:
+            sizes = {f"{name}_size": getattr(self, name).stream().image_size for name in ("source", "target")}
+            return build(self.method, sizes, self.options)
         if not self.kind.adapts:
             return Supervised()
         shared = {**dataclasses.asdict(self.knowledge), "lambda_adv": self.lambda_adv}
@@ -328,13 +338,12 @@ def _check_together(config: Config) -> None:
     _one_of("student_from", config.student_from, ("init_from", "source", "adaptation"))
     check_spec(config.model)
     what = f"method={config.method}" if config.kind.adapts else f"stage={config.stage}"
+    check_stage(config.training_name if config.kind.adapts else config.method, config.stage)
     check_heads(config.training_method, config.model.heads, what)
     if config.batch_size % config.kind.parts:
         raise UserError(f"config.batch_size={config.batch_size} must be even: half source, half target")
     if config.kind.adapts and config.lambda_adv:
         _one_of("method", config.method, [name for name, system in SYSTEMS.items() if system.adapts])
-    if config.kind.adapts and (stage := SYSTEMS[config.training_name].stage) != config.stage:
-        raise UserError(f"config.stage={config.stage}: method={config.training_name} is trained in stage={stage}")
     check_options(config.method, config.options)
     check_recipe(config.recipe)
     check_sizes(
@@ -356,6 +365,8 @@ def _check_together(config: Config) -> None:
             f"config.multi_scale={config.multi_scale}: an image of config.eval.size={config.eval.size} would have "
             "fewer than 8 pixels a side"
         )
+    if config.kind.translates:
+        check_translation(config.options, config.init_from, config.eval_every)
     check_optimizers(config.generator_optimizer, config.discriminator_optimizer, config.model, config.total_steps)
 
 

@@ -19,7 +19,7 @@ from fada_jax import classes, documents
 from fada_jax.classes import ClassSet
 from fada_jax.documents import STRICT
 from fada_jax.errors import UserError
-from fada_jax.models.spec import ComputeType, ModelSpec
+from fada_jax.models.spec import ComputeType, ModelSpec, TranslationSpec
 from fada_jax.preprocessing import Preprocessing
 from fada_jax.ranges import Finite, FolderName, NonNegative, Positive, Scales, Size, Whole
 
@@ -72,6 +72,7 @@ class Meta:
     pseudo_labels: dict[str, Any] | None = None  # A ``PseudoLabelOrigin``; {}: an earlier version made them.
     next_batch: Step | None = None  # Step of the checkpoint.
     checkpoint_step: Step | None = None  # Of a file of weights.
+    translator: TranslationSpec | None = None  # Where it holds image translators instead of a segmenter.
 
     def plain(self) -> dict[str, Any]:
         """In JSON types; what does not apply is left out."""
@@ -122,6 +123,17 @@ class Artifact:
 
 
 @dataclasses.dataclass(frozen=True)
+class TranslationOrigin:
+    """What translated images were made of."""
+
+    __pydantic_config__: ClassVar = STRICT
+    translator: Digest  # Of its weights.
+    translator_step: Step
+    size: Size  # That it worked at.
+    images: tuple[str, str, str]  # Data set, city and split.
+
+
+@dataclasses.dataclass(frozen=True)
 class ConversionNote:
     """``conversion.json`` of a converted data set (format 2: with what it was made from)."""
 
@@ -133,6 +145,7 @@ class ConversionNote:
     skipped: Whole
     class_map: dict[str, Any] | None
     raw: dict[str, Digest]  # By split: of the names and sizes of its files; {} in format 1.
+    translated: TranslationOrigin | None = None
 
 
 @dataclasses.dataclass(frozen=True)

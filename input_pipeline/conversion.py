@@ -140,7 +140,7 @@ def convert(
     report = report_path(final.parents[2 if conversion.city else 1], conversion.stored_as, conversion.city)
     _check_places(final, report)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_tidied(final.parent))
+        stack.enter_context(tidied(final.parent))
         partial = stack.enter_context(folders.making(final, ours=records.is_ours))
         found, built = partial / ".errors", partial / ".built"
         sources = {
@@ -148,7 +148,7 @@ def convert(
             for split, examples in splits.items()
         }
         try:
-            builder = _write_records(conversion, sources, built, beam_options)
+            written = write_records(conversion, sources, built, beam_options)
         except Exception as error:
             _refuse_empty_splits(splits, found, report, error)
             raise
@@ -157,14 +157,8 @@ def convert(
         _write_report(report, errors)
         if errors and not conversion.skip_errors:
             raise UserError(f"{errors[0]} ({len(errors)} bad in all, listed in {report})")
-        root = Path(builder.data_dir)
         counts = {split: len(examples) - len(bad[split]) for split, examples in splits.items()}
-        for split, count in counts.items():
-            shards = [Path(name).name for name in builder.info.splits[split].filenames]
-            _write_index(root, split, shards, count)
-        _write_note(root, conversion, counts, len(errors), raw)
-        for path in root.iterdir():
-            os.replace(path, partial / path.name)
+        complete(written, partial, counts, _note(conversion, counts, len(errors), raw))
         shutil.rmtree(built)
         shutil.rmtree(found)
     return final, counts, errors
@@ -190,7 +184,7 @@ def _check_places(final: Path, report: Path) -> None:
 
 
 @contextlib.contextmanager
-def _tidied(folder: Path) -> Iterator[None]:
+def tidied(folder: Path) -> Iterator[None]:
     """Removes again what was made of ``folder`` and the one above, where nothing came of it."""
     made = [place for place in (folder, folder.parent) if not place.exists()]
     try:
@@ -258,8 +252,23 @@ def _counted(
             show(i)
 
 
-def _write_records(conversion: Conversion, sources: dict[str, Any], folder: Path, beam_options: Any) -> _Builder:
-    """Writes the shards, and the files by which tensorflow-datasets knows them."""
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """Shards in a folder, by split, without their index."""
+
+    folder: Path
+    shards: dict[str, list[str]]
+
+
+def write_records(conversion: Conversion, sources: dict[str, Any], folder: Path, beam_options: Any = None) -> Written:
+    """Writes the shards, and the files by which tensorflow-datasets knows them.
+
+    Args:
+      conversion: whose name, city and encoding count.
+      sources: keyed examples by split, with the fields of ``raw_files.Record``, or Beam transforms that make them.
+      folder: to write below.
+      beam_options: of transforms.
+    """
     dataset = conversion.stored_as
     options: dict[str, Any] = {"sources": sources, "encoding": conversion.encoding}
     if conversion.city:
@@ -270,7 +279,27 @@ def _write_records(conversion: Conversion, sources: dict[str, Any], folder: Path
     download = tfds.download.DownloadConfig(try_download_gcs=False, beam_options=beam_options)
     with contextlib.redirect_stdout(io.StringIO()):  # It announces a download although nothing is downloaded.
         builder.download_and_prepare(download_config=download)
-    return builder
+    names = {split: [Path(name).name for name in builder.info.splits[split].filenames] for split in sources}
+    return Written(Path(builder.data_dir), names)
+
+
+def complete(written: Written, folder: Path, counts: dict[str, int], note: dict[str, Any]) -> None:
+    """Writes what readers need beside the shards, and moves all of it to ``folder``.
+
+    Args:
+      written: of ``write_records``.
+      folder: that takes the files.
+      counts: images by split.
+      note: a ``stored.ConversionNote`` as JSON.
+
+    Raises:
+      UserError: other records were written than there should be.
+    """
+    for split, count in counts.items():
+        _write_index(written.folder, split, written.shards[split], count)
+    files.write_text(written.folder / "conversion.json", json.dumps(note, indent=2) + "\n")
+    for path in written.folder.iterdir():
+        os.replace(path, folder / path.name)
 
 
 def _errors(found: Path, split: str) -> list[str]:
@@ -321,13 +350,7 @@ def _write_index(root: Path, split: str, shards: list[str], expected: int) -> No
     indexes.write(root, split, shards, places, names, counts)
 
 
-def _write_note(root: Path, conversion: Conversion, counts: dict[str, int], skipped: int, raw: dict[str, str]) -> None:
+def _note(conversion: Conversion, counts: dict[str, int], skipped: int, raw: dict[str, str]) -> dict[str, Any]:
     """See ``stored.ConversionNote``."""
-    values: dict[str, Any] = {
-        "format": 2,
-        "resize": conversion.resize,
-        "encoding": conversion.encoding,
-        "images": counts,
-    }
-    values |= {"skipped": skipped, "class_map": conversion.class_map, "raw": raw}
-    files.write_text(root / "conversion.json", json.dumps(values, indent=2) + "\n")
+    values: dict[str, Any] = {"format": 2, "resize": conversion.resize, "encoding": conversion.encoding}
+    return {**values, "images": counts, "skipped": skipped, "class_map": conversion.class_map, "raw": raw}

@@ -210,6 +210,8 @@ def our_states(case: Case, method: Any, spec: TrainingSpec) -> dict[str, Any]:
         opt_state = jax.tree.map(lambda x: x.astype(count) if x.dtype == jnp.int32 else x, tx.init(params))
         fields = {"params": params, "collections": collections, "tx": tx, "opt_state": opt_state}
         states[name] = old.replace(step=jnp.int32(case.start * SCHEDULE.steps), **fields)
+    # What is no network begins with zeros.
+    states |= {name: jnp.zeros(x.shape, x.dtype) for name, x in states.items() if isinstance(x, jax.ShapeDtypeStruct)}
     if shapes:
         states["statistics"] = {name: jnp.asarray(value, dtype) for name, value in case.known}
         assert jax.tree.map(jnp.shape, states["statistics"]) == jax.tree.map(jnp.shape, shapes)

@@ -29,7 +29,7 @@ def test_every_stage_builds_and_its_data_has_the_classes(task, stage, variant):
     for stream in (config.source, config.target, config.eval):
         classes.label_table(stream.dataset, config.classes)
     assert config.model.num_classes == config.classes.num_classes
-    assert ("target" in data.batch_shapes(config)) == (stage in ("adaptation", "self_training"))
+    assert ("target" in data.batch_shapes(config)) == (config.kind.parts == 2)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -41,7 +41,7 @@ def test_the_rate_never_reaches_zero(task, stage, size):
     for network, spec in (("generator", config.generator_optimizer), ("discriminator", config.discriminator_optimizer)):
         schedule = optimizers.poly_schedule(spec.learning_rate, spec.schedule_steps, spec.power)
         assert float(schedule(config.total_steps - 1)) > 0
-        if size == "released" and network == "generator":
+        if size == "released" and network == "generator" and stage != "translation":
             stop = (1 - config.total_steps / spec.schedule_steps) ** 0.9 * spec.learning_rate
             assert float(schedule(config.total_steps)) == pytest.approx(stop, rel=1e-5)
 

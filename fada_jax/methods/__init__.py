@@ -18,6 +18,8 @@ from fada_jax.methods.adversarial import Adversarial
 from fada_jax.methods.binary import DomainLabels
 from fada_jax.methods.clan import Clan
 from fada_jax.methods.crosscity import CrossCity
+from fada_jax.methods.cycada import Cycada
+from fada_jax.methods.cyclegan import CycleGan
 from fada_jax.methods.entropy import Entropy
 from fada_jax.methods.fada import HardLabels, SoftLabels
 from fada_jax.methods.fcn_wild import FcnWild
@@ -41,6 +43,8 @@ __all__ = [
     "Clan",
     "CrossCity",
     "Crst",
+    "Cycada",
+    "CycleGan",
     "DomainLabels",
     "Entropy",
     "FcnWild",
@@ -81,8 +85,13 @@ class System(NamedTuple):
 
     @property
     def adapts(self) -> bool:
-        """Whether it learns from target images in that stage."""
-        return "target" in self.method.streams
+        """Whether it learns from target images in that stage, what is tested."""
+        return "target" in self.method.streams and not self.translates
+
+    @property
+    def translates(self) -> bool:
+        """Whether it trains translators of images."""
+        return stages.STAGES[self.stage].translates
 
 
 # By ``config.method``.
@@ -106,12 +115,14 @@ SYSTEMS: Mapping[str, System] = {
     "st": System(SelfTraining, stages.SELF_TRAINED, stage="self_training"),
     "cbst": System(SelfTraining, stages.SELF_TRAINED, stage="self_training"),
     "crst": System(Crst, stages.SELF_TRAINED, stage="self_training"),
+    "cycada": System(Cycada, stages.ALIGNED),
+    "cyclegan": System(CycleGan, stages.TRANSLATED, stage="translation"),
     "control": System(Supervised, stages.CONTROL),
     "source_only": System(Supervised, stages.SOURCE_ALONE),
     "oracle": System(Supervised, stages.SOURCE_ALONE),
 }
 # Fields that the config has keys for; all others are ``config.options``.
-SHARED = ("temperature", "clip", "threshold", "lambda_adv")
+SHARED = ("temperature", "clip", "threshold", "lambda_adv", "source_size", "target_size")
 
 
 def _fields(method: Any) -> list[str]:

@@ -68,7 +68,7 @@ def check_heads(method: Method, heads: str, what: str) -> None:
 
 
 def check_sizes(method: Method, sizes: Mapping[str, tuple[int, int]], what: str) -> None:
-    """Refuses images that are too small for the discriminators of ``method``.
+    """Refuses images that are too small for the discriminators of ``method``, or that its networks cannot halve.
 
     Args:
       method: of the stage.
@@ -78,10 +78,52 @@ def check_sizes(method: Method, sizes: Mapping[str, tuple[int, int]], what: str)
     Raises:
       UserError: naming the stream.
     """
-    least = getattr(method, "least_size", 1)
+    least, multiple = getattr(method, "least_size", 1), getattr(method, "size_multiple", 1)
     for name in method.streams:
         if min(sizes[name]) < least:
             raise UserError(
                 f"config.{name}.size, or its crop, is {sizes[name]}: {what} needs images of at least {least} pixels "
                 "each way"
             )
+        if any(side % multiple for side in sizes[name]):
+            raise UserError(
+                f"config.{name}.size, or its crop, is {sizes[name]}: {what} needs multiples of {multiple} pixels each "
+                "way"
+            )
+
+
+def check_stage(name: str, stage: str) -> None:
+    """Refuses a stage that does not train the method: what adapts is the system's own, and so is what translates.
+
+    Args:
+      name: of the method.
+      stage: key of ``STAGES``.
+
+    Raises:
+      UserError: naming the stage that does.
+    """
+    own = SYSTEMS[name].stage
+    if stage != own and (STAGES[stage].adapts or STAGES[stage].translates or SYSTEMS[name].translates):
+        raise UserError(f"config.stage={stage}: method={name} is trained in stage={own}")
+
+
+def check_translation(options: Mapping[str, Any], init_from: str, eval_every: int) -> None:
+    """Refuses what a stage of translators has no use for, and a semantic loss without its model.
+
+    Args:
+      options: of the method.
+      init_from, eval_every: of the config.
+
+    Raises:
+      UserError: naming the key.
+    """
+    if eval_every:
+        raise UserError(f"config.eval_every={eval_every}: translators have no scores, it must be 0")
+    semantic = bool(options.get("lambda_semantic", 0.0))
+    if semantic and not init_from:
+        raise UserError("config.init_from is empty: config.options.lambda_semantic needs the workdir of a source model")
+    if init_from and not semantic:
+        raise UserError(
+            f"config.init_from={init_from}: translators start from random weights, and the semantic loss that would "
+            "read it is off (config.options.lambda_semantic=0)"
+        )

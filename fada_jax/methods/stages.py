@@ -21,12 +21,14 @@ class Stage:
       pseudo_labels: the config's stream that a teacher labels; empty: none.
       adapts: trains the config's method; otherwise G learns from labels alone.
       parts: equal parts that the batch is cut into, one for each domain.
+      translates: trains image translators, from images alone, instead of G.
     """
 
     images: str
     pseudo_labels: str = ""
     adapts: bool = False
     parts: int = 1
+    translates: bool = False
 
 
 STAGES: Mapping[str, Stage] = {
@@ -34,6 +36,7 @@ STAGES: Mapping[str, Stage] = {
     "adaptation": Stage("source", adapts=True, parts=2),
     "self_training": Stage("source", pseudo_labels="target", adapts=True, parts=2),
     "self_distillation": Stage("target", pseudo_labels="target"),
+    "translation": Stage("source", parts=2, translates=True),
 }
 # Names of earlier versions: configs, folders and checkpoints that have them stay readable.
 RENAMED: Mapping[str, str] = {"adversarial": "adaptation"}
@@ -79,5 +82,7 @@ SOURCE_ALONE = (_SOURCE,)
 RELEASED = (Part("adaptation", "adaptation"),)
 CONTROL = ALIGNED = (_SOURCE, _ADAPTATION)
 SELF_TRAINED = (_SOURCE, Part("round", "self_training", init_from="source", teacher_from="source", repeated=True))
+# What scripts/translate_dataset.py then translates the source with.
+TRANSLATED = (Part("translation", "translation"),)
 # Adapted and distilled as in the paper, with the control beside it.
 ADAPTED = (_SOURCE, _CONTROL, _ADAPTATION, _DISTILLATION)

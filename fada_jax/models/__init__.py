@@ -12,7 +12,8 @@ from fada_jax.models.layers import (
     resize_align_corners,
 )
 from fada_jax.models.segmenter import BACKBONES, Discriminator, Outputs, PatchDiscriminator, Segmenter
-from fada_jax.models.spec import DTYPES, ComputeType, Heads, ModelSpec, Norm, interchange
+from fada_jax.models.spec import DTYPES, ComputeType, Heads, ModelSpec, Norm, TranslationSpec, interchange
+from fada_jax.models.translation import TranslationDiscriminator, TranslationGenerator, signed, unsigned
 
 __all__ = [
     "BACKBONES",
@@ -27,6 +28,9 @@ __all__ = [
     "PatchDiscriminator",
     "Pointwise",
     "Segmenter",
+    "TranslationDiscriminator",
+    "TranslationGenerator",
+    "TranslationSpec",
     "check_spec",
     "compute_dtype",
     "fold_batch_norm",
@@ -36,4 +40,6 @@ __all__ = [
     "interpolation_matrix",
     "pool",
     "resize_align_corners",
+    "signed",
+    "unsigned",
 ]

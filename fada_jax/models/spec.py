@@ -45,6 +45,16 @@ class ModelSpec:
         return self.active_rates or len(self.aspp_rates)
 
 
+@dataclasses.dataclass(frozen=True)
+class TranslationSpec:
+    """Everything that determines the shapes of an image translator; it is stored in checkpoints."""
+
+    __pydantic_config__: ClassVar = STRICT
+    width: Positive = 64  # Channels after the first convolution; twice and four times as many follow.
+    blocks: Positive = 9  # Residual blocks.
+    dtype: ComputeType = "float32"  # As ``ModelSpec.dtype``.
+
+
 def interchange(stored: ModelSpec, wanted: ModelSpec) -> list[tuple[str, Any, Any]]:
     """What two networks must agree in for the weights of one to serve the other: config key and both values.
 

@@ -20,7 +20,8 @@ from fada_jax.input_pipeline.stream import Stream
 def streams(config: Config, pseudo_labels: str = "") -> dict[str, Stream]:
     """Streams of a stage's batch by name; each has the share ``stream_batch_size`` of it."""
     kind, labelled = config.kind, getattr(config, config.kind.images)
-    result = {"source": labelled.stream(pseudo_labels=pseudo_labels if kind.pseudo_labels == kind.images else "")}
+    of_teacher = pseudo_labels if kind.pseudo_labels == kind.images else ""
+    result = {"source": labelled.stream(labels=not kind.translates, pseudo_labels=of_teacher)}
     if "target" in config.training_method.streams:
         taught = kind.pseudo_labels == "target"
         own = pseudo_labels if taught else ""

@@ -62,6 +62,8 @@ def _print_batch(config: Config, states: Any, batch: Any) -> None:
     for name, stream in batch.items():
         for key, value in stream.items():
             print(f"  {name} {key}: {value.dtype}{list(value.shape)}")
+    if config.kind.translates:
+        return
     discriminator_logits = getattr(config.training_method, "discriminator_logits", None)
     for name, stream in batch.items():
         logits, features = output_shapes(states["generator"], stream["image"].shape)

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import importlib.util
-import itertools
 import json
 import math
 import resource
@@ -23,17 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tensorboardX import SummaryWriter
 from tensorboardX.summary import hparams
 
-from fada_jax import distributed, documents, images
-from fada_jax.config import Config, flat
+from fada_jax import documents
+from fada_jax.config import flat
 from fada_jax.errors import UserError
-from fada_jax.evaluation import inference
-from fada_jax.input_pipeline import streams
-from fada_jax.models import Segmenter, height_width
 from fada_jax.storage import caches, lines
 from fada_jax.stored import LogLine
 from fada_jax.training import goodput, loop
@@ -48,11 +42,11 @@ class RunLog:
 
     Attributes:
       metrics: called with the step and its metrics; what ``loop.fit`` takes as ``on_log``.
-      picture: called with the step and a uint8 [H, W, 3] picture.
+      picture: called with the step, a uint8 [H, W, 3] picture, and its name unless it is of predictions.
     """
 
     metrics: Callable[[int, dict[str, float]], None]
-    picture: Callable[[int, np.ndarray], None]
+    picture: Callable[..., None]
 
 
 def memory() -> dict[str, float]:
@@ -63,51 +57,6 @@ def memory() -> dict[str, float]:
     if "peak_bytes_in_use" in statistics:
         result["device_memory"] = statistics["peak_bytes_in_use"] / 2**30
     return result
-
-
-def target_pictures(
-    config: Config, mesh: jax.sharding.Mesh, log: Callable[[str], None]
-) -> Callable[[Any], np.ndarray] | None:
-    """A function from the variables of G to a picture: the first images of the target above their predictions.
-
-    Args:
-      config: of the stage.
-      mesh: of the training states; every process must call the function.
-      log: told why there is none.
-
-    Returns:
-      None where no images are wanted or the data set is not there.
-    """
-    if not config.log_images:
-        return None
-    stream, class_set = config.target.stream(labels=False, augment=False, role="pictures"), config.classes
-    try:
-        streams.check(config.data_dir, stream, class_set)
-    except UserError as error:
-        log(f"TensorBoard gets no target images: {error}")
-        return None
-    batches = streams.eval_batches(config.data_dir, stream, class_set=class_set, batch_size=1)
-    shown = np.concatenate([batch["image"] for batch in itertools.islice(batches, config.log_images)])
-
-    @functools.partial(jax.jit, out_shardings=distributed.replicated(mesh))
-    def predict(variables: Any, image: jax.Array) -> jax.Array:
-        probabilities = inference.class_probabilities(
-            Segmenter(config.model).apply,
-            variables,
-            image,
-            preprocessing=config.preprocessing,
-            size=height_width(image),
-        )
-        return jnp.argmax(probabilities, axis=-1).astype(jnp.uint8)
-
-    def picture(variables: Any) -> np.ndarray:
-        columns = []
-        for image in shown:
-            label = jax.device_get(predict(variables, jax.device_put(image[None], distributed.replicated(mesh))))[0]
-            columns.append(np.vstack([image, images.colorize(label, class_set)]))
-        return np.hstack(columns)
-
-    return picture
 
 
 @contextlib.contextmanager
@@ -131,7 +80,7 @@ def open_log(
       account: of where time goes; it learns what earlier starts spent.
     """
     if jax.process_index():
-        yield RunLog(lambda step, values: None, lambda step, picture: None)
+        yield RunLog(lambda step, values: None, lambda step, picture, name: None)
         return
     path = workdir / "metrics.jsonl"
     kept = lines.read(path)
@@ -161,12 +110,12 @@ def open_log(
             rate = f"{values['steps_per_second']:.2f} steps/s"
             log(f"{config['stage']} {step:>6}/{plan.total}  {shown}  {rate}  {remaining / 60:.1f} min left")
 
-        def picture(step: int, picture: np.ndarray) -> None:
-            board.add_image("predictions/target_images", picture, step, dataformats="HWC")
+        def picture(step: int, picture: np.ndarray, name: str = "predictions/target_images") -> None:
+            board.add_image(name, picture, step, dataformats="HWC")
             if online:
                 import wandb
 
-                online.log({"predictions/target_images": wandb.Image(picture)}, step=step)
+                online.log({name: wandb.Image(picture)}, step=step)
             board.flush()
             send(0.0)
 

@@ -13,7 +13,7 @@ from fada_jax import distributed, files
 from fada_jax.config import Config
 from fada_jax.errors import UserError
 from fada_jax.methods import States
-from fada_jax.methods.stages import STAGES
+from fada_jax.methods.cyclegan import SEGMENTER
 from fada_jax.models import interchange
 from fada_jax.stages import workdirs
 from fada_jax.stages.program import fresh_states
@@ -34,10 +34,15 @@ def load_parents(config: Config, *, needs_teacher: bool) -> dict[str, checkpoint
     """
     parents = {}
     if config.init_from:
-        parents["init_from"] = load_compatible(config, config.init_from, "config.init_from", any_head=True)
+        parents["init_from"] = load_compatible(config, config.init_from, "config.init_from", any_head=_any_head(config))
     if needs_teacher or (config.kind.pseudo_labels and config.teacher_from):
         parents["teacher_from"] = load_teacher(config)
     return parents
+
+
+def _any_head(config: Config) -> bool:
+    """Whether ``init_from`` need not have a trained classifier: what labels images needs one."""
+    return not config.kind.translates
 
 
 def load_teacher(config: Config) -> checkpoints.Model:
@@ -84,7 +89,7 @@ def _hint(path: Path) -> str:
     """What may have been meant by a path that is no workdir of a stage."""
     if path.is_file():
         return "; it is a file: python -m fada_jax.convert_weights import makes a workdir of it"
-    stages = [name for name in STAGES if checkpoints.available_steps(workdirs.stage_folder(path, name))]
+    stages = [name for name in workdirs.stages_of(path) if workdirs.segments(workdirs.stage_folder(path, name))]
     if stages:
         folders = ", ".join(str(workdirs.stage_folder(path, name)) for name in stages)
         return f"; it is a recipe's: name one of its stages, {folders}"
@@ -126,20 +131,23 @@ def same_parents(
 def initial_states(config: Config, mesh: jax.sharding.Mesh, model: checkpoints.Model | None = None) -> States:
     """States at step 0 on the mesh: random, then the weights of ``model`` or else of ``init_from``.
 
+    Translators start from random weights: these are those of the frozen model of their semantic loss.
+
     Raises:
       UserError: the weights do not fit the config.
     """
     if model is None and config.init_from:
-        model = load_compatible(config, config.init_from, "config.init_from", any_head=True)
+        model = load_compatible(config, config.init_from, "config.init_from", any_head=_any_head(config))
     states = fresh_states(config, mesh)
     if model is None:
         return states
-    fresh = states["generator"].params
+    name = SEGMENTER if config.kind.translates else "generator"
+    fresh = states[name].params
     # A classifier that nobody trained stays behind.
     own = model.params if model.class_set else {"feature_extractor": model.params["feature_extractor"]}
-    weights = _in_layout(states["generator"], _with_heads(own, fresh), model.batch_stats)
+    weights = _in_layout(states[name], _with_heads(own, fresh), model.batch_stats)
     shardings = distributed.by_size(mesh, states)
-    states["generator"] = replace_weights(states["generator"], *weights)
+    states[name] = replace_weights(states[name], *weights)
     return jax.device_put(states, shardings)
 
 

@@ -18,9 +18,9 @@ from fada_jax import distributed, files, handovers
 from fada_jax.config import Config, flat
 from fada_jax.errors import UserError
 from fada_jax.evaluation import scoring
-from fada_jax.methods import States
+from fada_jax.methods import CycleGan, States
 from fada_jax.models import compute_dtype
-from fada_jax.stages import beginning, data, labelling, logs, parents, program, statistics, workdirs
+from fada_jax.stages import beginning, data, labelling, logs, parents, pictures, program, statistics, workdirs
 from fada_jax.stages.beginning import Begun
 from fada_jax.stages.inspection import Inspection, inspected
 from fada_jax.storage import lines
@@ -177,6 +177,8 @@ def _own(run: _Run, begun: Begun, models: Mapping[str, checkpoints.Model], *, be
             origin["pseudo_labels"] = labelling.ensure_pseudo_labels(
                 config, run.workdir, None if begins else begun.meta, models.get("teacher_from"), run.mesh, run.log
             )
+    if isinstance(config.training_method, CycleGan):
+        origin["translator"] = config.training_method.translator(config.training_spec)
     multihost_utils.sync_global_devices("workdir")
     return saving.make_meta(config.plain(), config.model, config.preprocessing, config.classes, begun.images, **origin)
 
@@ -193,7 +195,7 @@ def _fit(run: _Run, states: States, batches: Iterable[Any], start: int, meta: Me
     plan = loop.Plan(start, config.total_steps, config.log_every, config.checkpoint_every)
     images = data.stream_batch_size(config) * len(config.training_method.streams)
     jitted = program.jit_step(config, mesh, jax.tree.map(lambda x: x.sharding, states))
-    picture = logs.target_pictures(config, mesh, log) if run.data_sets else None
+    picture = pictures.at_checkpoints(config, mesh, log) if run.data_sets else None
     log(
         f"{config.stage} ({config.method}): steps {start} to {config.total_steps}, global batch {config.batch_size} on "
         f"{mesh.size} {jax.default_backend()} device(s) in {compute_dtype(config.model.dtype)}"
@@ -218,7 +220,7 @@ def _fit(run: _Run, states: States, batches: Iterable[Any], start: int, meta: Me
             save(number, states, scores)
             if picture:
                 with run.account.spent("evaluation"):
-                    written.picture(number, picture(states["generator"].variables))
+                    written.picture(number, picture(states["generator"].variables), pictures.tag(config))
 
         stack.enter_context(run.account.spent("steps"))
         return loop.fit(

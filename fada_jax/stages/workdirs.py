@@ -44,7 +44,7 @@ def stage_workdir(workdir: str | Path) -> Path:
     if checkpoints.available_steps(workdir):
         return files.place(workdir)
     folders = [stage_folder(workdir, name) for name in reversed(stages_of(workdir))]
-    begun = [folder for folder in folders if checkpoints.available_steps(folder)]
+    begun = [folder for folder in folders if segments(folder)]
     for folder in (*filter(_finished, begun), *begun):
         return folder
     raise UserError(f"no checkpoint in {checkpoints.directory(workdir)} or in a stage folder of {workdir}")
@@ -67,6 +67,12 @@ def stages_of(workdir: str | Path) -> list[str]:
     values = documents.read(path)
     documents.check(values, stored.Recipe, path, advice="delete it, scripts/run_recipe.py writes it anew")
     return list(values["stages"])
+
+
+def segments(folder: Path) -> bool:
+    """Whether a folder holds checkpoints of a segmenter; translators of images are none."""
+    steps = checkpoints.available_steps(folder)
+    return bool(steps) and checkpoints.read_meta(folder, steps[-1]).translator is None
 
 
 def _finished(folder: Path) -> bool:

@@ -72,19 +72,24 @@ class Model:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all weights, with their names, types and shapes: the same weights stored again have the same."""
-        digest = hashlib.sha256()
-        for path, x in jax.tree.leaves_with_path({"params": self.params, "batch_stats": self.batch_stats}):
-            array = np.asarray(x)
-            digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()
+        """SHA-256 of all weights, see ``digest_of``."""
+        return digest_of({"params": self.params, "batch_stats": self.batch_stats})
 
     @property
     def variables(self) -> dict[str, Any]:
         """Collections for ``Segmenter(spec).apply``."""
         state = generator_shapes(self.spec, "model")
         return replace_weights(state, self.params, self.batch_stats).variables
+
+
+def digest_of(tree: Any) -> str:
+    """SHA-256 of arrays with their names, types and shapes: the same weights stored again have the same."""
+    digest = hashlib.sha256()
+    for path, x in jax.tree.leaves_with_path(tree):
+        array = np.asarray(x)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def directory(workdir: str | Path) -> Path:
@@ -300,11 +305,25 @@ def load_model(workdir: str | Path, checkpoint: str = "last") -> Model:
 
 
 def _load(workdir: str | Path, step: int) -> Model:
-    meta = read_meta(workdir, step)
-    state = generator_shapes(meta.model, f"{directory(workdir) / str(step)}: model")
-    wanted = _on_one_device({"params": state.params, "batch_stats": state.collections.get("batch_stats", {})})
-    tree = jax.device_get(_restore(workdir, step, "model", wanted))
+    meta, place = read_meta(workdir, step), directory(workdir) / str(step)
+    if meta.translator:
+        raise UserError(
+            f"{place} holds image translators, not a segmenter: scripts/translate_dataset.py translates data sets with "
+            "them; name the workdir of another stage"
+        )
+    state = generator_shapes(meta.model, f"{place}: model")
+    tree = restore_weights(workdir, step, state.params, state.collections.get("batch_stats", {}))
     return Model(meta.model, meta.preprocessing, meta.class_set, tree["params"], tree["batch_stats"], meta.config, step)
+
+
+def restore_weights(workdir: str | Path, step: int, params: Any, batch_stats: Any = None) -> dict[str, Any]:
+    """Weights of a checkpoint, of the names and shapes of ``params`` and ``batch_stats``, on the host.
+
+    Raises:
+      UserError: it is damaged, or holds others.
+    """
+    wanted = _on_one_device({"params": params, "batch_stats": batch_stats or {}})
+    return jax.device_get(_restore(workdir, step, "model", wanted))
 
 
 def generator_shapes(spec: ModelSpec, source: str) -> TrainState:

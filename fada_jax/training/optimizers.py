@@ -34,11 +34,15 @@ class OptimizerSpec:
     classifier_multiplier: NonNegative = 10.0  # The classifiers' rate over the feature extractor's.
     warmup_steps: Whole = 0  # The rate rises linearly from 0 first (CLAN).
     lineage_repeats: bool = False  # F steps once for each time that AdaptSegNet's list names a parameter.
+    constant_steps: Whole = 0  # The rate decays after these (CycleGAN).
 
 
-def poly_schedule(learning_rate: float, schedule_steps: int, power: float) -> optax.Schedule:
-    """``learning_rate * (1 - step / schedule_steps) ** power``, 0 from ``schedule_steps`` on."""
-    return optax.polynomial_schedule(learning_rate, 0.0, power, schedule_steps)
+def poly_schedule(learning_rate: float, schedule_steps: int, power: float, constant_steps: int = 0) -> optax.Schedule:
+    """``learning_rate * (1 - step / schedule_steps) ** power``, 0 from ``schedule_steps`` on.
+
+    With ``constant_steps`` the rate stays for so many, and decays over the others.
+    """
+    return optax.polynomial_schedule(learning_rate, 0.0, power, schedule_steps - constant_steps, constant_steps)
 
 
 def warmed_up(schedule: optax.Schedule, learning_rate: float, warmup_steps: int) -> optax.Schedule:
@@ -53,7 +57,8 @@ def _transform(
 ) -> optax.GradientTransformation:
     """One group's optimizer; ``decays``: of the path of a parameter, None: all decay."""
     rate = spec.learning_rate * multiplier
-    schedule = warmed_up(poly_schedule(rate, spec.schedule_steps, spec.power), rate, spec.warmup_steps)
+    decaying = poly_schedule(rate, spec.schedule_steps, spec.power, spec.constant_steps)
+    schedule = warmed_up(decaying, rate, spec.warmup_steps)
     if spec.kind == "sgd":
         direction = optax.trace(decay=spec.momentum)
     else:
@@ -135,7 +140,7 @@ def generator_optimizer(spec: OptimizerSpec, model: ModelSpec | None = None) -> 
 
 
 def discriminator_optimizer(spec: OptimizerSpec) -> optax.GradientTransformation:
-    """Optimizer of D."""
+    """Optimizer of D, and of every network that has one rate."""
     return _transform(spec, 1.0)
 
 
@@ -156,4 +161,9 @@ def check_optimizers(
             raise UserError(
                 f"config.{name}_optimizer.schedule_steps={spec.schedule_steps} is less than config.total_steps="
                 f"{total_steps}: the learning rate would be 0 before the end"
+            )
+        if spec.constant_steps >= spec.schedule_steps:
+            raise UserError(
+                f"config.{name}_optimizer.constant_steps={spec.constant_steps} must be less than its schedule_steps="
+                f"{spec.schedule_steps}, over the rest of which the rate decays"
             )

@@ -65,3 +65,11 @@ def total(tree: T, dtype: ReduceType = "float32") -> T:
         return by_platform(x, default=rounded, cpu=lambda x: jax.lax.psum(x.astype(dtype).astype(x.dtype), axes))
 
     return jax.tree.map(summed, tree)
+
+
+def gathered(tree: T) -> T:
+    """Arrays [n, ...] of all devices within ``over_devices``, one behind the other as in the batch: [N, ...]."""
+    axes = axes_by_hand()
+    if not axes:
+        return tree
+    return jax.tree.map(lambda x: jax.lax.all_gather(x, axes, tiled=True), tree)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import flax.linen as nn
@@ -92,6 +92,29 @@ def create_network(module: nn.Module, tx: optax.GradientTransformation, rng: jax
     """Freshly initialised state of a module of maps of so many channels, trained by ``tx``."""
     params = module.init(rng, jnp.zeros((1, 8, 8, channels)))["params"]
     return TrainState.create(apply_fn=module.apply, params=params, tx=tx)
+
+
+def create_pair(
+    module: nn.Module, tx: optax.GradientTransformation, keys: Mapping[str, jax.Array], size: int = 32
+) -> TrainState:
+    """Freshly initialised state of several networks of one module of images, trained together by ``tx``.
+
+    Args:
+      module: of all of them; ``apply_fn`` is that of one.
+      tx: their optimizer.
+      keys: of each network, by its name among the parameters.
+      size: of the images that it is initialised with.
+    """
+    params = {name: module.init(key, jnp.zeros((1, size, size, 3)))["params"] for name, key in keys.items()}
+    return TrainState.create(apply_fn=module.apply, params=params, tx=tx)
+
+
+def create_frozen(spec: ModelSpec, rng: jax.Array) -> TrainState:
+    """State of a segmenter that nothing trains, without an optimizer's state."""
+    fresh = create_generator(spec, optimizers.OptimizerSpec(), rng)
+    return TrainState.create(
+        apply_fn=fresh.apply_fn, params=fresh.params, tx=optax.identity(), collections=fresh.collections
+    )
 
 
 def replace_weights(state: TrainState, params: Any, batch_stats: Any) -> TrainState:
