@@ -42,6 +42,11 @@ def run(
       the rows of ``results.json``, and the files and folders made.
     """
     stages = recipe.configs(path, overrides, workdir)
+    if all(config.kind.translates for config in stages.values()):
+        raise UserError(
+            f"--config={path}: translators have no scores; train them with python -m fada_jax.train, and translate the "
+            "source with scripts/translate_dataset.py"
+        )
     recipe.check(stages, workdir)
     suffix, pictures = f"_{split}" if split else "", ["panel.png", "panels"] if "adaptation" in stages else []
     if not any(workdirs.stage_folder(workdir, name).is_dir() for name in stages):
