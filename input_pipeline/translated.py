@@ -71,7 +71,6 @@ def check(translation: Translation, data_dir: str | Path) -> tuple[Records, Path
     if not re.fullmatch("[a-z][a-z0-9_]{0,63}", name) or name in ENCODINGS:
         raise UserError(f"--name={name}: name the new data set in small letters, digits and _, unlike ours")
     final = records.folder(files.place(data_dir, "--data_dir").absolute(), name)
-    # In a bucket the published folder may be another one.
     if files.exists(final):
         raise UserError(f"{final} is there already: choose another --name, or move it away")
     return records.open_split(data_dir, translation.dataset, translation.split, translation.city), final

@@ -43,6 +43,11 @@ def run(
       the rows of ``results.json``, and the files and folders made.
     """
     stages = recipe.configs(path, overrides, workdir)
+    if all(config.kind.translates for config in stages.values()):
+        raise UserError(
+            f"--config={path}: translators have no scores; train them with python -m fada_jax.train, and translate the "
+            "source with scripts/translate_dataset.py"
+        )
     recipe.check(stages, workdir)
     adapted = recipe.adapted(stages)
     suffix, pictures = f"_{split}" if split else "", ["panel.png", "panels"] if adapted and "source" in stages else []

@@ -291,6 +291,13 @@ def test_what_a_translation_stage_has_no_use_for_is_refused(values, problem):
         tiny_config(**values)
 
 
+def test_a_recipe_of_translators_alone_is_refused(tmp_path):
+    config = "--config=configs/gta5_to_cityscapes.py:method=cyclegan,size=miniature"
+    status, _, errors = command_here("scripts/run_recipe.py", config, f"--workdir={tmp_path}/w")
+    assert status == 1 and "translators have no scores" in one_error(errors)
+    assert not (tmp_path / "w").exists()
+
+
 def test_images_of_another_size_than_the_pools_are_refused(tmp_path):
     config = tiny_config(**{"source.size": (48, 40)})
     with pytest.raises(UserError, match="translations into the target are 48x32, its pool keeps 48x40"):
