@@ -73,6 +73,7 @@ class StreamConfig:
     hue: Half = 0.0  # Likewise, in turns of the colour circle.
     # Colours change before resizing and cropping, as released. False: after both, for less time (docs/data.md).
     jitter_first: bool = True
+    data_dir: str = ""  # Where the data set lies; empty: config.data_dir.
 
     def stream(self, *, labels: bool = True, augment: bool = True, pseudo_labels: str = "", role: str = "") -> Stream:
         """What the input pipeline reads; without ``augment`` plain images in uniform order."""
@@ -87,6 +88,7 @@ class StreamConfig:
             sampling_temperature=self.sampling_temperature if augment else 1.0,
             labels=labels and not pseudo_labels,
             pseudo_labels=pseudo_labels,
+            data_dir=self.data_dir,
             role=role,
         )
 
@@ -245,8 +247,6 @@ FREE_ON_RESUME = (
     *("checkpoint_every", "keep_checkpoints", "keep_every", "eval_every", "on_non_finite", "log_every", "data_dir"),
     *("recipe", "rounds", "damaged_records", "num_devices", "mesh", "eval_batch_size", "log_images", "wandb"),
 )
-
-
 Experiment: TypeAlias = ConfigDict  # What ``get_config`` of a config file returns.
 
 
@@ -316,6 +316,8 @@ def _checked(values: dict[str, Any], num_classes: int) -> Config:
         raise UserError(documents.describe(error.errors()[0], values, "config")) from error
     for key in ("data_dir", "init_from", "teacher_from"):
         paths.check(getattr(config, key), f"config.{key}")
+    for name in earlier.STREAMS:
+        paths.check(getattr(config, name).data_dir, f"config.{name}.data_dir")
     _check_together(config)
     return config
 

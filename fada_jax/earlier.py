@@ -23,7 +23,7 @@ ADDED = (
     *("wandb", *(f"pseudo_labels.{key}" for key in ("balanced", "cap", "spatial_prior"))),
     *("model.remat", "model.variant", "model.active_rates", "model.heads", "discriminator.patch_width"),
     *(f"{name}_optimizer.{key}" for key in ("warmup_steps", "lineage_repeats", "constant_steps") for name in _NETWORKS),
-    *(f"{name}.{key}" for name in STREAMS for key in ("jitter_first", "sampling", "sampling_temperature")),
+    *(f"{name}.{key}" for name in STREAMS for key in ("data_dir", "jitter_first", "sampling", "sampling_temperature")),
 )
 
 

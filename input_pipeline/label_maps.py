@@ -31,7 +31,7 @@ def label_maps(
     Raises:
       UserError: missing data, or a damaged record.
     """
-    stored = records.open_split(data_dir, stream.dataset, stream.split, stream.city)
+    stored = records.open_split(stream.data_dir or data_dir, stream.dataset, stream.split, stream.city)
     table = label_table(stream.dataset, class_set, stored.encoding).tolist()
     width, height = stream.size
 

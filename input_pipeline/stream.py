@@ -19,6 +19,7 @@ class Stream:
       sampling_temperature: of 'rare'.
       labels: yield labels.
       pseudo_labels: file of ``pseudo_labels.write`` that replaces the labels; its maps hold class indices.
+      data_dir: where the data set lies, instead of where all others do; '': there.
       role: tells streams of one split apart, which would otherwise draw the same images in the same order.
     """
 
@@ -31,6 +32,7 @@ class Stream:
     sampling_temperature: float = 0.01
     labels: bool = True
     pseudo_labels: str = ""
+    data_dir: str = ""
     role: str = ""
 
     @property

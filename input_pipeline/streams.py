@@ -241,7 +241,7 @@ def eval_batches(
 
 
 def _open(data_dir: str | Path, stream: Stream) -> Records:
-    return records.open_split(data_dir, stream.dataset, stream.split, stream.city)
+    return records.open_split(stream.data_dir or data_dir, stream.dataset, stream.split, stream.city)
 
 
 def _table(stream: Stream, class_set: ClassSet, stored: Records) -> np.ndarray:

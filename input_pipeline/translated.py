@@ -43,6 +43,7 @@ class Translation:
       name: of the new data set, as configs call it.
       size: (width, height) that images are resized to for the translator; the stored ones have the size of the labels.
       translator, translator_step: SHA-256 of its weights, and their step.
+      out_dir: where the new data set goes; '': where the others are.
       encoding: 'png', 'jpeg' or 'tiff' of the new images; '': that of the data set.
       workers: threads that decode and encode.
     """
@@ -54,6 +55,7 @@ class Translation:
     translator: str
     translator_step: int
     city: str = ""
+    out_dir: str = ""
     encoding: str = ""
     workers: int = 1
 
@@ -70,7 +72,7 @@ def check(translation: Translation, data_dir: str | Path) -> tuple[Records, Path
     name = translation.name
     if not re.fullmatch("[a-z][a-z0-9_]{0,63}", name) or name in ENCODINGS:
         raise UserError(f"--name={name}: name the new data set in small letters, digits and _, unlike ours")
-    final = records.folder(files.place(data_dir, "--data_dir").absolute(), name)
+    final = records.folder(files.place(translation.out_dir or data_dir, "--data_dir").absolute(), name)
     if files.exists(final):
         raise UserError(f"{final} is there already: choose another --name, or move it away")
     return records.open_split(data_dir, translation.dataset, translation.split, translation.city), final

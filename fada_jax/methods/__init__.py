@@ -115,7 +115,7 @@ SYSTEMS: Mapping[str, System] = {
     "st": System(SelfTraining, stages.SELF_TRAINED, stage="self_training"),
     "cbst": System(SelfTraining, stages.SELF_TRAINED, stage="self_training"),
     "crst": System(Crst, stages.SELF_TRAINED, stage="self_training"),
-    "cycada": System(Cycada, stages.ALIGNED),
+    "cycada": System(Cycada, stages.TRANSLATED_ALIGNED),
     "cyclegan": System(CycleGan, stages.TRANSLATED, stage="translation"),
     "control": System(Supervised, stages.CONTROL),
     "source_only": System(Supervised, stages.SOURCE_ALONE),

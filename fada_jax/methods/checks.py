@@ -44,7 +44,9 @@ def check_recipe(recipe: Sequence[Part]) -> None:
                 raise UserError(f"{name}.{key}={value!r} must be one of {', '.join(filter(None, allowed))}")
         if part.folder in before:
             raise UserError(f"{name}.folder={part.folder!r} is that of an earlier part: each has one of its own")
-        for key in ("init_from", "teacher_from"):
+        if part.images and STAGES[part.stage].images != "source":
+            raise UserError(f"{name}.images={part.images!r}: stage={part.stage} does not train on the source's images")
+        for key in ("init_from", "teacher_from", "images"):
             if (value := getattr(part, key)) and value not in (*before, STUDENT):
                 known = ", ".join(before) or "none before it"
                 raise UserError(f"{name}.{key}={value!r} must be the folder of an earlier part: {known}")

@@ -58,6 +58,7 @@ class Part:
       init_from: folder of the stage whose weights it starts from; ``STUDENT``: as ``config.student_from`` says; empty:
         ``config.init_from``.
       teacher_from: folder of the stage that labels its images.
+      images: folder of a translation stage whose translations are the source's images; empty: the data set's own.
       repeated: it stands for ``config.rounds.number`` parts, FOLDER_1 and so on, each of which starts from the one
         before it and has it for its teacher; the first as said here.
     """
@@ -68,6 +69,7 @@ class Part:
     method: str = ""
     init_from: str = ""
     teacher_from: str = ""
+    images: str = ""
     repeated: bool = False
 
 
@@ -82,7 +84,10 @@ SOURCE_ALONE = (_SOURCE,)
 RELEASED = (Part("adaptation", "adaptation"),)
 CONTROL = ALIGNED = (_SOURCE, _ADAPTATION)
 SELF_TRAINED = (_SOURCE, Part("round", "self_training", init_from="source", teacher_from="source", repeated=True))
-# What scripts/translate_dataset.py then translates the source with.
-TRANSLATED = (Part("translation", "translation"),)
+_TRANSLATION = Part("translation", "translation", "cyclegan")
+_ON_TRANSLATED = dataclasses.replace(_SOURCE, images="translation")
+# Source only on translated images, and from there on CyCADA's alignment of features.
+TRANSLATED = (_TRANSLATION, _ON_TRANSLATED)
+TRANSLATED_ALIGNED = (_TRANSLATION, _ON_TRANSLATED, dataclasses.replace(_ADAPTATION, images="translation"))
 # Adapted and distilled as in the paper, with the control beside it.
 ADAPTED = (_SOURCE, _CONTROL, _ADAPTATION, _DISTILLATION)

@@ -13,7 +13,7 @@ from fada_jax.config import Config
 from fada_jax.evaluation import colour_matching, scoring
 from fada_jax.methods import SYSTEMS
 from fada_jax.methods.stages import ALIGNED, RELEASED, STUDENT, Part
-from fada_jax.stages import beginning, run, workdirs
+from fada_jax.stages import beginning, run, translating, workdirs
 
 Row = dict[str, Any]
 _BASELINES = ("source", "control")
@@ -70,6 +70,8 @@ def _part(part: Part, path: str, overrides: Mapping[str, Any], workdir: Path, me
     if part.init_from == STUDENT:
         folders["init_from"] = "" if config.student_from == "init_from" else config.student_from
     parents = {key: str(workdirs.stage_folder(workdir, folder)) for key, folder in folders.items() if folder}
+    if part.images:
+        config = translating.on_translated(config, workdirs.stage_folder(workdir, part.images))
     return dataclasses.replace(
         config,
         init_from=parents.get("init_from", config.init_from),
@@ -84,7 +86,20 @@ def check(stages: Mapping[str, Config], workdir: Path) -> None:
       UserError: anything the user can mend.
     """
     for name, config in stages.items():
+        translation = translation_of(config, stages, workdir)
+        if translation and not translating.is_there(config):
+            config = dataclasses.replace(config, source=stages[translation].source)
+            if workdirs.segments(workdirs.stage_folder(workdir, name)):
+                continue  # It is made again as it was, and what the stage began with is compared then.
         beginning.check(config, workdirs.stage_folder(workdir, name))
+
+
+def translation_of(config: Config, stages: Mapping[str, Config], workdir: Path) -> str:
+    """Folder of the stage that translates the source's images of another; empty where none does."""
+    for name, other in stages.items():
+        if other.kind.translates and config.source.data_dir == str(workdirs.stage_folder(workdir, name) / "data"):
+            return name
+    return ""
 
 
 def train(stages: Mapping[str, Config], workdir: Path) -> None:
@@ -94,6 +109,8 @@ def train(stages: Mapping[str, Config], workdir: Path) -> None:
       UserError: anything the user can mend.
     """
     for name, config in stages.items():
+        if translation := translation_of(config, stages, workdir):
+            translating.ensure(config, stages[translation], workdirs.stage_folder(workdir, translation))
         run.train(config, workdirs.stage_folder(workdir, name))
 
 
@@ -120,7 +137,7 @@ def score(stages: Mapping[str, Config], workdir: Path, split: str = "") -> list[
         by_mode = {mode: only_scores(result) for mode, result in tried.items()}
         rows.append({**tried[best], "mode": best, "by_mode": by_mode})
     for folder, config in stages.items():
-        if folder not in _BASELINES:
+        if folder not in _BASELINES and not config.kind.translates:
             name = _ROWS.get(folder, folder)
             rows.append(row(name, folder))
             if config.stage == "self_distillation":

@@ -151,7 +151,7 @@ def refuse_other_config(old: Mapping[str, Any], new: Mapping[str, Any], workdir:
         f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
         # A key that an earlier version did not have is no contradiction.
         for key in sorted(before)
-        if before.get(key) != now.get(key) and key.split(".")[0] not in FREE_ON_RESUME
+        if before.get(key) != now.get(key) and not (key.split(".")[0] in FREE_ON_RESUME or key.endswith(".data_dir"))
     ]
     if changed:
         raise UserError(f"{workdir} belongs to another config ({'; '.join(changed)}): use another --workdir")
