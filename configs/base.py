@@ -28,7 +28,10 @@ VALUES = {
     "fidelity": FIDELITIES,
 }
 # Of their papers and releases, where it is not FADA's 0.001.
-OWN_LAMBDA = {"control": 0.0, "adaptpatch": 5e-4, "fda": 0.005, "maxsquare": 0.1, "st": 1.0, "cbst": 1.0, "crst": 1.0}
+OWN_LAMBDA = {
+    **{"control": 0.0, "adaptpatch": 5e-4, "fda": 0.005, "maxsquare": 0.1},
+    **dict.fromkeys(("st", "cbst", "crst", "cda"), 1.0),
+}
 RELEASED_HERE = ("fada", "source_only", "control", "oracle")  # FADA's release, which the defaults follow.
 # Releases of AdaptSegNet's lineage: steps, steps of their poly decay, and ASPP branches that take part (0: all).
 LINEAGE = {
@@ -180,7 +183,8 @@ def finish(config: ConfigDict) -> ConfigDict:
 PATCHES = ("feature_space", "adaptsegnet", "adaptsegnet_multi", "clan", "advent", "adaptpatch")
 # Chosen for each method on images that no table reports (docs/systems.md); 0.03 for the others.
 MINIATURE_LAMBDA = {
-    **{"st": 1.0, "cbst": 1.0, "crst": 1.0, "binary": 0.01, "minent": 0.003, **dict.fromkeys(PATCHES, 0.003)},
+    **dict.fromkeys(("st", "cbst", "crst", "cda"), 1.0),
+    **{"binary": 0.01, "minent": 0.003, **dict.fromkeys(PATCHES, 0.003)},
     **{"adaptsegnet_multi": 3e-4, "advent": 3e-4, "clan": 1e-3, "feature_space": 1e-3},
 }
 # Widths and patches of the miniature's scale.
@@ -195,7 +199,7 @@ def miniature(config: ConfigDict) -> None:
     """A narrow network from random initialisation that a laptop trains in minutes."""
     adapts = STAGES[config.stage].adapts
     config.rounds.number = 3
-    steps = {"source": 1_000, "adaptation": 750, "self_training": 250, "self_distillation": 800}
+    steps = {"source": 1_000, "adaptation": 750, "self_training": 250, "curriculum": 750, "self_distillation": 800}
     config.total_steps = steps[config.stage]
     for name, value in config.options.to_dict().items():
         if name.endswith("_steps"):  # Of an adaptation stage of 40,000 steps.

@@ -19,6 +19,7 @@ class Stream:
       sampling_temperature: of 'rare'.
       labels: yield labels.
       pseudo_labels: file of ``pseudo_labels.write`` that replaces the labels; its maps hold class indices.
+      landmarks: likewise, but its maps hold the landmarks of CDA's easy tasks, with what else these found out.
       role: tells streams of one split apart, which would otherwise draw the same images in the same order.
     """
 
@@ -31,6 +32,7 @@ class Stream:
     sampling_temperature: float = 0.01
     labels: bool = True
     pseudo_labels: str = ""
+    landmarks: str = ""
     role: str = ""
 
     @property

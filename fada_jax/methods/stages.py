@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from fada_jax.ranges import FolderName
 
@@ -21,18 +21,21 @@ class Stage:
       pseudo_labels: the config's stream that a teacher labels; empty: none.
       adapts: trains the config's method; otherwise G learns from labels alone.
       parts: equal parts that the batch is cut into, one for each domain.
+      labels: what the teacher's labels are: 'classes', or 'landmarks', the answers of CDA's easy tasks.
     """
 
     images: str
     pseudo_labels: str = ""
     adapts: bool = False
     parts: int = 1
+    labels: Literal["classes", "landmarks"] = "classes"
 
 
 STAGES: Mapping[str, Stage] = {
     "source": Stage("source"),
     "adaptation": Stage("source", adapts=True, parts=2),
     "self_training": Stage("source", pseudo_labels="target", adapts=True, parts=2),
+    "curriculum": Stage("source", pseudo_labels="target", adapts=True, parts=2, labels="landmarks"),
     "self_distillation": Stage("target", pseudo_labels="target"),
 }
 # Names of earlier versions: configs, folders and checkpoints that have them stay readable.
@@ -79,5 +82,6 @@ SOURCE_ALONE = (_SOURCE,)
 RELEASED = (Part("adaptation", "adaptation"),)
 CONTROL = ALIGNED = (_SOURCE, _ADAPTATION)
 SELF_TRAINED = (_SOURCE, Part("round", "self_training", init_from="source", teacher_from="source", repeated=True))
+CURRICULUM = (_SOURCE, Part("adaptation", "curriculum", init_from="source", teacher_from="source"))
 # Adapted and distilled as in the paper, with the control beside it.
 ADAPTED = (_SOURCE, _CONTROL, _ADAPTATION, _DISTILLATION)
