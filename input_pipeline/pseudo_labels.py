@@ -56,7 +56,7 @@ def write(
 
     Args:
       path: file to write.
-      items: (name, uint8 [h, w] of class indices or landmarks' numbers, and ``IGNORE``), and of landmarks ``Estimates``.
+      items: (name, uint8 [h, w] of class indices or landmarks' numbers, and ``IGNORE``), and ``Estimates`` for the latter.
       provenance: what the labels were made of, in the JSON types of ``PseudoLabelOrigin``; the file begins with it.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What a training stream has of an image beside its pixels: a label, a teacher's label, or the answers of easy tasks."""
+"""What a training stream has of an image beside its pixels: a label, a teacher's label, or answers of easy tasks."""
 
 from __future__ import annotations
 

@@ -33,7 +33,8 @@ LAYERS = (
     "distributed cli config_arguments stored",
     "models",
     "preprocessing images",
-    "earlier classes handovers documents folders files storage ranges errors progress endings peers as_command __init__",
+    "earlier classes handovers documents folders files storage ranges errors progress endings peers as_command"
+    " __init__",
 )
 COMMANDS = ("train", "evaluate", "predict", "convert_weights", "export", "__main__")
 # Imports inside functions serve dependencies that not everybody has.
@@ -152,12 +153,8 @@ def test_lower_bounds_are_those_that_were_tried():
 
 def test_the_extra_of_a_missing_library_brings_it():
     for extra, libraries in EXTRAS.items():
-        brought = (
-            " ".join(requirements()[extra])
-            .replace("-", "_")
-            .replace("scikit_learn", "sklearn")
-            .replace("scikit_image", "skimage")
-        )
+        brought = " ".join(requirements()[extra]).replace("-", "_")
+        brought = brought.replace("scikit_learn", "sklearn").replace("scikit_image", "skimage")
         assert all(library in brought for library in libraries), extra
         assert not any(library in " ".join(requirements()[""]) for library in libraries)
 

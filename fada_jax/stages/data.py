@@ -25,8 +25,10 @@ def streams(config: Config, pseudo_labels: str = "") -> dict[str, Stream]:
     if "target" in config.training_method.streams:
         taught = kind.pseudo_labels == "target" and kind.labels == "classes"
         own = pseudo_labels if kind.pseudo_labels == "target" else ""
-        files = {"pseudo_labels" if taught else "landmarks": own}
-        result["target"] = config.target.stream(labels=taught, role="target", **files)
+        of_classes, landmarks = (own, "") if taught else ("", own)
+        result["target"] = config.target.stream(
+            labels=taught, pseudo_labels=of_classes, landmarks=landmarks, role="target"
+        )
     return result
 
 

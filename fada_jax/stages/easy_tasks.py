@@ -171,7 +171,7 @@ def _learnt(
         dominant.append(found[found != IGNORE])
     if (kinds := len(np.unique(np.concatenate([[], *dominant])))) < 2:
         raise UserError(
-            f"{stream.dataset}/{stream.split}: the superpixels of the {len(seen)} images that the easy tasks learn from "
+            f"{stream.dataset}/{stream.split}: superpixels of the {len(seen)} images that the easy tasks learn from "
             f"are of {kinds} class(es), and a classifier needs two: raise config.options.source_images"
         )
     distribution = curriculum.fit_distributions(np.stack(features), np.stack(shares))
@@ -196,7 +196,7 @@ def _seen(config: Config, model: checkpoints.Model, mesh: jax.sharding.Mesh, nam
         damaged_records=config.damaged_records,
     )
     variables = jax.device_put(model.variables, distributed.replicated(mesh))
-    apply = Segmenter(model.spec).apply
+    apply: Callable[..., Any] = Segmenter(model.spec).apply
 
     @functools.partial(jax.jit, out_shardings=distributed.replicated(mesh))
     def look(variables: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, ...]:

@@ -108,7 +108,7 @@ class Alternation:
         Args:
           states: ``generator`` and the other networks, each a TrainState; what is none stays as it is.
           batch: ``source`` with ``image`` uint8 [N, H, W, 3] and ``label`` uint8 [N, H, W]; ``target`` with ``image``
-            uint8 [M, H', W', 3] and, in self-training, its ``label``; or none of it. All else goes to ``View.estimates``.
+            uint8 [M, H', W', 3] and, in self-training, its ``label``; or none of it. All else is in ``View.estimates``.
           rng, progress: of the step.
           statistics: of ``View``.
 
