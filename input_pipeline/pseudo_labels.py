@@ -56,7 +56,8 @@ def write(
 
     Args:
       path: file to write.
-      items: (name, uint8 [h, w] of class indices or landmarks' numbers, and ``IGNORE``), and ``Estimates`` for the latter.
+      items: (name, uint8 [h, w] of class indices and ``IGNORE``), or of landmarks' numbers and ``IGNORE``, and then
+        (name, map, ``Estimates``).
       provenance: what the labels were made of, in the JSON types of ``PseudoLabelOrigin``; the file begins with it.
 
     Returns:
