@@ -14,6 +14,7 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
+import interruptions  # noqa: E402
 import parity  # noqa: E402
 import systems_networks  # noqa: E402
 
@@ -27,7 +28,7 @@ from fada_jax.input_pipeline.pseudo_labels import Estimates, PseudoLabels  # noq
 from fada_jax.input_pipeline.stream import Stream  # noqa: E402
 from fada_jax.methods import SYSTEMS, TrainingSpec, cda  # noqa: E402
 from fada_jax.models import Outputs  # noqa: E402
-from fada_jax.stages import data, recipe, run  # noqa: E402
+from fada_jax.stages import data, program, recipe, run  # noqa: E402
 from fada_jax.training import checkpoints, curriculum  # noqa: E402
 from fada_jax.training.alternation import View  # noqa: E402
 
@@ -545,3 +546,42 @@ def test_its_recipe_adapts_the_source_model(tmp_path):
         assert (config.stage, config.total_steps, config.lambda_adv) == ("curriculum", steps, 1.0)
         assert config.init_from == config.teacher_from == str(tmp_path / "source")
         assert recipe.adapted(stages) == "adaptation"
+
+
+def test_the_step_traces_at_full_size():
+    config = schema.load("configs/gta5_to_cityscapes.py:method=cda,stage=curriculum", {})
+    states, batch = jax.eval_shape(lambda: program.create_states(config)), data.batch_shapes(config)
+    assert {key: x.shape for key, x in batch["target"].items()} == {
+        "image": (4, 512, 1024, 3), "landmark": (4, 512, 1024), "distribution": (4, 19), "landmark_class": (4, 255),
+    }  # fmt: skip
+    updated, metrics = jax.eval_shape(program.make_step(config), states, batch)
+    assert jax.tree.structure(updated) == jax.tree.structure(states)
+    assert sorted(metrics) == ["grad_norm", "loss_image", "loss_landmarks", "loss_seg"]
+
+
+def test_landmarks_take_no_more_memory_than_some_maps_of_classes():
+    """Without rows one after the other, 255 values of each pixel would be there at once."""
+    method, size, known = SYSTEMS["cda"].method(), (256, 512), estimates(0, 1)
+    known["landmark"] = np.zeros((1, *size), np.uint8)
+    gradient = jax.jit(jax.grad(lambda z: sum(method.target_losses(z, size, jax.tree.map(jnp.asarray, known)))))
+    compiled = gradient.lower(jax.ShapeDtypeStruct((1, 33, 65, K), jnp.float32)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 12 * 4 * K * size[0] * size[1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_processes_find_what_one_finds(trained, tmp_path):
+    root, data_dir, *_ = trained
+    command = (
+        "-m", "fada_jax.train", "--config=configs/gta5_to_cityscapes.py:size=miniature,stage=curriculum,method=cda",
+        f"--config.data_dir={data_dir}", f"--config.init_from={root / 'source'}",
+        f"--config.teacher_from={root / 'source'}", "--config.source.size=(64,36)", "--config.target.size=(64,32)",
+        "--config.eval.size=(64,32)", "--config.model.widths=(8,8,8,8)", "--config.model.stem_width=8",
+        "--config.total_steps=2", "--config.checkpoint_every=2", "--config.log_every=1",
+    )  # fmt: skip
+    for count in (1, 2):
+        interruptions.finish((*command, f"--workdir={tmp_path / str(count)}"), count)
+    one, two = (tmp_path / str(count) for count in (1, 2))
+    assert (one / "pseudo_labels.tfrecord").read_bytes() == (two / "pseudo_labels.tfrecord").read_bytes()
+    for a, b in zip(interruptions.losses(one), interruptions.losses(two), strict=True):
+        assert a.keys() == b.keys() and all(abs(a[key] - b[key]) <= 1e-5 * abs(a[key]) for key in a)

@@ -13,7 +13,8 @@ and that the gradient goes through max_c p, too. The paper's power is 6, its rel
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Annotated
 
 import jax
@@ -39,12 +40,43 @@ def image_log_distribution(scores: jax.Array) -> jax.Array:
     return jax.nn.log_softmax(sums)
 
 
-def _by_number(values: jax.Array, numbers: jax.Array, count: int, empty: float) -> jax.Array:
-    """Values [N, H, W] at the number of their pixel, ``empty`` at others, [N, H, W, count], for a reduction.
+def _row_by_row(
+    reduce: Callable[..., jax.Array], values: jax.Array, numbers: jax.Array, count: int, empty: float
+) -> jax.Array:
+    """``reduce`` of the values of each number, [N, H, W] to [N, count], ``empty`` for numbers without pixels.
 
-    XLA fuses it with the reduction that follows; a scatter's sums would depend on the order of threads on GPUs.
+    A scatter's sums would depend on the order of threads on GPUs. At one row at a time, what stands in for it takes no
+    memory.
     """
-    return jnp.where(numbers[..., None] == jnp.arange(count), values[..., None], empty)
+
+    def of_row(row: tuple[jax.Array, jax.Array]) -> jax.Array:
+        values, numbers = row
+        return reduce(jnp.where(numbers[..., None] == jnp.arange(count), values[..., None], empty), axis=1)
+
+    return reduce(jax.lax.map(of_row, (values.swapaxes(0, 1), numbers.swapaxes(0, 1))), axis=0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def sums_by_number(values: jax.Array, numbers: jax.Array, count: int) -> jax.Array:
+    """Sums of values float32 [N, H, W] over the pixels of each number below ``count``, float32 [N, count]."""
+    return _row_by_row(jnp.sum, values, numbers, count, 0.0)
+
+
+def _sums_forward(values: jax.Array, numbers: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    return sums_by_number(values, numbers, count), numbers
+
+
+def _sums_backward(count: int, numbers: jax.Array, gradient: jax.Array) -> tuple[jax.Array, None]:
+    return _looked_up(gradient, numbers), None
+
+
+sums_by_number.defvjp(_sums_forward, _sums_backward)
+
+
+def _looked_up(values: jax.Array, numbers: jax.Array, other: float = 0) -> jax.Array:
+    """Values [N, L] at numbers [N, H, W], ``other`` at those from L on."""
+    table = jnp.pad(values, ((0, 0), (0, 256 - values.shape[1])), constant_values=other)
+    return jax.vmap(lambda table, numbers: table[numbers])(table, numbers.astype(jnp.int32))
 
 
 def landmark_losses(scores: jax.Array, numbers: jax.Array, classes: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -59,17 +91,16 @@ def landmark_losses(scores: jax.Array, numbers: jax.Array, classes: jax.Array) -
       float32 [N, L], and bool [N, L]: whether the image has pixels of a landmark of this number; the loss is 0 else.
     """
     count, k = classes.shape[1], scores.shape[-1]
-    every = jnp.concatenate([classes, jnp.full((len(classes), 256 - count), IGNORE, classes.dtype)], axis=1)
-    wanted = jax.vmap(lambda classes, numbers: classes[numbers])(every, numbers.astype(jnp.int32))
+    wanted = _looked_up(classes, numbers, IGNORE)
     counted = jnp.where(wanted == IGNORE, IGNORE, numbers).astype(jnp.int32)
     of_class = jnp.sum(jnp.where(wanted[..., None] == jnp.arange(k), scores, 0.0), axis=-1)
     # At least 1 for each pixel, so that it says whether a landmark has any.
-    total = _by_number(jnp.exp(scores).sum(axis=-1), counted, count, 0.0).sum(axis=2).sum(axis=1)
-    most = _by_number(jax.lax.stop_gradient(of_class), counted, count, -jnp.inf).max(axis=(1, 2))
+    total = sums_by_number(jnp.exp(scores).sum(axis=-1), counted, count)
     present = total > 0
+    # Logarithms of sums, as above.
+    most = _row_by_row(jnp.max, jax.lax.stop_gradient(of_class), counted, count, -jnp.inf)
     most = jnp.where(present, most, 0.0)
-    shift = jax.vmap(lambda most, numbers: most[numbers])(jnp.pad(most, ((0, 0), (0, 256 - count))), counted)
-    own = _by_number(jnp.exp(of_class - shift), counted, count, 0.0).sum(axis=2).sum(axis=1)
+    own = sums_by_number(jnp.exp(of_class - _looked_up(most, counted)), counted, count)
     # The inner choice keeps the logarithm of what is not there out of the gradient.
     own, total = (jnp.where(present, x, 1.0) for x in (own, total))
     return jnp.where(present, jnp.log(total) - jnp.log(own) - most, 0.0), present
