@@ -30,7 +30,7 @@ VALUES = {
 # Of their papers and releases, where it is not FADA's 0.001.
 OWN_LAMBDA = {
     **{"control": 0.0, "adaptpatch": 5e-4, "fda": 0.005, "maxsquare": 0.1, "cycada": 0.1},
-    **{"st": 1.0, "cbst": 1.0, "crst": 1.0},
+    **dict.fromkeys(("st", "cbst", "crst", "cda"), 1.0),
 }
 RELEASED_HERE = ("fada", "source_only", "control", "oracle")  # FADA's release, which the defaults follow.
 # Releases of AdaptSegNet's lineage: steps, steps of their poly decay, and ASPP branches that take part (0: all).
@@ -241,7 +241,7 @@ PATCHES = ("feature_space", "adaptsegnet", "adaptsegnet_multi", "clan", "advent"
 MINIATURE_LAMBDA = {
     **{"binary": 0.01, "minent": 0.003, "crosscity": 0.003, "fda": 0.01, "maxsquare": 0.1},
     **dict.fromkeys(PATCHES, 3e-4),
-    **{"clan": 1e-3, "feature_space": 1e-3, "st": 1.0, "cbst": 1.0, "crst": 1.0},
+    **{"clan": 1e-3, "feature_space": 1e-3, **dict.fromkeys(("st", "cbst", "crst", "cda"), 1.0)},
 }
 # Widths and patches of the miniature's scale.
 MINIATURE_OPTIONS = {
@@ -257,7 +257,8 @@ def miniature(config: ConfigDict) -> None:
     """A narrow network from random initialisation that a laptop trains in minutes."""
     adapts = STAGES[config.stage].adapts
     config.rounds.number = 3
-    steps = {"source": 1_000, "adaptation": 750, "self_training": 250, "self_distillation": 800, "translation": 600}
+    steps = {"source": 1_000, "adaptation": 750, "curriculum": 750, "self_training": 250, "self_distillation": 800}
+    steps["translation"] = 600
     config.total_steps = steps[config.stage]
     for name, value in config.options.to_dict().items():
         if name.endswith("_steps"):  # Of an adaptation stage of 40,000 steps.

@@ -75,7 +75,15 @@ class StreamConfig:
     jitter_first: bool = True
     data_dir: str = ""  # Where the data set lies; empty: config.data_dir.
 
-    def stream(self, *, labels: bool = True, augment: bool = True, pseudo_labels: str = "", role: str = "") -> Stream:
+    def stream(
+        self,
+        *,
+        labels: bool = True,
+        augment: bool = True,
+        pseudo_labels: str = "",
+        landmarks: str = "",
+        role: str = "",
+    ) -> Stream:
         """What the input pipeline reads; without ``augment`` plain images in uniform order."""
         augmentation = Augment(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Augment)})
         return Stream(
@@ -86,9 +94,10 @@ class StreamConfig:
             augment=augmentation if augment else Augment(),
             sampling=self.sampling if augment else "uniform",
             sampling_temperature=self.sampling_temperature if augment else 1.0,
-            labels=labels and not pseudo_labels,
+            labels=labels and not (pseudo_labels or landmarks),
             pseudo_labels=pseudo_labels,
             data_dir=self.data_dir,
+            landmarks=landmarks,
             role=role,
         )
 
@@ -143,7 +152,7 @@ class Config:
     damaged_records: Literal["fail", "skip"] = "fail"  # A record whose checksum differs: 'skip' says so on stderr.
     seed: Seed = 0  # Determines initialisation and every random choice of the input.
     task: str = ""  # Name of the config file.
-    stage: str = "source"  # source, adaptation, self_distillation or translation.
+    stage: str = "source"  # One of fada_jax/methods/stages.py.
     method: str = "fada"  # What is adapted and how, or a baseline without adaptation: of fada_jax/methods.
     size: str = "released"  # 'released' or 'miniature'.
     # 'equal': every method has FADA's network, batch, schedule and preprocessing; 'released': those of its own release.
@@ -165,7 +174,8 @@ class Config:
     log_images: Whole = 4  # Target images whose predictions TensorBoard shows at each checkpoint; 0: none.
     wandb: str = ""  # Project of Weights & Biases that receives the logs too; empty: none.
     init_from: str = ""  # Workdir whose weights start the stage; empty: random initialisation.
-    teacher_from: str = ""  # Self-distillation, self-training: workdir of the model that labels the target images.
+    # Self-distillation, self-training, curriculum: workdir of the model that labels the target images.
+    teacher_from: str = ""
     num_devices: Whole = 0  # Devices in all; 0: every one there is.
     mesh: MeshConfig = MeshConfig()
     model: ModelSpec = ModelSpec("resnet101", 0, dtype="auto")

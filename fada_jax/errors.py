@@ -9,7 +9,7 @@ import os
 EXTRAS = {
     "train": ("tensorboardX", "tensorflow", "tensorflow_datasets"),
     "report": ("jinja2", "matplotlib"),
-    "systems": ("sklearn",),
+    "systems": ("skimage", "sklearn"),
     "torch": ("safetensors", "torch"),
     "beam": ("apache_beam",),
     "wandb": ("wandb",),

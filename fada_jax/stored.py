@@ -21,7 +21,7 @@ from fada_jax.documents import STRICT
 from fada_jax.errors import UserError
 from fada_jax.models.spec import ComputeType, ModelSpec, TranslationSpec
 from fada_jax.preprocessing import Preprocessing
-from fada_jax.ranges import Finite, FolderName, NonNegative, Positive, Scales, Size, Whole
+from fada_jax.ranges import Finite, FolderName, NonNegative, Positive, Scales, Share, Size, Whole
 
 Step = Whole
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -35,6 +35,18 @@ class Parent:
     __pydantic_config__: ClassVar = STRICT
     step: Step
     digest: Digest
+
+
+@dataclasses.dataclass(frozen=True)
+class LandmarkOrigin:
+    """What decides the answers of CDA's easy tasks, beside the teacher and the target's images."""
+
+    __pydantic_config__: ClassVar = STRICT
+    source: tuple[str, str, str]  # Data set, city and split.
+    source_size: Size
+    source_images: Positive  # That were looked at.
+    superpixels: Positive  # About so many an image.
+    kept: Share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +64,7 @@ class PseudoLabelOrigin:
     images: tuple[str, str, str]  # Data set, city and split.
     num_images: Positive
     prior: tuple[str, str, str] | None = None  # Of the labels that a spatial prior is made of.
+    landmarks: LandmarkOrigin | None = None  # None: the labels are classes.
 
 
 @dataclasses.dataclass(frozen=True)

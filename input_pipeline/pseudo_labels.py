@@ -1,4 +1,8 @@
-"""The file of a teacher's labels: one TFRecord an image, after one that says what the labels were made of."""
+"""The file of a teacher's labels: one TFRecord an image, after one that says what the labels were made of.
+
+Labels are class indices, or the answers of CDA's easy tasks: the map then holds the number of the landmark that a pixel
+is in, and a class distribution of the image and the landmarks' classes stand beside it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -28,16 +32,32 @@ tf = load_tensorflow()
 # Stands in the first record; format 1, which had no digests, in none.
 _FORMAT = b"2"
 _ADVICE = "delete it, the same command makes it again"
+Kind = Literal["classes", "landmarks"]
+
+
+class Estimates(NamedTuple):
+    """What the easy tasks say of an image beside its map.
+
+    Attributes:
+      distribution: share of each class, float32 [K].
+      landmark_class: of each landmark by its number, uint8 [L]; L is at most 255.
+    """
+
+    distribution: np.ndarray
+    landmark_class: np.ndarray
 
 
 def write(
-    path: str | Path, items: Iterable[tuple[str, np.ndarray]], provenance: Mapping[str, Any] | None = None
+    path: str | Path,
+    items: Iterable[tuple[str, np.ndarray] | tuple[str, np.ndarray, Estimates]],
+    provenance: Mapping[str, Any] | None = None,
 ) -> int:
     """Writes label maps by image name, whole or not at all.
 
     Args:
       path: file to write.
-      items: (name, uint8 [h, w] of class indices and ``IGNORE``).
+      items: (name, uint8 [h, w] of class indices and ``IGNORE``), or of landmarks' numbers and ``IGNORE``, and then
+        (name, map, ``Estimates``).
       provenance: what the labels were made of, in the JSON types of ``PseudoLabelOrigin``; the file begins with it.
 
     Returns:
@@ -47,10 +67,12 @@ def write(
     with files.replacing(path) as partial, tf.io.TFRecordWriter(str(partial)) as writer:
         origin = json.dumps(dict(provenance or {}), sort_keys=True).encode()
         writer.write(_example(format=_FORMAT, provenance=origin))
-        for name, label in items:
+        for name, label, *estimates in items:
             data = encoding.encode_tiff(Image.fromarray(label))
             counts = np.trim_zeros(np.bincount(label.ravel())[:IGNORE], "b").astype("<i8").tobytes()
-            writer.write(_example(name=name.encode(), label=data, sha256=_digest(name.encode(), data), counts=counts))
+            further = _bytes_of(estimates[0]) if estimates else {}
+            digest = _digest(name.encode(), data, further)
+            writer.write(_example(name=name.encode(), label=data, sha256=digest, counts=counts, **further))
             count += 1
     return count
 
@@ -80,17 +102,20 @@ class PseudoLabels:
 
     Args:
       path: of the file.
-      num_classes: that the maps may hold, beside ``IGNORE``.
+      num_classes: that the maps may hold, beside ``IGNORE``, or that landmarks have.
+      kind: of labels that the file must hold.
 
     Raises:
       UserError: the file is missing, damaged or of another kind.
     """
 
-    def __init__(self, path: str | Path, num_classes: int = IGNORE) -> None:
+    def __init__(self, path: str | Path, num_classes: int = IGNORE, kind: Kind = "classes") -> None:
         self._path, self._local, self._num_classes = path, files.fetched(path), num_classes
         self._size: tuple[int, int] | None = None
         self._places: dict[str, _Place] = {}
         self._counts: dict[str, bytes | None] = {}
+        self._estimates: dict[str, Estimates] = {}
+        held: Kind = "classes"
         with_digests = False
         for number, (offset, payload, features) in enumerate(_records(path)):
             if number == 0 and "provenance" in features:
@@ -98,14 +123,36 @@ class PseudoLabels:
                 if origin:
                     self._size = (origin["label_size"][1], origin["label_size"][0])
                     self._num_classes = min(num_classes, len(origin["classes"]))
+                    held = "landmarks" if origin.get("landmarks") else "classes"
                 continue
+            if held != kind:
+                break
             name, label, digest = (_value(features, key) for key in ("name", "label", "sha256"))
             if not name or not label or name.decode(errors="replace") in self._places:
                 raise UserError(f"{path}: record {number} is no label of an image of its own: {_ADVICE}")
-            if with_digests and digest != _digest(name, label):
+            further = {key: _value(features, key) for key in Estimates._fields if key in features}
+            if with_digests and digest != _digest(name, label, further):
                 raise UserError(f"{path} is damaged (the checksum of record {number} differs): {_ADVICE}")
+            if kind == "landmarks":
+                self._estimates[name.decode(errors="replace")] = self._read_estimates(number, further)
             self._places[name.decode(errors="replace")] = _Place(offset, len(payload), zlib.crc32(payload))
             self._counts[name.decode(errors="replace")] = _value(features, "counts") if "counts" in features else None
+        if held != kind:
+            raise UserError(f"{path} holds {held}, where {kind} are wanted: {_ADVICE}")
+
+    def _read_estimates(self, number: int, further: Mapping[str, bytes]) -> Estimates:
+        """The estimates of a record.
+
+        Raises:
+          UserError: they cannot be.
+        """
+        shares, classes = (further.get(key, b"") for key in Estimates._fields)
+        if len(shares) == 4 * self._num_classes and len(classes) <= IGNORE:
+            found = Estimates(np.frombuffer(shares, "<f4"), np.frombuffer(classes, np.uint8))
+            is_distribution = np.all(found.distribution >= 0) and abs(float(found.distribution.sum()) - 1) < 1e-3
+            if is_distribution and np.all(found.landmark_class < self._num_classes):
+                return found
+        raise UserError(f"{self._path}: record {number} has no distribution and landmarks of its classes: {_ADVICE}")
 
     def missing(self, names: Iterable[str]) -> list[str]:
         """Those of ``names`` that have no label."""
@@ -125,8 +172,14 @@ class PseudoLabels:
             row[: len(counts) // 8] = np.frombuffer(counts, "<i8")
         return result
 
+    def estimates(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """The distribution of an image, float32 [K], and its landmarks' classes, uint8 [255] filled with ``IGNORE``."""
+        found = self._estimates[name]
+        fill = (0, IGNORE - len(found.landmark_class))
+        return found.distribution, np.pad(found.landmark_class, fill, constant_values=IGNORE)
+
     def read(self, name: str) -> Image.Image:
-        """The label of an image: class indices and ``IGNORE``, in grey.
+        """The label of an image: class indices or landmarks' numbers, and ``IGNORE``, in grey.
 
         Raises:
           UserError: the image has no label, it was damaged since the file was opened, or it is none of these classes.
@@ -145,9 +198,12 @@ class PseudoLabels:
         label = decoding.decoded(data, self._size, what, _ADVICE)
         if label.mode != "L":
             raise UserError(f"{what} is no map of classes ({label.mode}): {_ADVICE}")
-        others = [i for i, count in enumerate(label.histogram()) if count and self._num_classes <= i != IGNORE]
+        values, kinds = self._num_classes, "classes"
+        if self._estimates:
+            values, kinds = len(self._estimates[name].landmark_class), "landmarks"
+        others = [i for i, count in enumerate(label.histogram()) if count and values <= i != IGNORE]
         if others:
-            raise UserError(f"{what} holds {others[0]}, of {self._num_classes} classes: {_ADVICE}")
+            raise UserError(f"{what} holds {others[0]}, of {values} {kinds}: {_ADVICE}")
         return label
 
 
@@ -175,8 +231,17 @@ def _value(features: Mapping[str, Any], key: str) -> bytes:
     return values[0] if values else b""
 
 
-def _digest(name: bytes, label: bytes) -> bytes:
-    return hashlib.sha256(struct.pack("<Q", len(name)) + name + label).hexdigest().encode()
+def _bytes_of(estimates: Estimates) -> dict[str, bytes]:
+    """The features of an example that hold them."""
+    distribution, classes = estimates
+    return {"distribution": distribution.astype("<f4").tobytes(), "landmark_class": classes.astype(np.uint8).tobytes()}
+
+
+def _digest(name: bytes, label: bytes, further: Mapping[str, bytes]) -> bytes:
+    parts = [struct.pack("<Q", len(name)), name, label]
+    for key in sorted(further):
+        parts += [struct.pack("<Q", len(further[key])), further[key]]
+    return hashlib.sha256(b"".join(parts)).hexdigest().encode()
 
 
 def _example(**features: bytes) -> bytes:

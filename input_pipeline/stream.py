@@ -20,6 +20,7 @@ class Stream:
       labels: yield labels.
       pseudo_labels: file of ``pseudo_labels.write`` that replaces the labels; its maps hold class indices.
       data_dir: where the data set lies, instead of where all others do; '': there.
+      landmarks: likewise, but its maps hold the landmarks of CDA's easy tasks, with what else these found out.
       role: tells streams of one split apart, which would otherwise draw the same images in the same order.
     """
 
@@ -33,6 +34,7 @@ class Stream:
     labels: bool = True
     pseudo_labels: str = ""
     data_dir: str = ""
+    landmarks: str = ""
     role: str = ""
 
     @property

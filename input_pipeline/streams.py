@@ -18,9 +18,18 @@ import numpy as np
 from PIL import Image
 
 from fada_jax import handovers
-from fada_jax.classes import ENCODINGS, IGNORE, ClassSet, label_table
+from fada_jax.classes import ENCODINGS, IGNORE, ClassSet
 from fada_jax.errors import UserError
-from fada_jax.input_pipeline import augmentation, decoding, load_tensorflow, memory, reading, records, sampling
+from fada_jax.input_pipeline import (
+    augmentation,
+    decoding,
+    load_tensorflow,
+    memory,
+    reading,
+    records,
+    sampling,
+    stream_labels,
+)
 from fada_jax.input_pipeline.pseudo_labels import PseudoLabels
 from fada_jax.input_pipeline.records import Records
 from fada_jax.input_pipeline.stream import Stream
@@ -60,7 +69,7 @@ def class_counts(data_dir: str | Path, stream: Stream, class_set: ClassSet) -> n
     stored = _open(data_dir, stream)
     if not stored.labelled:
         return None
-    counts = stored.class_counts(_table(stream, class_set, stored))
+    counts = stored.class_counts(stream_labels.table(stream, class_set, stored))
     return np.column_stack([counts, stored.raw_counts().sum(1) - counts.sum(1)])
 
 
@@ -80,7 +89,7 @@ def examples(
         record = stored.read(int(i))
         label = None
         if stored.labelled:
-            table = _table(stream, class_set, stored).tolist()
+            table = stream_labels.table(stream, class_set, stored).tolist()
             label = np.asarray(decoding.look_up(decoding.stored_label(record), table))
         yield np.asarray(decoding.stored_image(record)), label
 
@@ -102,7 +111,7 @@ def check(
     """
     stored = _open(data_dir, stream)
     if stream.labels and not stream.pseudo_labels:
-        _table(stream, class_set, stored)
+        stream_labels.table(stream, class_set, stored)
         if class_map is not None and stream.dataset not in ENCODINGS:
             records.check_class_map(stored.root, class_map)
     # Pseudo labels may not be made yet.
@@ -134,7 +143,8 @@ def train_batches(
       damaged_records: one of ``records.ON_DAMAGE``; 'skip' takes the next intact record of the split instead.
 
     Returns:
-      batches: ``image`` uint8 [n, H, W, 3] and, with labels, ``label`` uint8 [n, H, W] of class indices and ``IGNORE``.
+      batches: ``image`` uint8 [n, H, W, 3] and, with labels, ``label`` uint8 [n, H, W] of class indices and ``IGNORE``;
+        with landmarks ``landmark`` uint8 [n, H, W], ``distribution`` and ``landmark_class``, see ``pseudo_labels``.
 
     Raises:
       UserError: missing data, no labels, or a damaged record.
@@ -145,27 +155,30 @@ def train_batches(
     share, first = batch_size // process_count, start_step * batch_size
     number = _order(stream, class_set, stored, seed)
     note = handovers.recorder(stream=stream.role or "labelled", dataset=stream.dataset)
-    decode_label = _label_decoder(stream, class_set, stored, damaged_records, note)
+    labels = stream_labels.of(stream, class_set, stored, damaged_records, note)
     stream_id, (width, height) = _stream_id(stream), stream.image_size
 
-    def load(i: int) -> tuple[np.ndarray, np.ndarray]:
+    def load(i: int) -> tuple[np.ndarray, ...]:
         position = first + i // share * batch_size + process_index * share + i % share
         drawn = augmentation.draw(np.random.default_rng([seed, stream_id, position, 1]), stream.augment)
         record = stored.read_usable(number(position), damaged_records)
-        label = decode_label(record) if decode_label else None
-        return _augmented(decoding.stored_image(record), label, drawn, stream, note)
+        augmented = _augmented(decoding.stored_image(record), labels.read(record), drawn, stream, note)
+        return *augmented, *labels.further(record)
 
-    def finish(image: Any, label: Any) -> dict[str, Any]:
+    def finish(image: Any, label: Any, *further: Any) -> dict[str, Any]:
         result = {"image": tf.ensure_shape(image, (height, width, 3))}
-        return result | ({"label": tf.ensure_shape(label, (height, width))} if decode_label else {})
+        if labels.key:
+            result[labels.key] = tf.ensure_shape(label, (height, width))
+        parts = zip(labels.blank.items(), further, strict=True)
+        return result | {key: tf.ensure_shape(x, blank.shape) for (key, blank), x in parts}
 
     def batches() -> Iterator[dict[str, np.ndarray]]:
-        label_shape = (height, width) if decode_label else (0, 0)
-        blank = [np.zeros((height, width, 3), np.uint8), np.zeros(label_shape, np.uint8)]
+        label_shape = (height, width) if labels.key else (0, 0)
+        blank = [np.zeros((height, width, 3), np.uint8), np.zeros(label_shape, np.uint8), *labels.blank.values()]
         return reading.batches(_ENDLESS, load, blank, finish, share, stored.in_flight)
 
     what = f"{stream.dataset}/{stream.split}: {share} images of {width}x{height} pixels"
-    return memory.within(batches, what, (_PREPARED + 1) * share * width * height * (4 if decode_label else 3))
+    return memory.within(batches, what, (_PREPARED + 1) * share * width * height * (4 if labels.key else 3))
 
 
 def batch_names(
@@ -244,16 +257,6 @@ def _open(data_dir: str | Path, stream: Stream) -> Records:
     return records.open_split(stream.data_dir or data_dir, stream.dataset, stream.split, stream.city)
 
 
-def _table(stream: Stream, class_set: ClassSet, stored: Records) -> np.ndarray:
-    """Raw id -> class index, uint8 [256]."""
-    if not stored.labelled:
-        raise UserError(f"{stream.dataset}/{stream.split} in {stored.root} has no labels")
-    try:
-        return label_table(stream.dataset, class_set, stored.encoding)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
 def _stream_id(stream: Stream) -> int:
     # crc32, because Python's own hash differs from process to process.
     role = f"/{stream.role}" if stream.role else ""
@@ -291,7 +294,7 @@ def _sampler(
         pseudo = PseudoLabels(stream.pseudo_labels, class_set.num_classes)
         counts = pseudo.class_counts(stored.names.tolist(), class_set.num_classes)
     elif counts is None:
-        counts = stored.class_counts(_table(stream, class_set, stored))
+        counts = stored.class_counts(stream_labels.table(stream, class_set, stored))
     if kind == "mined":
         return _computed_once(lambda run: sampling.mined_run(counts, [seed, stream_id, run]))
     if kind == "balanced":
@@ -310,29 +313,6 @@ def _computed_once(order: Callable[[int], np.ndarray]) -> Callable[[int], np.nda
             return cached(run)
 
     return locked
-
-
-def _label_decoder(
-    stream: Stream, class_set: ClassSet, stored: Records, on_damage: str, note: Callable[..., None]
-) -> Callable[[dict[str, Any]], Image.Image] | None:
-    """A function from a record to its label of class indices at ``stream.size``; None for a stream without labels.
-
-    Raises:
-      UserError: no labels, or pseudo labels that lack images.
-    """
-    if not stream.pseudo_labels:
-        if not stream.labels:
-            return None
-        table = _table(stream, class_set, stored).tolist()
-        return lambda record: decoding.look_up(decoding.stored_label(record), table, stream.size, note)
-    pseudo = PseudoLabels(stream.pseudo_labels, class_set.num_classes)
-    # The teacher left damaged images out where they are skipped.
-    if on_damage == "fail" and (missing := pseudo.missing(stored.names.tolist())):
-        raise UserError(
-            f"{stream.pseudo_labels} has no label for {len(missing)} of {len(stored.names)} images, for instance "
-            f"{missing[0]}: delete it, the same command makes it again"
-        )
-    return lambda record: decoding.look_up(pseudo.read(record["name"]), _IDENTITY, stream.size, note)
 
 
 def _augmented(
@@ -354,7 +334,7 @@ def _eval_examples(
     stream: Stream, class_set: ClassSet, stored: Records, on_damage: str, numbers: np.ndarray
 ) -> Iterator[dict[str, Any]]:
     """The intact images of ``numbers`` one by one: ``eval_batches``'s entries without ``mask``."""
-    table = _table(stream, class_set, stored).tolist() if stream.labels else _IDENTITY
+    table = stream_labels.table(stream, class_set, stored).tolist() if stream.labels else _IDENTITY
     note = handovers.recorder(stream=stream.role or "tested", dataset=stream.dataset)
     blank = {
         "image": np.zeros((1, 1, 3), np.uint8), "label": np.zeros((0, 0), np.uint8), "name": np.zeros((), "S1"),

@@ -13,6 +13,8 @@ from fada_jax.methods.stages import STAGES
 from fada_jax.stages import data, program, workdirs
 from fada_jax.training import optimizers
 
+# Of the stages that train no method of the default's.
+METHODS = {"self_training": "cbst", "curriculum": "cda"}
 TASKS = ("gta5_to_cityscapes", "synthia_to_cityscapes", "cityscapes_to_crosscity", "camvid_day_to_dusk")
 
 
@@ -24,8 +26,7 @@ def load(task, arguments=""):
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("variant", ["backbone=resnet101", "backbone=vgg16", "size=miniature"])
 def test_every_stage_builds_and_its_data_has_the_classes(task, stage, variant):
-    method = "cbst" if stage == "self_training" else "fada"
-    config = schema.read(load(task, f"stage={stage},{variant},method={method}"))
+    config = schema.read(load(task, f"stage={stage},{variant},method={METHODS.get(stage, 'fada')}"))
     for stream in (config.source, config.target, config.eval):
         classes.label_table(stream.dataset, config.classes)
     assert config.model.num_classes == config.classes.num_classes
@@ -36,8 +37,7 @@ def test_every_stage_builds_and_its_data_has_the_classes(task, stage, variant):
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("size", base.SIZES)
 def test_the_rate_never_reaches_zero(task, stage, size):
-    method = "cbst" if stage == "self_training" else "fada"
-    config = schema.read(load(task, f"stage={stage},size={size},method={method}"))
+    config = schema.read(load(task, f"stage={stage},size={size},method={METHODS.get(stage, 'fada')}"))
     for network, spec in (("generator", config.generator_optimizer), ("discriminator", config.discriminator_optimizer)):
         schedule = optimizers.poly_schedule(spec.learning_rate, spec.schedule_steps, spec.power)
         assert float(schedule(config.total_steps - 1)) > 0

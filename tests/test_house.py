@@ -152,7 +152,8 @@ def test_lower_bounds_are_those_that_were_tried():
 
 def test_the_extra_of_a_missing_library_brings_it():
     for extra, libraries in EXTRAS.items():
-        brought = " ".join(requirements()[extra]).replace("-", "_").replace("scikit_learn", "sklearn")
+        brought = " ".join(requirements()[extra]).replace("-", "_")
+        brought = brought.replace("scikit_learn", "sklearn").replace("scikit_image", "skimage")
         assert all(library in brought for library in libraries), extra
         assert not any(library in " ".join(requirements()[""]) for library in libraries)
 

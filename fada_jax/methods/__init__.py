@@ -16,6 +16,7 @@ from fada_jax.methods.adaptsegnet import AdaptSegNet
 from fada_jax.methods.advent import Advent
 from fada_jax.methods.adversarial import Adversarial
 from fada_jax.methods.binary import DomainLabels
+from fada_jax.methods.cda import Cda
 from fada_jax.methods.clan import Clan
 from fada_jax.methods.crosscity import CrossCity
 from fada_jax.methods.cycada import Cycada
@@ -40,6 +41,7 @@ __all__ = [
     "Advent",
     "Adversarial",
     "Batch",
+    "Cda",
     "Clan",
     "CrossCity",
     "Crst",
@@ -117,6 +119,7 @@ SYSTEMS: Mapping[str, System] = {
     "crst": System(Crst, stages.SELF_TRAINED, stage="self_training"),
     "cycada": System(Cycada, stages.TRANSLATED_ALIGNED),
     "cyclegan": System(CycleGan, stages.TRANSLATED, stage="translation"),
+    "cda": System(Cda, stages.CURRICULUM, stage="curriculum"),
     "control": System(Supervised, stages.CONTROL),
     "source_only": System(Supervised, stages.SOURCE_ALONE),
     "oracle": System(Supervised, stages.SOURCE_ALONE),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from fada_jax.ranges import FolderName
 
@@ -22,6 +22,7 @@ class Stage:
       adapts: trains the config's method; otherwise G learns from labels alone.
       parts: equal parts that the batch is cut into, one for each domain.
       translates: trains image translators, from images alone, instead of G.
+      labels: what the teacher's labels are: 'classes', or 'landmarks', the answers of CDA's easy tasks.
     """
 
     images: str
@@ -29,12 +30,14 @@ class Stage:
     adapts: bool = False
     parts: int = 1
     translates: bool = False
+    labels: Literal["classes", "landmarks"] = "classes"
 
 
 STAGES: Mapping[str, Stage] = {
     "source": Stage("source"),
     "adaptation": Stage("source", adapts=True, parts=2),
     "self_training": Stage("source", pseudo_labels="target", adapts=True, parts=2),
+    "curriculum": Stage("source", pseudo_labels="target", adapts=True, parts=2, labels="landmarks"),
     "self_distillation": Stage("target", pseudo_labels="target"),
     "translation": Stage("source", parts=2, translates=True),
 }
@@ -89,5 +92,6 @@ _ON_TRANSLATED = dataclasses.replace(_SOURCE, images="translation")
 # Source only on translated images, and from there on CyCADA's alignment of features.
 TRANSLATED = (_TRANSLATION, _ON_TRANSLATED)
 TRANSLATED_ALIGNED = (_TRANSLATION, _ON_TRANSLATED, dataclasses.replace(_ADAPTATION, images="translation"))
+CURRICULUM = (_SOURCE, Part("adaptation", "curriculum", init_from="source", teacher_from="source"))
 # Adapted and distilled as in the paper, with the control beside it.
 ADAPTED = (_SOURCE, _CONTROL, _ADAPTATION, _DISTILLATION)

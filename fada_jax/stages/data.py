@@ -15,6 +15,7 @@ from fada_jax.config import Config
 from fada_jax.errors import UserError
 from fada_jax.input_pipeline import streams as pipeline
 from fada_jax.input_pipeline.stream import Stream
+from fada_jax.input_pipeline.stream_labels import blank_estimates
 
 
 def streams(config: Config, pseudo_labels: str = "") -> dict[str, Stream]:
@@ -23,9 +24,12 @@ def streams(config: Config, pseudo_labels: str = "") -> dict[str, Stream]:
     of_teacher = pseudo_labels if kind.pseudo_labels == kind.images else ""
     result = {"source": labelled.stream(labels=not kind.translates, pseudo_labels=of_teacher)}
     if "target" in config.training_method.streams:
-        taught = kind.pseudo_labels == "target"
-        own = pseudo_labels if taught else ""
-        result["target"] = config.target.stream(labels=taught, pseudo_labels=own, role="target")
+        taught = kind.pseudo_labels == "target" and kind.labels == "classes"
+        own = pseudo_labels if kind.pseudo_labels == "target" else ""
+        of_classes, landmarks = (own, "") if taught else ("", own)
+        result["target"] = config.target.stream(
+            labels=taught, pseudo_labels=of_classes, landmarks=landmarks, role="target"
+        )
     return result
 
 
@@ -42,6 +46,10 @@ def batch_shapes(config: Config) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
         result[name] = {"image": jax.ShapeDtypeStruct((count, height, width, 3), jnp.uint8)}
         if stream.labels or stream.pseudo_labels:
             result[name]["label"] = jax.ShapeDtypeStruct((count, height, width), jnp.uint8)
+        if name == config.kind.pseudo_labels and config.kind.labels == "landmarks":
+            result[name]["landmark"] = jax.ShapeDtypeStruct((count, height, width), jnp.uint8)
+            for key, x in blank_estimates(config.classes.num_classes).items():
+                result[name][key] = jax.ShapeDtypeStruct((count, *x.shape), x.dtype)
     return result
 
 
@@ -88,7 +96,8 @@ def read_batches(config: Config, pseudo_labels: str, start: int, mesh: jax.shard
     for parts in zip(*iterators.values(), strict=False):
         batch = dict(zip(iterators, parts, strict=True))
         for name, part in batch.items():
-            handovers.note("batch", stream=name, **{key: handovers.size(x.shape[1:3]) for key, x in part.items()})
+            maps = {key: handovers.size(x.shape[1:3]) for key, x in part.items() if x.ndim > 2}
+            handovers.note("batch", stream=name, **maps)
         yield batch
 
 
@@ -122,12 +131,13 @@ def checked_batches(
                 if key not in batch.get(stream, {}):
                     raise UserError(f"{name} is missing")
                 array = np.asarray(batch[stream][key])
-                size = sizes.setdefault(stream, array.shape[1:3])
-                shape = (wanted.shape[0] // readers, *size, *wanted.shape[3:])
+                shape = (wanted.shape[0] // readers, *wanted.shape[1:])
+                if len(shape) > 2:
+                    shape = (shape[0], *sizes.setdefault(stream, array.shape[1:3]), *shape[3:])
                 if (array.dtype, array.shape) != (wanted.dtype, shape):
                     given = f"{array.dtype}{list(array.shape)}"
                     raise UserError(f"{name} is {given}, must be {wanted.dtype}{list(shape)}")
-                if key == "label" and (classes := set(np.unique(array).tolist()) - {IGNORE}):
+                if key in ("label", "landmark_class") and (classes := set(np.unique(array).tolist()) - {IGNORE}):
                     if max(classes) >= class_set.num_classes:
                         raise UserError(
                             f"{name} holds {max(classes)}, which is no class of {class_set.name} "

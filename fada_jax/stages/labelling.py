@@ -27,7 +27,7 @@ from fada_jax.input_pipeline import streams
 from fada_jax.input_pipeline.label_maps import label_maps
 from fada_jax.input_pipeline.stream import Stream
 from fada_jax.models import Segmenter
-from fada_jax.stages import statistics
+from fada_jax.stages import easy_tasks, statistics
 from fada_jax.stages.parents import load_teacher
 from fada_jax.stored import Meta
 from fada_jax.training import checkpoints, selection
@@ -40,6 +40,8 @@ def pseudo_label_file(config: Config, workdir: Path) -> str:
 
 def provenance(config: Config, teacher: checkpoints.Model) -> dict[str, Any]:
     """All that decides the pseudo labels of a stage, in JSON types."""
+    if config.kind.labels == "landmarks":
+        return easy_tasks.provenance(config, teacher)
     values = {
         "teacher": teacher.digest,
         "teacher_step": teacher.step,
@@ -119,7 +121,8 @@ def ensure_pseudo_labels(
         if in_file is not None:
             log(f"{path} holds other labels ({_differing(in_file, wanted)}): they are made again")
         with handovers.within(stage="pseudo labels"):
-            make_pseudo_labels(config, teacher, path, wanted, mesh, log)
+            make = easy_tasks.make_landmarks if config.kind.labels == "landmarks" else make_pseudo_labels
+            make(config, teacher, path, wanted, mesh, log)
     return wanted
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +25,8 @@ from fada_jax.training.states import TrainState
 # Networks by name: called as the modules are, with the parameters whose gradient is taken.
 Networks = Mapping[str, Callable[..., Any]]
 GENERATOR = "generator"
+# Of a part of a batch; all else is in ``View.estimates``.
+_NO_ESTIMATES = ("image", "label", "key")
 
 
 class View(NamedTuple):
@@ -40,6 +43,7 @@ class View(NamedTuple):
       step: number of the step, int32 from 0.
       keys: of each image, for what is drawn at random; the same for any number of devices.
       statistics: of the source that the method has prepared, by name.
+      estimates: of each image, whatever the batch holds beside images and labels, by name.
     """
 
     domain: str
@@ -52,6 +56,7 @@ class View(NamedTuple):
     step: jax.Array
     keys: jax.Array
     statistics: Mapping[str, jax.Array]
+    estimates: Mapping[str, jax.Array] = MappingProxyType({})
 
     @property
     def is_source(self) -> bool:
@@ -103,7 +108,7 @@ class Alternation:
         Args:
           states: ``generator`` and the other networks, each a TrainState; what is none stays as it is.
           batch: ``source`` with ``image`` uint8 [N, H, W, 3] and ``label`` uint8 [N, H, W]; ``target`` with ``image``
-            uint8 [M, H', W', 3] and, in self-training, its ``label``; or none of it.
+            uint8 [M, H', W', 3] and, in self-training, its ``label``; or none of it. All else is in ``View.estimates``.
           rng, progress: of the step.
           statistics: of ``View``.
 
@@ -194,6 +199,7 @@ class _Known(NamedTuple):
                 self.step,
                 part["key"],
                 self.statistics,
+                {key: x for key, x in part.items() if key not in _NO_ESTIMATES},
             )
             said = self.plan.losses(view, {key: self._network(key, params[key]) for key in params})
             return (jnp.float32(said.generator), jnp.float32(said.discriminators)), said.metrics
