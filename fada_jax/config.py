@@ -50,7 +50,7 @@ from fada_jax.ranges import (
 from fada_jax.storage import paths
 from fada_jax.training.optimizers import OptimizerSpec, check_optimizers
 from fada_jax.training.reduction import ReduceType
-from fada_jax.training.selection import Selection
+from fada_jax.training.selection import Rounds, Selection
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,19 +127,6 @@ class KnowledgeConfig:
     threshold: Share = 0.9  # Hard labels of pixels below this confidence are ignored.
 
 
-@dataclasses.dataclass(frozen=True)
-class RoundsConfig:
-    """Self-training: rounds of a recipe, each with labels of the one before it (CBST)."""
-
-    number: Positive = 6  # Of them, total_steps each.
-    growth: Share = 0.05  # pseudo_labels.keep grows by so much a round,
-    most: Share = 0.5  # up to this.
-
-    def keep(self, first: float, number: int) -> float:
-        """Share of the pixels that round ``number``, from 1, labels."""
-        return max(first, min(self.most, first + self.growth * (number - 1)))
-
-
 # Of the discriminator, as released.
 ADAM = OptimizerSpec("adam", 1e-4, 62_500, weight_decay=0.0, classifier_multiplier=1.0)
 
@@ -189,7 +176,7 @@ class Config:
     fourier_beta: Half = 0.0
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # Fields of the method that no key here has.
     pseudo_labels: Selection = Selection()
-    rounds: RoundsConfig = RoundsConfig()
+    rounds: Rounds = Rounds()
     recipe: tuple[Part, ...] = ()  # Stages that run_recipe trains, of fada_jax/methods/stages.py; empty: the method's.
     student_from: str = "init_from"  # In a recipe the student starts from 'init_from', 'source' or 'adaptation'.
     source: StreamConfig = StreamConfig()  # Labelled images.

@@ -14,7 +14,7 @@ from fada_jax.stages import data, program, workdirs
 from fada_jax.training import optimizers
 
 # Of the stages that train no method of the default's.
-METHODS = {"self_training": "cbst", "curriculum": "cda"}
+METHODS = {"self_training": "cbst", "curriculum": "cda", "translation": "cyclegan"}
 TASKS = ("gta5_to_cityscapes", "synthia_to_cityscapes", "cityscapes_to_crosscity", "camvid_day_to_dusk")
 
 

@@ -13,7 +13,9 @@ from fada_jax.scripts import docs_numbers
 from fada_jax.scripts.pages import systems
 
 PAGES = {str(page.relative_to(ROOT)): page for page in docs_numbers.pages()}
-WORDS, APPENDIX = 12_000, "docs/errors.md"  # Of all pages in docs/ but the appendix, which is generated.
+# Of all pages in docs/ but those that are generated as a whole.
+WORDS, APPENDIX = 11_500, "docs/errors.md"
+GENERATED = (APPENDIX, "docs/configs.md")
 # Decimals that are settings, definitions, versions or the paper's numbers, not measurements of ours.
 SETTINGS = {
     *("0.001", "0.01", "0.03", "0.1", "0.2", "0.5", "0.7", "0.9", "1.0", "1.01", "1.3", "1.5", "1.8", "7.5"),
@@ -90,7 +92,7 @@ def test_systems_are_those_of_the_tables(results):
 
 
 def test_pages_are_short():
-    words = {page: len(path.read_text().split()) for page, path in PAGES.items() if page not in ("README.md", APPENDIX)}
+    words = {page: len(path.read_text().split()) for page, path in PAGES.items() if page not in ("README.md", *GENERATED)}
     assert sum(words.values()) <= WORDS, words
     assert len(PAGES["README.md"].read_text().splitlines()) <= 150
 

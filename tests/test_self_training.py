@@ -167,7 +167,7 @@ def test_rounds_follow_one_another_with_growing_shares():
     assert not st.pseudo_labels.balanced and not st.pseudo_labels.relative
     assert cbst.pseudo_labels.balanced and cbst.pseudo_labels.relative
     # A share above the limit stays what it is.
-    assert schema.RoundsConfig(most=0.5).keep(0.8, 3) == 0.8
+    assert selection.Rounds(most=0.5).keep(0.8, 3) == 0.8
 
 
 def own_recipe(parts, **values):

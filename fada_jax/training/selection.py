@@ -19,6 +19,7 @@ from annotated_types import Gt, Le
 from scipy import ndimage
 
 from fada_jax.classes import IGNORE
+from fada_jax.ranges import Positive, Share
 
 # Confidences are ranked by the bits of their float32: by the upper half, then by the lower one of those that share the
 # upper one with what is sought.
@@ -45,6 +46,19 @@ class Selection:
     @property
     def needs_thresholds(self) -> bool:
         return self.keep < 1 or self.relative
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounds:
+    """Self-training: rounds of a recipe, each with labels of the one before it (CBST)."""
+
+    number: Positive = 6  # Of them, total_steps each.
+    growth: Share = 0.05  # pseudo_labels.keep grows by so much a round,
+    most: Share = 0.5  # up to this.
+
+    def keep(self, first: float, number: int) -> float:
+        """Share of the pixels that round ``number``, from 1, labels."""
+        return max(first, min(self.most, first + self.growth * (number - 1)))
 
 
 def spatial_prior(labels: Iterable[np.ndarray], num_classes: int) -> np.ndarray:
