@@ -96,6 +96,7 @@ def test_accuracy_is_the_share_of_cells_that_d_tells():
         assert float(metrics["accuracy"]) == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_two_devices_compute_what_one_does():
     same(two_steps("cycada"), on_devices(2, "test_all_systems", "two_steps('cycada', (2, 1, 1))"), 1e-5)
 

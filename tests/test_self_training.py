@@ -155,7 +155,8 @@ def test_a_prior_is_the_sources_frequency_at_each_place():
 
 
 def test_rounds_follow_one_another_with_growing_shares():
-    stages = recipe.configs(f"{GTA5},method=cbst", {"rounds.number": 9, "rounds.most": 0.4}, Path("/w"))
+    released = "configs/gta5_to_cityscapes.py:method=cbst"
+    stages = recipe.configs(released, {"rounds.number": 9, "rounds.most": 0.4}, Path("/w"))
     assert list(stages) == ["source", *(f"round_{i}" for i in range(1, 10))]
     rounds = list(stages.values())[1:]
     shares = [0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.4, 0.4, 0.4]

@@ -90,7 +90,7 @@ SELF_TRAINED = (_SOURCE, Part("round", "self_training", init_from="source", teac
 _TRANSLATION = Part("translation", "translation", "cyclegan")
 _ON_TRANSLATED = dataclasses.replace(_SOURCE, images="translation")
 # Source only on translated images, and from there on CyCADA's alignment of features.
-TRANSLATED = (_TRANSLATION, _ON_TRANSLATED)
+TRANSLATED = (_TRANSLATION, dataclasses.replace(_ON_TRANSLATED, method="source_only"))
 TRANSLATED_ALIGNED = (_TRANSLATION, _ON_TRANSLATED, dataclasses.replace(_ADAPTATION, images="translation"))
 CURRICULUM = (_SOURCE, Part("adaptation", "curriculum", init_from="source", teacher_from="source"))
 # Adapted and distilled as in the paper, with the control beside it.
