@@ -51,7 +51,7 @@ from fada_jax.methods import SYSTEMS
 from fada_jax.reporting import ablation, paper, results
 from fada_jax.scripts import run_recipe
 from fada_jax.scripts.ablations.kept import Task, by_seed, finished, finished_rows, row_file, shape
-from fada_jax.stages import recipe, run, workdirs
+from fada_jax.stages import recipe, run, translating, workdirs
 
 # Seconds between two looks at a stage that another process trains.
 WAIT = 2.0
@@ -82,7 +82,7 @@ def run_variant(task: Task, name: str, variant: ablation.Variant, seed: int) -> 
         changes["lambda_adv"] *= own.lambda_adv
     changed = stages_of(task, seed, variant.method, changes)
     config = changed[_trained(changed, variant)]
-    if config.kind.adapts and config.stage != variant.stage:
+    if config.stage != variant.stage or any(other.kind.translates for other in changed.values()):
         return {
             name: _run_stages(task, folder, changed, config.method if variant.method else f"{config.method}_{name}")
         }
@@ -98,20 +98,26 @@ def run_variant(task: Task, name: str, variant: ablation.Variant, seed: int) -> 
 
 
 def _trained(stages: Mapping[str, Config], variant: ablation.Variant) -> str:
-    """The stage of a recipe that a variant is scored by."""
-    return variant.stage if variant.stage in stages else recipe.adapted(stages)
+    """The stage of a recipe that a variant is scored by; the last one where it does not have the variant's."""
+    return variant.stage if variant.stage in stages else list(stages)[-1]
 
 
 def _run_stages(task: Task, folder: Path, stages: Mapping[str, Config], own: str) -> dict[str, Any]:
-    """Scores of the last of several stages after the source's, such as rounds, in folders that begin with ``own``."""
-    places = {str(folder / name): folder / (name if name == "source" else f"{own}_{name}") for name in stages}
+    """Scores of the last of several stages, such as rounds, in folders that begin with ``own``.
+
+    Several variants share the source stage on the data set's own images, and translators.
+    """
+    shared = {name for name, config in stages.items() if config.kind.translates}
+    shared |= {name for name in ("source",) if not stages[name].source.data_dir}
+    places = {str(folder / name): folder / (name if name in shared else f"{own}_{name}") for name in stages}
     scored: tuple[Path, Config]
     for name, config in stages.items():
         parents = [str(places.get(parent, parent)) for parent in (config.init_from, config.teacher_from)]
         config = dataclasses.replace(config, init_from=parents[0], teacher_from=parents[1])
         scored = places[str(folder / name)], config
-        if name != "source":
-            _train(config, scored[0])
+        if translation := recipe.translation_of(config, stages, folder):
+            translating.ensure(config, stages[translation], folder / translation)
+        _train(config, scored[0])
     return _score(task, *scored)
 
 

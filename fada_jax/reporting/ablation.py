@@ -59,6 +59,7 @@ _SYSTEMS: Mapping[str, Variant] = {
     "st": Variant("ST", printed="ST"),
     "crst": Variant("CRST (MRKLD)"),
     "cda": Variant("CDA", printed="CDA"),
+    "cyclegan": Variant("source only on CycleGAN's images"),
     "cycada": Variant("CyCADA", printed="CyCADA"),
     "fda": Variant("FDA"),
     "maxsquare": Variant("MaxSquare"),
@@ -72,8 +73,8 @@ _SYSTEMS: Mapping[str, Variant] = {
 
 
 def _systems() -> dict[str, Variant]:
-    """A row for every system that adapts in its adaptation stage; those of the paper first, in its order."""
-    adapting = [name for name, system in SYSTEMS.items() if system.adapts]
+    """A row for every system that adapts or translates; those of the paper first, in its order."""
+    adapting = [name for name, system in SYSTEMS.items() if system.adapts or system.translates]
     names = [*(name for name in _SYSTEMS if name in adapting), *(name for name in adapting if name not in _SYSTEMS)]
     return {name: dataclasses.replace(_SYSTEMS.get(name, Variant(name)), method=name) for name in names}
 
