@@ -105,10 +105,10 @@ def _trained(stages: Mapping[str, Config], variant: ablation.Variant) -> str:
 def _run_stages(task: Task, folder: Path, stages: Mapping[str, Config], own: str) -> dict[str, Any]:
     """Scores of the last of several stages, such as rounds, in folders that begin with ``own``.
 
-    Several variants share the source stage on the data set's own images, and translators.
+    Several variants share the source stage on the data set's own images, which is there already, and translators.
     """
-    shared = {name for name, config in stages.items() if config.kind.translates}
-    shared |= {name for name in ("source",) if not stages[name].source.data_dir}
+    done = {name for name, config in stages.items() if name == "source" and not config.source.data_dir}
+    shared = done | {name for name, config in stages.items() if config.kind.translates}
     places = {str(folder / name): folder / (name if name in shared else f"{own}_{name}") for name in stages}
     scored: tuple[Path, Config]
     for name, config in stages.items():
@@ -117,7 +117,8 @@ def _run_stages(task: Task, folder: Path, stages: Mapping[str, Config], own: str
         scored = places[str(folder / name)], config
         if translation := recipe.translation_of(config, stages, folder):
             translating.ensure(config, stages[translation], folder / translation)
-        _train(config, scored[0])
+        if name not in done:
+            _train(config, scored[0])
     return _score(task, *scored)
 
 
