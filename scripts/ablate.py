@@ -83,9 +83,7 @@ def run_variant(task: Task, name: str, variant: ablation.Variant, seed: int) -> 
     changed = stages_of(task, seed, variant.method, changes)
     config = changed[_trained(changed, variant)]
     if config.stage != variant.stage or any(other.kind.translates for other in changed.values()):
-        return {
-            name: _run_stages(task, folder, changed, config.method if variant.method else f"{config.method}_{name}")
-        }
+        return {name: _run_stages(task, folder, changed, name if variant.method else f"{config.method}_{name}")}
     # A variant that is the recipe's own stage shares its folder.
     trained = workdirs.stage_folder(folder, variant.stage) if config == own else folder / name
     if "lambda_adv" in changes and config.method != ARGUMENTS["method"]:  # The folder may be that of several methods.
