@@ -67,7 +67,7 @@ def system_facts(measured: Mapping[str, Any]) -> dict[str, dict[str, str]]:
 
 
 # Rows of a system's table that every other row is compared with.
-BASELINES = {"source_only": "source only", "control": "control", "fada": "F-Adv"}
+BASELINES = {"control": "control", "fada": "F-Adv"}
 
 
 def measured_table(task: Mapping[str, Any]) -> str:
