@@ -35,6 +35,24 @@ ROWS = {
         "row of systems that is none": ((*ABLATE, CONFIG, "--table=systems", "--rows=clan,nope"), 1, "'nope' is none of"),
         "rows of another table": ((*ABLATE, CONFIG, "--table=lambda", "--rows=clan"), 1, "--table=lambda is scored as a w"),
         "lambda of a system without one": ((*ABLATE, f"{CONFIG},method=control", "--table=lambda"), 1, "has nothing to abl"),
+        "system in a stage that is not its own": (adapted("cbst"), 1, "method=cbst is trained in stage=self_training"),
+        "self-training without a teacher": (
+            (*TRAIN, f"{CONFIG},stage=self_training,method=cbst", *SIZES), 1, "config.teacher_from is empty",
+        ),
+        "curriculum without a teacher": (
+            (*TRAIN, f"{CONFIG},stage=curriculum,method=cda", *SIZES), 1, "config.teacher_from is empty",
+        ),
+        "self-training that weighs nothing": (
+            (*TRAIN, f"{CONFIG},stage=self_training,method=cbst", "--config.lambda_adv=0.0", *SIZES), 1,
+            "method=control is trained in stage=adaptation",
+        ),
+        "portions of a system without rounds": ((*ABLATE, f"{CONFIG},method=clan", "--table=portion"), 1, "has no rounds"),
+        "images that translators cannot halve": (
+            (*TRAIN, f"{CONFIG},stage=translation", "--config.source.size=(50,32)"), 1, "multiples of 4 pixels each",
+        ),
+        "translation by a segmenter": (
+            ("scripts/translate_dataset.py", "--workdir={good}", "--data_dir={data}", "--name=painted"), 1, "not image translators",
+        ),
         "class centres of a workdir without seeds": (
             (*CCD, "--workdir={good}", "--data_dir={data}", "--systems=source,clan"), 1, "holds no seed",
         ),

@@ -52,7 +52,7 @@ def load_teacher(config: Config) -> checkpoints.Model:
       UserError: none is named, or it does not fit the config.
     """
     if not config.teacher_from:
-        raise UserError("config.teacher_from is empty: name the workdir of the adaptation stage that labels the target")
+        raise UserError("config.teacher_from is empty: name the workdir of the model that labels the target")
     return load_compatible(config, config.teacher_from, "config.teacher_from")
 
 
