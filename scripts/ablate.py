@@ -42,7 +42,7 @@ from absl import flags
 
 from fada_jax import cli, files
 from fada_jax import config as schema
-from fada_jax.config import Config
+from fada_jax.config import FREE_ON_RESUME, Config
 from fada_jax.configs.base import ARGUMENTS
 from fada_jax.errors import Busy, UserError
 from fada_jax.evaluation import colour_matching, scoring
@@ -55,6 +55,7 @@ from fada_jax.stages import recipe, run, translating, workdirs
 
 # Seconds between two looks at a stage that another process trains.
 WAIT = 2.0
+_NO_SETTINGS = ("init_from", "teacher_from", *FREE_ON_RESUME)
 # Tables that a value is chosen from for each method.
 SEARCHES = ("lambda", "portion")
 
@@ -82,7 +83,7 @@ def run_variant(task: Task, name: str, variant: ablation.Variant, seed: int) -> 
         changes["lambda_adv"] *= own.lambda_adv
     changed = stages_of(task, seed, variant.method, changes)
     config = changed[_trained(changed, variant)]
-    if config.stage != variant.stage or any(other.kind.translates for other in changed.values()):
+    if _has_several(changed, variant):
         return {name: _run_stages(task, folder, changed, name if variant.method else f"{config.method}_{name}")}
     # A variant that is the recipe's own stage shares its folder.
     trained = workdirs.stage_folder(folder, variant.stage) if config == own else folder / name
@@ -98,6 +99,12 @@ def run_variant(task: Task, name: str, variant: ablation.Variant, seed: int) -> 
 def _trained(stages: Mapping[str, Config], variant: ablation.Variant) -> str:
     """The stage of a recipe that a variant is scored by; the last one where it does not have the variant's."""
     return variant.stage if variant.stage in stages else list(stages)[-1]
+
+
+def _has_several(stages: Mapping[str, Config], variant: ablation.Variant) -> bool:
+    """Whether a variant is more than one stage after the source stage that all share."""
+    translates = any(config.kind.translates for config in stages.values())
+    return translates or stages[_trained(stages, variant)].stage != variant.stage
 
 
 def _run_stages(task: Task, folder: Path, stages: Mapping[str, Config], own: str) -> dict[str, Any]:
@@ -244,6 +251,12 @@ def run_row(file: str, task: Task, name: str, seed: int) -> None:
     else:
         config = stages_of(task, seed, "oracle")["source"] if name == "oracle" else stages["source"]
     settings = {key: value for key, value in config.plain().items() if key not in ("init_from", "teacher_from")}
+    if variant and _has_several(changed, variant):
+        settings["before"] = {
+            stage: {key: value for key, value in other.plain().items() if key not in _NO_SETTINGS}
+            for stage, other in changed.items()
+            if other is not config
+        }
     made_by = {**task.made_by, "trained": json.loads(json.dumps(settings))}
     path = folder / file / f"{name}.json"
     if path.exists():
