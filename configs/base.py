@@ -241,7 +241,7 @@ PATCHES = ("feature_space", "adaptsegnet", "adaptsegnet_multi", "clan", "advent"
 MINIATURE_LAMBDA = {
     **{"binary": 0.01, "minent": 0.003, "crosscity": 0.003, "fda": 0.01, "maxsquare": 0.1},
     **dict.fromkeys(PATCHES, 3e-4),
-    **{"clan": 1e-3, "feature_space": 1e-3, **dict.fromkeys(("st", "cbst", "crst", "cda"), 1.0)},
+    **{"clan": 1e-3, "feature_space": 1e-3, "cda": 0.003, **dict.fromkeys(("st", "cbst", "crst"), 1.0)},
 }
 # Widths and patches of the miniature's scale.
 MINIATURE_OPTIONS = {
