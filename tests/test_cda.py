@@ -539,11 +539,11 @@ def test_values_that_cannot_be_are_refused(arguments, overrides, problem):
 
 
 def test_its_recipe_adapts_the_source_model(tmp_path):
-    for size, steps in (("released", 40_000), ("miniature", 750)):
+    for size, steps, weight in (("released", 40_000, 1.0), ("miniature", 750, 0.003)):
         stages = recipe.configs(f"configs/gta5_to_cityscapes.py:method=cda,size={size}", {}, tmp_path)
         assert list(stages) == ["source", "adaptation"]
         config = stages["adaptation"]
-        assert (config.stage, config.total_steps, config.lambda_adv) == ("curriculum", steps, 1.0)
+        assert (config.stage, config.total_steps, config.lambda_adv) == ("curriculum", steps, weight)
         assert config.init_from == config.teacher_from == str(tmp_path / "source")
         assert recipe.adapted(stages) == "adaptation"
 

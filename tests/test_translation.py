@@ -353,6 +353,7 @@ def translators(data_dir, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_a_dry_run_prints_both_networks(data_dir):
     output = command("-m", "fada_jax.train", *data_config(data_dir, *NARROW), "--dry_run")
     assert "generator: " in output and f"{cyclegan.DISCRIMINATORS}: " in output
