@@ -73,10 +73,6 @@ def _pair_translation(arguments: dict[str, str], given: set[str]) -> None:
         arguments["method"] = next(name for name, system in SYSTEMS.items() if system.translates)
     elif SYSTEMS[arguments["method"]].translates and "stage" not in given:
         arguments["stage"] = next(name for name, stage in STAGES.items() if stage.translates)
-    if STAGES[arguments["stage"]].translates != SYSTEMS[arguments["method"]].translates:
-        raise ValueError(
-            f"config argument stage={arguments['stage']}: method={arguments['method']} is not trained in it"
-        )
 
 
 def stream(dataset: str = "", split: str = "", size: tuple[int, int] = (0, 0), city: str = "") -> ConfigDict:

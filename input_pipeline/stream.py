@@ -19,8 +19,8 @@ class Stream:
       sampling_temperature: of 'rare'.
       labels: yield labels.
       pseudo_labels: file of ``pseudo_labels.write`` that replaces the labels; its maps hold class indices.
-      data_dir: where the data set lies, instead of where all others do; '': there.
       landmarks: likewise, but its maps hold the landmarks of CDA's easy tasks, with what else these found out.
+      data_dir: where the data set lies, instead of where all others do; '': there.
       role: tells streams of one split apart, which would otherwise draw the same images in the same order.
     """
 
@@ -33,8 +33,8 @@ class Stream:
     sampling_temperature: float = 0.01
     labels: bool = True
     pseudo_labels: str = ""
-    data_dir: str = ""
     landmarks: str = ""
+    data_dir: str = ""
     role: str = ""
 
     @property

@@ -10,8 +10,8 @@ r"""Runs one ablation over seeds and writes its table, with mean and spread, bes
 Tables: components (the paper's table 4, with global alignment, the oracle and the honest baselines beside it),
 knowledge (table 5), clipping (table 6), alignment (what the discriminator reads), lambda, temperature and distillation
 (pseudo labels and start of the student) of the config's own method, portion (labelled share of the first round of
-self-training); systems (every system that adapts, from one source
-stage, beside the paper's tables 1 to 3). Several --config share the overrides and get a folder each.
+self-training); systems (every system that adapts, from one source stage, beside the paper's tables 1 to 3). Several
+--config share the overrides and get a folder each.
 
 W receives a folder a seed, with one a stage or variant, and TABLE.md and TABLE.csv of every seed that is finished.
 Variants share the stages before theirs. The same command goes on where it stopped. Seeds may run at the same
@@ -51,7 +51,7 @@ from fada_jax.methods import SYSTEMS
 from fada_jax.reporting import ablation, paper, results
 from fada_jax.scripts import run_recipe
 from fada_jax.scripts.ablations.kept import Task, by_seed, finished, finished_rows, row_file, shape
-from fada_jax.stages import recipe, run, translating, workdirs
+from fada_jax.stages import recipe, run, workdirs
 
 # Seconds between two looks at a stage that another process trains.
 WAIT = 2.0
@@ -120,8 +120,7 @@ def _run_stages(task: Task, folder: Path, stages: Mapping[str, Config], own: str
         parents = [str(places.get(parent, parent)) for parent in (config.init_from, config.teacher_from)]
         config = dataclasses.replace(config, init_from=parents[0], teacher_from=parents[1])
         scored = places[str(folder / name)], config
-        if translation := recipe.translation_of(config, stages, folder):
-            translating.ensure(config, stages[translation], folder / translation)
+        recipe.provide(config, stages, folder)
         if name not in done:
             _train(config, scored[0])
     return _score(task, *scored)

@@ -3,11 +3,10 @@
   python scripts/run_recipe.py --config=configs/gta5_to_cityscapes.py:size=miniature --workdir=W --config.data_dir=DATA
 
 W receives one folder a stage (source, adaptation, control, self_distillation; rounds of self-training are round_1 and
-so on) and recipe.json, which lists them, results.md and results.json (rows of
-the paper's table 4 beside the lambda = 0 control and training-free colour matching), confusion.json, panel.png and its
-images in panels; scripts/report.py makes a page of them. The same command goes on where it stopped. Overrides apply to
-every stage; --config.init_from names the weights that the source stage and, with --config.student_from=init_from, the
-student start from.
+so on) and recipe.json, which lists them, results.md and results.json (rows of the paper's table 4 beside the lambda = 0
+control and training-free colour matching), confusion.json, panel.png and its images in panels; scripts/report.py makes
+a page of them. The same command goes on where it stopped. Overrides apply to every stage; --config.init_from names the
+weights that the source stage and, with --config.student_from=init_from, the student start from.
 """
 
 from __future__ import annotations

@@ -2,8 +2,10 @@ r"""Translates the images of a converted data set into the look of another domai
 
   python -m fada_jax.train --config=configs/gta5_to_cityscapes.py:stage=translation --workdir=W --config.data_dir=DATA
   python scripts/translate_dataset.py --workdir=W --data_dir=DATA --name=gta5_as_cityscapes
-  python scripts/run_recipe.py --config=configs/gta5_to_cityscapes.py:method=cycada --workdir=R \
-      --config.data_dir=DATA --config.source.dataset=gta5_as_cityscapes
+  python scripts/run_recipe.py --config=configs/gta5_to_cityscapes.py --workdir=R --config.data_dir=DATA \
+      --config.source.dataset=gta5_as_cityscapes
+
+CyCADA's own recipe (method=cycada) translates by itself: give it the data set as it was.
 
 W is a finished translation stage. Whole images are resized to the size that its images had before they were cropped,
 translated, and resized to their own size again. Labels are carried over as they are, and what their ids mean stands in
@@ -18,37 +20,24 @@ import os
 import jax
 from absl import flags
 
-from fada_jax import cli, distributed, files, progress
+from fada_jax import cli, distributed, files
 from fada_jax.errors import UserError
-from fada_jax.evaluation.translation import translated
-from fada_jax.evaluation.translators import Translator, load_translator
-from fada_jax.methods.cyclegan import TO_TARGET
+from fada_jax.evaluation.translators import Translator
+from fada_jax.input_pipeline import translated as writing
+from fada_jax.stages import translating
 from fada_jax.training import checkpoints
 
 
 def load(workdir: str, checkpoint: str) -> Translator:
-    """The translators of a stage, the last of which must be those of its last step.
-
-    Raises:
-      UserError: they are not there, or training is not finished.
-    """
+    """``translating.load_finished`` of a stage, or of the stage of that name in a recipe's folder."""
     place = files.place(workdir, "--workdir")
     inside = place / "translation"
     if not checkpoints.available_steps(place) and checkpoints.available_steps(inside):
-        place = inside  # Of a recipe.
-    translator = load_translator(place, checkpoint)
-    total = int(translator.config["total_steps"])
-    if checkpoint == "last" and translator.step < total:
-        raise UserError(
-            f"{place} has come to step {translator.step} of {total}: train it to its end, or name a step with "
-            "--checkpoint"
-        )
-    return translator
+        place = inside
+    return translating.load_finished(place, checkpoint)
 
 
 def main(arguments: list[str]) -> None:
-    from fada_jax.input_pipeline import translated as writing
-
     if arguments:
         raise UserError(f"unexpected argument {arguments[0]!r}: this command takes flags only")
     options = flags.FLAGS
@@ -73,12 +62,7 @@ def main(arguments: list[str]) -> None:
         f"{title}/{request.split} at {size[0]}x{size[1]} by step {translator.step} of {options.workdir} on {mesh.size} "
         f"{jax.default_backend()} device(s)"
     )
-    root, count = writing.write(
-        request,
-        options.data_dir,
-        lambda images: translated(translator, TO_TARGET, images, mesh, options.batch_size),
-        lambda split, total: progress.shown(f"{title} {split}", total),
-    )
+    root, count = translating.write(translator, request, options.data_dir, mesh, options.batch_size)
     print(f"{request.name}: {request.split} {count} images in {root}")
 
 

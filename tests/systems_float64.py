@@ -1,34 +1,16 @@
-"""Prints, as JSON rows, ``systems_cells.measure`` with all of ours in float64: ``systems_float64.py NAME...``.
-
-As in ``parity_float64.py``, every float32 of ours is made a float64 before the library is imported.
-"""
+"""Prints, as JSON rows, ``systems_cells.measure`` with all of ours in float64: ``systems_float64.py NAME...``."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import sys
-import types
 
-import jax
-import jax.numpy as jnp
-import numpy as np
+import as_float64
+import systems_cells
 
-jax.config.update("jax_enable_x64", True)
-jnp.float32 = jnp.float64
-
-import systems_cells  # noqa: E402
-import torch  # noqa: E402
-
-from fada_jax.models import layers  # noqa: E402
-from fada_jax.training import constraints, pixels  # noqa: E402
+from fada_jax.training import constraints
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    # Folded batch norms and interpolation weights are made in NumPy.
-    layers.np = pixels.np = types.SimpleNamespace(**{**vars(np), "float32": np.float64})
     # The error that ends the search for the distribution within bounds is one of float32.
     constraints._TOLERANCE = 1e-15
     cases = systems_cells.cases()
-    rows = [row for name in sys.argv[1:] for row in systems_cells.measure(cases[name], "float64")]
-    print(json.dumps([dataclasses.asdict(row) for row in rows]))
+    as_float64.print_rows(row for name in sys.argv[1:] for row in systems_cells.measure(cases[name], "float64"))

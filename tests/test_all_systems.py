@@ -68,25 +68,31 @@ def two_steps(name, mesh=(1, 1, 1), dtype="float32", accumulate_steps=1):
     )  # fmt: skip
     method = system.method(**({"width": 16} if hasattr(system.method(), "width") else {}))
     states = jax.jit(lambda: method.init(jax.random.key(0), spec))()
-    placed = distributed.by_size(mesh, states)
-    states = jax.device_put(states, placed)
-    step = distributed.on_mesh(
-        mesh,
-        quick_jit(
-            lambda states, batch, progress: method.step(states, batch, jax.random.key(7), progress, spec),
-            out_shardings=(placed, distributed.replicated(mesh)),
-        ),
+    states, step = placed_step(
+        mesh, states, lambda states, batch, progress: method.step(states, batch, jax.random.key(7), progress, spec)
     )
     for i in range(2):
         source, target = make_batch(i), make_batch(10 + i, height=48)
         batch = {"source": source, "target": target_part(name, target, 5)}
         batch = {key: distributed.put_batch(part, mesh) for key, part in batch.items()}
         states, metrics = step(states, batch, jnp.float32(0.5 * i))
+    return flat(states, metrics)
+
+
+def flat(states, metrics):
+    """Parameters of every network, other states and metrics, as flat lists by name."""
     parts = {key: state.params if isinstance(state, TrainState) else state for key, state in states.items()}
     return {
         key: np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(part)]).tolist()
         for key, part in {**parts, "metrics": metrics}.items()
     }
+
+
+def placed_step(mesh, states, step):
+    """States on the mesh, and a pure step compiled for it."""
+    placed = distributed.by_size(mesh, states)
+    compiled = quick_jit(step, out_shardings=(placed, distributed.replicated(mesh)))
+    return jax.device_put(states, placed), distributed.on_mesh(mesh, compiled)
 
 
 def same(one, other, limit):

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import raw_trees
-from commands import command, command_here, on_devices, one_error, quick_jit
+from commands import command, command_here, on_devices, one_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from test_all_systems import flat, placed_step, same
 from test_steps import make_batch
 
 from fada_jax import config as schema
@@ -32,7 +33,6 @@ from fada_jax.models import ModelSpec, TranslationGenerator, TranslationSpec
 from fada_jax.stages import parents, run, workdirs
 from fada_jax.training import checkpoints, optimizers
 from fada_jax.training.optimizers import OptimizerSpec
-from fada_jax.training.states import TrainState
 
 # So small a rate, and so small images below, that rounding turns no ReLU on or off.
 SGD = OptimizerSpec("sgd", 1e-3, 100)
@@ -48,31 +48,14 @@ def two_steps(mesh=(1, 1, 1), dtype="float32", accumulate_steps=1, semantic=0.0,
     )
     method = CycleGan((32, 24), (24, 32), pool_size=3, width=8, blocks=1, lambda_identity=0.5, lambda_semantic=semantic)
     states = jax.jit(lambda: method.init(jax.random.key(0), spec))()
-    placed = distributed.by_size(mesh, states)
-    states = jax.device_put(states, placed)
-    step = distributed.on_mesh(
-        mesh,
-        quick_jit(
-            lambda states, batch: method.step(states, batch, jax.random.key(7), jnp.float32(0), spec),
-            out_shardings=(placed, distributed.replicated(mesh)),
-        ),
+    states, step = placed_step(
+        mesh, states, lambda states, batch: method.step(states, batch, jax.random.key(7), jnp.float32(0), spec)
     )
     for i in range(count):
         source, target = make_batch(i, 4, 24, 32), make_batch(10 + i, 4, 32, 24)
         batch = {"source": source["image"], "target": target["image"]}
         states, metrics = step(states, {k: distributed.put_batch({"image": x}, mesh) for k, x in batch.items()})
-    parts = {key: state.params if isinstance(state, TrainState) else state for key, state in states.items()}
-    return {
-        key: np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(part)]).tolist()
-        for key, part in {**parts, "metrics": metrics}.items()
-    }
-
-
-def same(one, other, limit):
-    assert one.keys() == other.keys()
-    for key, expected in one.items():
-        error = np.linalg.norm(np.subtract(other[key], expected)) / max(np.linalg.norm(expected), 1e-30)
-        assert error < limit, (key, error)
+    return flat(states, metrics)
 
 
 @pytest.mark.slow

@@ -182,15 +182,16 @@ def evaluate_stage(
 
 
 def eval_batches(
-    config: schema.Config, stream: Stream, class_set: ClassSet, mesh: jax.sharding.Mesh
+    config: schema.Config, stream: Stream, class_set: ClassSet, mesh: jax.sharding.Mesh, limit: int = 0
 ) -> Iterator[dict[str, Any]]:
-    """This process's share of the batches of a split for the devices of a mesh."""
+    """This process's share of the batches of a split for the devices of a mesh; ``limit`` as in the pipeline's."""
     reader, readers = distributed.readers(mesh)
     return streams.eval_batches(
         config.data_dir,
         stream,
         class_set=class_set,
         batch_size=config.eval_batch_size * mesh.size,
+        limit=limit,
         process_index=reader,
         process_count=readers,
         damaged_records=config.damaged_records,

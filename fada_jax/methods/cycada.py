@@ -2,8 +2,7 @@
 
 Hoffman et al., "CyCADA: Cycle-Consistent Adversarial Domain Adaptation" (ICML 2018), section 3 and its release:
 L_G = L_seg(s) + lambda L_adv(t), L_D the mean of both domains' two-class cross entropies. Its source images are those
-that the pixel-level stage has translated: train ``cyclegan``, run scripts/translate_dataset.py, and name its data set
-as ``config.source.dataset``.
+that the pixel-level stage, ``cyclegan``, has translated, which its recipe sees to.
 
 Known: SGD with momentum 0.99 and the rate 1e-5, lambda 0.1, and that G steps only while D has told more than 60% of the
 domains apart over the last 100 steps. On equal terms G has FADA's optimizer; its own is

@@ -26,6 +26,7 @@ from fada_jax import distributed
 from fada_jax.classes import IGNORE
 from fada_jax.config import Config
 from fada_jax.errors import UserError
+from fada_jax.evaluation import scoring
 from fada_jax.input_pipeline import pseudo_labels as label_files
 from fada_jax.input_pipeline import streams
 from fada_jax.input_pipeline.label_maps import label_maps
@@ -117,9 +118,7 @@ def make_landmarks(
     Raises:
       UserError: a library or data are missing, or the source's superpixels are of fewer than two classes.
     """
-    (width, height), count = config.target.size, origin["num_images"]
-    most = count * width * height / 1e6
-    log(f"landmarks of {count:,} images of {width}x{height}: at most {most:,.0f} MB in {path}")
+    width, height = config.target.size
     see = functools.partial(_seen, config, checkpoints.in_dtype(teacher, "auto"), mesh)
     distribution, judge = _learnt(config, see, log)
     answers = [
@@ -184,17 +183,7 @@ def _seen(config: Config, model: checkpoints.Model, mesh: jax.sharding.Mesh, nam
     Yields:
       the same in every process: each must take all.
     """
-    reader, readers = distributed.readers(mesh)
-    batches = streams.eval_batches(
-        config.data_dir,
-        _stream(config, name),
-        class_set=config.classes,
-        batch_size=config.eval_batch_size * mesh.size,
-        limit=limit,
-        process_index=reader,
-        process_count=readers,
-        damaged_records=config.damaged_records,
-    )
+    batches = scoring.eval_batches(config, _stream(config, name), config.classes, mesh, limit)
     variables = jax.device_put(model.variables, distributed.replicated(mesh))
     apply: Callable[..., Any] = Segmenter(model.spec).apply
 

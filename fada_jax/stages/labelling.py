@@ -121,6 +121,9 @@ def ensure_pseudo_labels(
         if in_file is not None:
             log(f"{path} holds other labels ({_differing(in_file, wanted)}): they are made again")
         with handovers.within(stage="pseudo labels"):
+            (width, height), count = wanted["label_size"], wanted["num_images"]
+            what, most = "landmarks" if wanted.get("landmarks") else "labels", count * width * height / 1e6
+            log(f"{what} of {count:,} images of {width}x{height}: at most {most:,.0f} MB in {path}")
             make = easy_tasks.make_landmarks if config.kind.labels == "landmarks" else make_pseudo_labels
             make(config, teacher, path, wanted, mesh, log)
     return wanted
@@ -155,8 +158,6 @@ def make_pseudo_labels(
     """
     stream, (width, height) = _teacher_stream(config, teacher), config.target.size
     teacher = checkpoints.in_dtype(teacher, "auto")
-    most = origin["num_images"] * width * height / 1e6
-    log(f"labels of {origin['num_images']:,} images of {width}x{height}: at most {most:,.0f} MB in {path}")
     labelled = pseudo_labels(
         teacher,
         functools.partial(scoring.eval_batches, config, stream, teacher.classes, mesh),

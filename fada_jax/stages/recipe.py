@@ -102,6 +102,16 @@ def translation_of(config: Config, stages: Mapping[str, Config], workdir: Path) 
     return ""
 
 
+def provide(config: Config, stages: Mapping[str, Config], workdir: Path) -> None:
+    """Translates the source's images of a stage, where an earlier one paints them and they are not there.
+
+    Raises:
+      UserError: see ``translating.ensure``.
+    """
+    if name := translation_of(config, stages, workdir):
+        translating.ensure(config, stages[name], workdirs.stage_folder(workdir, name))
+
+
 def train(stages: Mapping[str, Config], workdir: Path) -> None:
     """Trains every stage; what is finished already is not done again.
 
@@ -109,8 +119,7 @@ def train(stages: Mapping[str, Config], workdir: Path) -> None:
       UserError: anything the user can mend.
     """
     for name, config in stages.items():
-        if translation := translation_of(config, stages, workdir):
-            translating.ensure(config, stages[translation], workdirs.stage_folder(workdir, translation))
+        provide(config, stages, workdir)
         run.train(config, workdirs.stage_folder(workdir, name))
 
 
@@ -147,7 +156,8 @@ def score(stages: Mapping[str, Config], workdir: Path, split: str = "") -> list[
 
 def adapted(stages: Mapping[str, Config]) -> str:
     """Folder of the last stage of a recipe that adapts; empty where none does."""
-    return ([""] + [name for name, config in stages.items() if config.kind.adapts and name not in _BASELINES])[-1]
+    adapting = [name for name, config in stages.items() if config.kind.adapts and name not in _BASELINES]
+    return adapting[-1] if adapting else ""
 
 
 def only_scores(result: Mapping[str, Any]) -> Row:

@@ -1,4 +1,4 @@
-"""The source's images as a translation stage of the same recipe has learnt to paint them, in a folder of that stage."""
+"""Data sets as a translation stage has learnt to paint them: of any split, or of the source of the same recipe."""
 
 from __future__ import annotations
 
@@ -14,10 +14,39 @@ from fada_jax import distributed, files, progress
 from fada_jax.config import Config
 from fada_jax.errors import UserError
 from fada_jax.evaluation.translation import translated
-from fada_jax.evaluation.translators import load_translator
+from fada_jax.evaluation.translators import Translator, load_translator
 from fada_jax.input_pipeline import records
 from fada_jax.input_pipeline import translated as data_sets
 from fada_jax.methods.cyclegan import TO_TARGET
+
+
+def load_finished(place: Path, checkpoint: str = "last") -> Translator:
+    """The translators of a stage, the last of which must be those of its last step.
+
+    Raises:
+      UserError: they are not there, or training is not finished.
+    """
+    translator = load_translator(place, checkpoint)
+    total = int(translator.config["total_steps"])
+    if checkpoint == "last" and translator.step < total:
+        raise UserError(
+            f"{place} has come to step {translator.step} of {total}: train it to its end, or name a step with "
+            "--checkpoint"
+        )
+    return translator
+
+
+def write(
+    translator: Translator, request: data_sets.Translation, data_dir: str, mesh: jax.sharding.Mesh, per_device: int = 1
+) -> tuple[Path, int]:
+    """Writes a translated data set by the devices of ``mesh``; see ``input_pipeline.translated.write``."""
+    title = f"{request.name}: {request.dataset}"
+    return data_sets.write(
+        request,
+        data_dir,
+        lambda images: translated(translator, TO_TARGET, images, mesh, per_device),
+        lambda split, total: progress.shown(f"{title} {split}", total),
+    )
 
 
 def on_translated(config: Config, translation: Path) -> Config:
@@ -44,9 +73,7 @@ def ensure(config: Config, original: Config, translation: Path, log: Callable[[s
     Raises:
       UserError: the stage is not finished, data are missing, or translations of other weights lie there.
     """
-    translator, source = load_translator(translation), original.source
-    if translator.step < original.total_steps:
-        raise UserError(f"{translation} has come to step {translator.step} of {original.total_steps}: finish it first")
+    translator, source = load_finished(translation), original.source
     if is_there(config):
         root = records.open_split(config.source.data_dir, config.source.dataset, config.source.split).root
         note = records.description(root).translated
@@ -65,11 +92,6 @@ def ensure(config: Config, original: Config, translation: Path, log: Callable[[s
             workers=os.cpu_count() or 1,
         )
         mesh = distributed.make_mesh(devices=jax.local_devices())
-        root, count = data_sets.write(
-            request,
-            original.data_dir,
-            lambda images: translated(translator, TO_TARGET, images, mesh),
-            lambda split, total: progress.shown(f"{request.name} {split}", total),
-        )
+        root, count = write(translator, request, original.data_dir, mesh)
         log(f"translated {count} images of {source.dataset}/{source.split} with step {translator.step}: {root}")
     multihost_utils.sync_global_devices("translated")

@@ -149,9 +149,10 @@ def refuse_other_config(old: Mapping[str, Any], new: Mapping[str, Any], workdir:
             values[key] = current_name(values.get(key, ""))
     changed = [
         f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
-        # A key that an earlier version did not have is no contradiction.
+        # A key that an earlier version did not have is no contradiction. A name may be free in every group.
         for key in sorted(before)
-        if before.get(key) != now.get(key) and not (key.split(".")[0] in FREE_ON_RESUME or key.endswith(".data_dir"))
+        if before.get(key) != now.get(key)
+        and {key.partition(".")[0], key.rpartition(".")[2]}.isdisjoint(FREE_ON_RESUME)
     ]
     if changed:
         raise UserError(f"{workdir} belongs to another config ({'; '.join(changed)}): use another --workdir")
